@@ -1,0 +1,34 @@
+# `make` lists the targets; each sets up what it needs.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+DISTS := sdk core plugins/postgres plugins/http
+
+.PHONY: help setup test lint types contracts wheels clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/.ready  ## make .venv with every package of this repository, editable
+
+.venv/.ready: constraints.txt requirements-dev.txt $(addsuffix /pyproject.toml,$(DISTS))
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt $(addprefix -e ./,$(DISTS))
+	touch $@
+
+test: setup  ## set up and run all tests
+	$(BIN)/python -m pytest
+
+lint: setup  ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## strict types, package by package
+	$(BIN)/mypy sdk/src core/src plugins/postgres/src plugins/http/src
+
+contracts: setup  ## which package may import which
+	$(BIN)/lint-imports
+
+wheels: setup  ## build every wheel and try them in a clean environment
+	$(BIN)/python tests/wheels.py

@@ -1,0 +1,1 @@
+"""wsync connector: JSON over HTTP sink."""

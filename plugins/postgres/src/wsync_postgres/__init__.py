@@ -1,0 +1,1 @@
+"""wsync connector: Postgres source and sink."""

@@ -1,0 +1,38 @@
+"""Build every distribution's wheel and try the wheels in a clean environment: `make wheels`.
+
+Catches what an editable install hides: a file left out of the wheel, an entry point that does not load, a dependency that is not declared.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DISTS = ("sdk", "core", "plugins/postgres", "plugins/http")
+
+
+def build(into: Path) -> list[Path]:
+    for dist in DISTS:
+        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(into), str(ROOT / dist)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return sorted(into.glob("*.whl"))
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        wheels = build(Path(scratch) / "wheels")
+        assert len(wheels) == len(DISTS), wheels
+        venv.create(Path(scratch) / "venv", with_pip=True)
+        python = Path(scratch) / "venv" / "bin" / "python"
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt")]
+        subprocess.run([*pip, *map(str, wheels)], check=True)
+        for arguments in (["-c", "import wsync_sdk, wsync_engine"],):
+            subprocess.run([str(python), *arguments], check=True, cwd=scratch)
+
+
+if __name__ == "__main__":
+    main()
