@@ -1,0 +1,405 @@
+"""What one run writes into Postgres while it works: plan, splits, change log, chunks, acks, rejections, and its end.
+
+Every write is fenced: it happens in a transaction that holds the run's row FOR SHARE (or updates it) with our epoch, so a process that lost its lease
+writes nothing more. The connection is the task child's own, as `wsync_api`, with the tenant set in each transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+import psycopg
+from psycopg.types.json import Jsonb
+from wsync_sdk import FatalError, RetryableError, RowRange, StateError
+
+__all__ = ["Ack", "Cipher", "NewRejection", "PublishedSplit", "RunBooks", "RunRecord", "SentChunk", "SnapshotRow"]
+
+TERMINAL = ("succeeded", "partial", "failed", "cancelled")
+
+
+class Cipher(Protocol):
+    """Encrypts for one tenant."""
+
+    def encrypt(self, data: bytes) -> bytes:
+        """Bytes that only `decrypt` with this tenant's key can read."""
+        ...
+
+    def decrypt(self, data: bytes) -> bytes:
+        """What was encrypted."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """A run as its row says; `None` where a phase has not come yet."""
+
+    run_id: UUID
+    sync_id: UUID
+    state: str
+    dry_run: bool
+    plan: bytes | None
+    plan_generation: int
+    base_version: int | None
+    delivery: int | None
+    sink_token: bytes | None
+    change_log: dict[str, Any] | None
+    counts: dict[str, int]
+    approved_by: str | None
+    folded: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedSplit:
+    """A split whose staged files count. `files`: partition → stored paths."""
+
+    part: int
+    files: dict[int, list[str]]
+    read_rows: int
+    refused_rows: int
+    unreadable_keys: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentChunk:
+    """A chunk that was, or may have been, sent."""
+
+    partition: int
+    range: RowRange
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ack:
+    """A verdict over rows of one partition: `accepted`, `rejected` or `unknown`."""
+
+    partition: int
+    range: RowRange
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRejection:
+    """A refused row to be listed; `payload` is encrypted."""
+
+    rejection_id: UUID
+    partition: int
+    row: int | None
+    phase: str
+    code: str
+    message: str
+    retryable: bool
+    payload: bytes | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRow:
+    """A sync's snapshot as stored; version 0 and no manifest before the first fold."""
+
+    version: int
+    manifest: dict[str, Any] | None
+
+
+class RunBooks:
+    """One run's writes, fenced by its epoch.
+
+    :param conn: autocommit; used by one thread.
+    """
+
+    def __init__(self, conn: psycopg.Connection[Any], *, tenant_id: UUID, run_id: UUID, epoch: int) -> None:
+        self._conn = conn
+        self.tenant_id = tenant_id
+        self.run_id = run_id
+        self.epoch = epoch
+
+    # -- reading
+
+    def load(self) -> RunRecord:
+        """The run as it stands now.
+
+        :raises StateError: there is no such run, or the epoch is no longer ours.
+        """
+        with self._fenced() as cursor:
+            return self._record(cursor, self.run_id)
+
+    def unfolded(self, sync_id: UUID) -> Sequence[UUID]:
+        """Ended runs of the sync that delivered and are not folded yet, oldest first."""
+        with self._fenced() as cursor:
+            rows = cursor.execute(
+                "SELECT run_id FROM wsync.run WHERE sync_id = %s AND run_id <> %s AND delivery IS NOT NULL AND folded_at IS NULL"
+                " AND state = ANY(%s::wsync.run_state[]) ORDER BY delivery",
+                (sync_id, self.run_id, list(TERMINAL)),
+            ).fetchall()
+        return [row[0] for row in rows]
+
+    def record_of(self, run_id: UUID) -> RunRecord:
+        """Another run of this tenant."""
+        with self._fenced() as cursor:
+            return self._record(cursor, run_id)
+
+    def snapshot(self, sync_id: UUID) -> SnapshotRow:
+        """The sync's snapshot now."""
+        with self._fenced() as cursor:
+            row = cursor.execute("SELECT version, manifest FROM wsync.snapshot WHERE sync_id = %s", (sync_id,)).fetchone()
+        return SnapshotRow(version=0, manifest=None) if row is None else SnapshotRow(version=row[0], manifest=row[1])
+
+    def splits(self, generation: int) -> list[PublishedSplit]:
+        """The published splits of one plan."""
+        with self._fenced() as cursor:
+            rows = cursor.execute(
+                "SELECT part, files, read_rows, counts FROM wsync.split"
+                " WHERE run_id = %s AND plan_generation = %s AND state = 'published' ORDER BY part",
+                (self.run_id, generation),
+            ).fetchall()
+        return [
+            PublishedSplit(
+                part=part,
+                files={int(partition): list(paths) for partition, paths in files.items()},
+                read_rows=read_rows,
+                refused_rows=counts["refused"],
+                unreadable_keys=counts["unreadable_keys"],
+            )
+            for part, files, read_rows, counts in rows
+        ]
+
+    def chunks(self, run_id: UUID, partition: int) -> list[RowRange]:
+        """Chunks of a partition that may have been sent, in order."""
+        with self._fenced() as cursor:
+            rows = cursor.execute(
+                "SELECT first_row, last_row FROM wsync.chunk WHERE run_id = %s AND partition = %s AND sent_at IS NOT NULL"
+                " ORDER BY first_row, last_row",
+                (run_id, partition),
+            ).fetchall()
+        return [RowRange(first, last) for first, last in rows]
+
+    def acks(self, run_id: UUID, partition: int) -> list[Ack]:
+        """Verdicts of a partition, in order."""
+        with self._fenced() as cursor:
+            rows = cursor.execute(
+                "SELECT first_row, last_row, verdict FROM wsync.ack WHERE run_id = %s AND partition = %s ORDER BY first_row",
+                (run_id, partition),
+            ).fetchall()
+        return [Ack(partition=partition, range=RowRange(first, last), verdict=verdict) for first, last, verdict in rows]
+
+    # -- plan and extract
+
+    def begin_plan(self) -> int:
+        """Open a new plan generation; what earlier ones staged no longer counts."""
+        with self._fenced("plan.started") as cursor:
+            row = cursor.execute(
+                "UPDATE wsync.run SET plan_generation = plan_generation + 1, plan = NULL, phase = 'plan'"
+                " WHERE run_id = %s AND delivery IS NULL RETURNING plan_generation",
+                (self.run_id,),
+            ).fetchone()
+            if row is None:
+                raise StateError("a run that may have sent rows never plans again", next_step="report this")
+            cursor.execute("DELETE FROM wsync.split WHERE run_id = %s", (self.run_id,))
+            return int(row[0])
+
+    def store_handle(self, handle: bytes) -> None:
+        """Make the warehouse handle durable; comes before the query runs."""
+        with self._fenced() as cursor:
+            cursor.execute("UPDATE wsync.run SET warehouse_query = %s WHERE run_id = %s", (handle, self.run_id))
+
+    def store_plan(self, plan: bytes, base_version: int) -> None:
+        """Store the (encrypted) plan and the snapshot version the run starts from."""
+        with self._fenced("plan.stored") as cursor:
+            cursor.execute(
+                "UPDATE wsync.run SET plan = %s, base_version = %s, phase = 'extract' WHERE run_id = %s", (plan, base_version, self.run_id)
+            )
+
+    def publish_split(self, generation: int, split: PublishedSplit) -> None:
+        """From here on the split's staged files count."""
+        counts = {"refused": split.refused_rows, "unreadable_keys": split.unreadable_keys}
+        with self._fenced("split.published", {"part": split.part, "read_rows": split.read_rows}) as cursor:
+            cursor.execute(
+                "INSERT INTO wsync.split (run_id, plan_generation, part, tenant_id, state, files, read_rows, counts, epoch, published_at)"
+                " VALUES (%s, %s, %s, %s, 'published', %s, %s, %s, %s, wsync.clock()) ON CONFLICT DO NOTHING",
+                (
+                    self.run_id,
+                    generation,
+                    split.part,
+                    self.tenant_id,
+                    Jsonb(split.files),
+                    split.read_rows,
+                    Jsonb(counts),
+                    self.epoch,
+                ),
+            )
+
+    # -- diff and guards
+
+    def store_change_log(self, change_log: Mapping[str, Any], counts: Mapping[str, int], rejections: Sequence[NewRejection]) -> None:
+        """From here on the change log is what the run delivers; the rejections found on the way to it are listed with it."""
+        with self._fenced("change_log.stored", dict(counts)) as cursor:
+            self._insert_rejections(cursor, rejections)
+            cursor.execute(
+                "UPDATE wsync.run SET change_log = %s, counts = %s, phase = 'deliver' WHERE run_id = %s",
+                (Jsonb(change_log), Jsonb(counts), self.run_id),
+            )
+
+    def block(self, reasons: Sequence[str]) -> None:
+        """A guard stopped the run, or it was a dry run: it waits for approve or discard, without a worker."""
+        with self._fenced("run.blocked", {"reasons": list(reasons)}) as cursor:
+            cursor.execute(
+                "UPDATE wsync.run SET state = 'blocked', guards = %s, outcome_reason = %s, worker_id = NULL, lease_until = NULL"
+                " WHERE run_id = %s AND state = 'running'",
+                (Jsonb(list(reasons)), "; ".join(reasons), self.run_id),
+            )
+
+    # -- deliver
+
+    def start_delivery(self, sync_id: UUID) -> int:
+        """Let this run deliver: compare the snapshot it started from, and raise the sync's delivery number, in one transaction.
+
+        :raises FatalError: the snapshot has moved on since the plan ("stale plan").
+        """
+        with self._fenced("delivery.started") as cursor:
+            cursor.execute("SELECT delivery FROM wsync.sync WHERE sync_id = %s FOR UPDATE", (sync_id,))
+            row = cursor.execute(
+                "SELECT coalesce(s.version, 0) = r.base_version, r.delivery FROM wsync.run r"
+                " LEFT JOIN wsync.snapshot s ON s.sync_id = r.sync_id WHERE r.run_id = %s",
+                (self.run_id,),
+            ).fetchone()
+            assert row is not None
+            if row[1] is not None:
+                return int(row[1])
+            if not row[0]:
+                raise FatalError("stale plan: another run has changed the snapshot since", next_step="run the sync again")
+            number = cursor.execute(
+                "UPDATE wsync.sync SET delivery = delivery + 1 WHERE sync_id = %s RETURNING delivery", (sync_id,)
+            ).fetchone()
+            assert number is not None
+            cursor.execute("UPDATE wsync.run SET delivery = %s, phase = 'deliver' WHERE run_id = %s", (number[0], self.run_id))
+            return int(number[0])
+
+    def store_token(self, token: bytes) -> None:
+        """Store what `Sink.begin` gave, before the first write."""
+        with self._fenced() as cursor:
+            cursor.execute("UPDATE wsync.run SET sink_token = %s WHERE run_id = %s", (token, self.run_id))
+
+    def mark_sent(self, chunks: Sequence[SentChunk]) -> None:
+        """Durable before the calls: from here on these rows may be at the destination."""
+        with self._fenced() as cursor:
+            cursor.executemany(
+                "INSERT INTO wsync.chunk (run_id, partition, first_row, last_row, tenant_id, sent_at)"
+                " VALUES (%s, %s, %s, %s, %s, wsync.clock())"
+                " ON CONFLICT (run_id, partition, first_row, last_row) DO UPDATE SET sent_at = coalesce(chunk.sent_at, excluded.sent_at)",
+                [(self.run_id, chunk.partition, chunk.range.first, chunk.range.last, self.tenant_id) for chunk in chunks],
+            )
+
+    def record_acks(self, acks: Sequence[Ack], rejections: Sequence[NewRejection]) -> None:
+        """Store verdicts; the same range twice is stored once."""
+        with self._fenced() as cursor:
+            cursor.executemany(
+                "INSERT INTO wsync.ack (run_id, partition, first_row, last_row, tenant_id, epoch, verdict, at)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s, wsync.clock()) ON CONFLICT DO NOTHING",
+                [(self.run_id, a.partition, a.range.first, a.range.last, self.tenant_id, self.epoch, a.verdict) for a in acks],
+            )
+            self._insert_rejections(cursor, rejections)
+
+    # -- finish
+
+    def finish(
+        self,
+        *,
+        outcome: str,
+        reason: str,
+        counts: Mapping[str, int],
+        error_class: str | None,
+        fold: tuple[int, Mapping[str, Any]] | None,
+        sync_id: UUID,
+    ) -> None:
+        """End the run: snapshot, counts and outcome in one transaction.
+
+        :param fold: (version the new manifest is based on, the manifest), or None where nothing was sent.
+        """
+        with self._fenced("run.finished", {"outcome": outcome, "reason": reason, **counts}, lock="FOR UPDATE") as cursor:
+            if fold is not None:
+                self._swap(cursor, sync_id, self.run_id, *fold)
+            cursor.execute(
+                "UPDATE wsync.run SET state = CAST(%s AS wsync.run_state), outcome_reason = %s, counts = %s, error_class = %s, error = %s,"
+                " finished_at = wsync.clock(), folded_at = wsync.clock(), worker_id = NULL, lease_until = NULL, phase = 'finish'"
+                " WHERE run_id = %s",
+                (outcome, reason, Jsonb(dict(counts)), error_class, reason if error_class else None, self.run_id),
+            )
+
+    def fold_other(self, run_id: UUID, sync_id: UUID, fold: tuple[int, Mapping[str, Any]] | None) -> None:
+        """Fold what an ended run left unfolded; a second call does nothing."""
+        with self._fenced() as cursor:
+            row = cursor.execute("SELECT folded_at IS NULL FROM wsync.run WHERE run_id = %s FOR UPDATE", (run_id,)).fetchone()
+            if row is None or not row[0]:
+                return
+            if fold is not None:
+                self._swap(cursor, sync_id, run_id, *fold)
+            cursor.execute("UPDATE wsync.run SET folded_at = wsync.clock() WHERE run_id = %s", (run_id,))
+            self._event(cursor, "run.folded", {"run": str(run_id)})
+
+    def event(self, kind: str, detail: Mapping[str, Any] | None = None) -> None:
+        """Write one event of the run."""
+        with self._fenced(kind, detail):
+            pass
+
+    # -- inside
+
+    @contextmanager
+    def _fenced(
+        self, event: str | None = None, detail: Mapping[str, Any] | None = None, *, lock: str = "FOR SHARE"
+    ) -> Iterator[psycopg.Cursor[Any]]:
+        try:
+            with self._conn.transaction(), self._conn.cursor() as cursor:
+                cursor.execute("SELECT set_config('wsync.tenant_id', %s, true)", (str(self.tenant_id),))
+                row = cursor.execute(
+                    "SELECT epoch = %s AND state IN ('running', 'cancelling') FROM wsync.run WHERE run_id = %s " + lock,  # type: ignore[operator]
+                    (self.epoch, self.run_id),
+                ).fetchone()
+                if row is None or not row[0]:
+                    raise StateError("this run is no longer ours", next_step="nothing to do: another worker goes on with it")
+                yield cursor
+                if event is not None:
+                    self._event(cursor, event, detail)
+        except psycopg.OperationalError as exc:
+            raise RetryableError("the state store can't be reached", next_step="`wsync-engine doctor`") from exc
+
+    def _event(self, cursor: psycopg.Cursor[Any], kind: str, detail: Mapping[str, Any] | None) -> None:
+        cursor.execute(
+            "INSERT INTO wsync.run_event (tenant_id, schedule_id, run_id, epoch, kind, detail)"
+            " SELECT tenant_id, schedule_id, run_id, %s, %s, %s FROM wsync.run WHERE run_id = %s",
+            (self.epoch, kind, Jsonb(dict(detail or {})), self.run_id),
+        )
+
+    def _record(self, cursor: psycopg.Cursor[Any], run_id: UUID) -> RunRecord:
+        row = cursor.execute(
+            "SELECT run_id, sync_id, state::text, dry_run, plan, plan_generation, base_version, delivery, sink_token, change_log, counts,"
+            " approved_by, folded_at IS NOT NULL FROM wsync.run WHERE run_id = %s",
+            (run_id,),
+        ).fetchone()
+        if row is None:
+            raise StateError("there is no such run", next_step="`wsync-engine runs list`")
+        names = tuple(RunRecord.__dataclass_fields__)
+        values = dict(zip(names, row, strict=True))
+        values["counts"] = values["counts"] or {}
+        return RunRecord(**values)
+
+    def _swap(self, cursor: psycopg.Cursor[Any], sync_id: UUID, run_id: UUID, base: int, manifest: Mapping[str, Any]) -> None:
+        row = cursor.execute(
+            "INSERT INTO wsync.snapshot AS s (sync_id, tenant_id, version, manifest, run_id, updated_at)"
+            " VALUES (%(sync)s, %(tenant)s, %(base)s + 1, %(manifest)s, %(run)s, wsync.clock())"
+            " ON CONFLICT (sync_id) DO UPDATE SET version = s.version + 1, manifest = excluded.manifest, run_id = excluded.run_id,"
+            " updated_at = excluded.updated_at WHERE s.version = %(base)s RETURNING version",
+            {"sync": sync_id, "tenant": self.tenant_id, "base": base, "manifest": Jsonb(dict(manifest)), "run": run_id},
+        ).fetchone()
+        if row is None or row[0] != base + 1:
+            raise StateError("the snapshot has changed under this run", next_step="run the sync again")
+
+    def _insert_rejections(self, cursor: psycopg.Cursor[Any], rejections: Sequence[NewRejection]) -> None:
+        if not rejections:
+            return
+        cursor.executemany(
+            "INSERT INTO wsync.rejection (rejection_id, tenant_id, sync_id, run_id, partition, row, phase, code, message, retryable, payload, at)"
+            " SELECT %s, tenant_id, sync_id, run_id, %s, %s, %s, %s, %s, %s, %s, wsync.clock() FROM wsync.run WHERE run_id = %s"
+            " ON CONFLICT DO NOTHING",
+            [(r.rejection_id, r.partition, r.row, r.phase, r.code, r.message, r.retryable, r.payload, self.run_id) for r in rejections],
+        )

@@ -1,0 +1,92 @@
+"""Connecting to the state store, one tenant per transaction, and bringing its schema up to date.
+
+Three logins: the owner migrates, the engine (schedulers, supervisors) sees every tenant by a policy, the api (API, CLI, task children) sees
+the one tenant that its transaction names. Never may engine or api log in as a superuser: row-level security would silently not apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import TupleRow
+from wsync_sdk.errors import ConfigError, RetryableError, StateError
+
+__all__ = ["check_schema", "connect", "schema_revisions", "tenant_transaction", "upgrade"]
+
+MIGRATIONS = Path(__file__).with_name("migrations")
+OLDEST_POSTGRES = 14
+# What a server says when waiting will not help: credentials, database or rules are wrong.
+REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied", "is not permitted to log in")
+
+
+def connect(url: str, *, application_name: str, idle_in_transaction_s: float = 10.0) -> psycopg.Connection[TupleRow]:
+    """Open a connection in autocommit mode: a transaction is what stands inside `with connection.transaction()`.
+
+    A dead peer is noticed within 20 s (keepalives 5 s × 3), a lock is waited for 2 s, a transaction that idles is ended by the server.
+
+    :raises ConfigError: the address can't be parsed, or the server refuses this login or database.
+    :raises RetryableError: the server can't be reached.
+    """
+    options = f"-c lock_timeout=2000 -c idle_in_transaction_session_timeout={round(idle_in_transaction_s * 1000)}"
+    try:
+        return psycopg.connect(
+            url,
+            autocommit=True,
+            application_name=application_name,
+            connect_timeout=5,
+            keepalives=1,
+            keepalives_idle=5,
+            keepalives_interval=5,
+            keepalives_count=3,
+            options=options,
+        )
+    except psycopg.ProgrammingError:  # its text repeats the address, password and all
+        raise ConfigError("the state store's address can't be read", next_step="write it as postgresql://user@host:port/database") from None
+    except psycopg.OperationalError as exc:
+        reason = str(exc).strip().splitlines()[-1]
+        if any(refusal in reason for refusal in REFUSALS):
+            raise ConfigError(f"the state store refused the login: {reason}", next_step="correct WSYNC_DATABASE_URL_…") from exc
+        raise RetryableError(
+            f"the state store can't be reached: {reason}", next_step="start Postgres, or correct WSYNC_DATABASE_URL_…"
+        ) from exc
+
+
+@contextmanager
+def tenant_transaction(connection: psycopg.Connection[TupleRow], tenant_id: UUID) -> Iterator[psycopg.Connection[TupleRow]]:
+    """One transaction that sees and writes the rows of one tenant only; must not be opened inside another."""
+    if connection.info.transaction_status != TransactionStatus.IDLE:
+        raise StateError("a tenant's transaction was opened inside another", next_step="report this: it is a bug of the engine")
+    with connection.transaction():
+        connection.execute("SELECT set_config('wsync.tenant_id', %s, true)", [str(tenant_id)])
+        yield connection
+
+
+def upgrade(owner_url: str) -> None:
+    """Bring the schema to this engine's version, in one transaction; does nothing when it is there. Safe to call from many processes.
+
+    :param owner_url: login that owns the database's `wsync` schema; the roles must exist.
+    """
+    from alembic import command  # noqa: PLC0415  a migration is rare; every other process starts without Alembic
+    from alembic.config import Config  # noqa: PLC0415
+    from sqlalchemy import create_engine, text  # noqa: PLC0415
+    from sqlalchemy.pool import NullPool  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    engine = create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(owner_url, application_name="wsync db upgrade"), poolclass=NullPool
+    )
+    with engine.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('wsync.upgrade'))"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def schema_revisions() -> list[str]:
+    """Revisions this engine knows, oldest first; a revision is its file's name, so that no process needs Alembic to know them."""
+    return sorted(path.stem for path in (MIGRATIONS / "versions").glob("[0-9]*.py"))

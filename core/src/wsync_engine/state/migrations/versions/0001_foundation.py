@@ -1,0 +1,19 @@
+"""Tenants, connections, syncs, schedules, runs and what a run leaves behind."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0001_foundation"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    # By the driver: SQLAlchemy would read the `%` of format() as a parameter.
+    op.get_bind().connection.driver_connection.execute(Path(__file__).with_suffix(".sql").read_text(encoding="utf-8"))
+
+
+def downgrade() -> None:
+    raise NotImplementedError("migrations only go forward: restore a backup")
