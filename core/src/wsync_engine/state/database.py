@@ -16,7 +16,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
-__all__ = ["check_schema", "connect", "schema_revisions", "tenant_transaction", "upgrade"]
+__all__ = ["check_schema", "connect", "refuse_unsafe_login", "schema_revisions", "tenant_transaction", "upgrade"]
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 OLDEST_POSTGRES = 14
@@ -85,6 +85,49 @@ def upgrade(owner_url: str) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('wsync.upgrade'))"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def check_schema(url: str) -> None:
+    """Refuse to start on a server, login or schema that this engine can't work with. Meant for the engine's and the api's logins.
+
+    :raises ConfigError: Postgres is too old, the login could bypass row-level security, or the schema is older or newer than this engine.
+    """
+    with connect(url, application_name="wsync check") as connection:
+        if connection.info.server_version < OLDEST_POSTGRES * 10_000:
+            found = connection.info.server_version // 10_000
+            raise ConfigError(f"Postgres {found} is too old", next_step=f"use Postgres {OLDEST_POSTGRES} or newer for the state store")
+        refuse_unsafe_login(connection)
+        found_revision = _schema_revision(connection)
+    known = schema_revisions()
+    if found_revision == known[-1]:
+        return
+    if found_revision is None or found_revision in known:
+        raise ConfigError("the state store's schema is older than this engine", next_step="run `wsync-engine db upgrade`")
+    raise ConfigError("this engine is older than the database", next_step="upgrade wsync-engine here, as was done where the schema is from")
+
+
+def refuse_unsafe_login(connection: psycopg.Connection[TupleRow]) -> None:
+    """Row-level security does not apply to a superuser, nor to a login with BYPASSRLS.
+
+    :raises ConfigError: the login of this connection is, or may become by SET ROLE, one of these.
+    """
+    rows = connection.execute(
+        "SELECT rolname FROM pg_roles WHERE (rolsuper OR rolbypassrls) AND pg_has_role(session_user, oid, 'MEMBER') LIMIT 1"
+    ).fetchall()
+    if rows:
+        login = connection.info.user
+        raise ConfigError(
+            f"the login `{login}` bypasses row-level security, so tenants would not be kept apart",
+            next_step="use a login without SUPERUSER and BYPASSRLS in WSYNC_DATABASE_URL_ENGINE and WSYNC_DATABASE_URL_API",
+        )
+
+
+def _schema_revision(connection: psycopg.Connection[TupleRow]) -> str | None:
+    try:
+        row = connection.execute("SELECT version_num FROM wsync.schema_version").fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.InsufficientPrivilege):
+        return None
+    return str(row[0]) if row else None
 
 
 def schema_revisions() -> list[str]:

@@ -12,7 +12,9 @@ depends_on = None
 
 def upgrade() -> None:
     # By the driver: SQLAlchemy would read the `%` of format() as a parameter.
-    op.get_bind().connection.driver_connection.execute(Path(__file__).with_suffix(".sql").read_text(encoding="utf-8"))
+    op.get_bind().connection.driver_connection.execute(  # type: ignore[union-attr]
+        Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
+    )
 
 
 def downgrade() -> None:

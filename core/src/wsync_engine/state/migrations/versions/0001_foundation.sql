@@ -433,7 +433,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- Partitions get no grants: they are reached through their parent, where the policies are.
+-- Partitions get no grants: they are reached through their parent, where the policies are. The engine counts what is in the defaults.
 REVOKE ALL ON SCHEMA wsync FROM PUBLIC;
 REVOKE ALL ON ALL FUNCTIONS IN SCHEMA wsync FROM PUBLIC;
 GRANT USAGE ON SCHEMA wsync TO wsync_engine, wsync_api;
@@ -447,5 +447,6 @@ GRANT DELETE ON wsync.run_event TO wsync_engine;  -- … but for the purge of a 
 GRANT SELECT, INSERT, UPDATE, DELETE ON wsync.connection, wsync.sync, wsync.snapshot, wsync.split, wsync.rejection,
     wsync.resource_cap, wsync.schedule, wsync.schedule_spec, wsync.schedule_clock, wsync.backfill, wsync.run, wsync.task,
     wsync.chunk, wsync.ack TO wsync_api;
+GRANT SELECT ON wsync.run_history_default, wsync.run_event_default TO wsync_engine;
 GRANT SELECT, INSERT, UPDATE ON wsync.tenant TO wsync_api;
 GRANT SELECT ON wsync.run_history, wsync.worker TO wsync_api;

@@ -1,0 +1,1 @@
+"""Frozen values and enums that all other parts share. No I/O; imports nothing of ours."""

@@ -1,0 +1,56 @@
+"""What a run can be: its state, what started it, how urgent it is, and what happens when another one is open."""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+__all__ = ["OPEN_STATES", "TERMINAL_STATES", "OverlapPolicy", "Priority", "RunState", "Trigger"]
+
+
+class RunState(StrEnum):
+    """The states of a run and of a task, as in the type `wsync.run_state`."""
+
+    BUFFERED = "buffered"
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    BLOCKED = "blocked"
+    SUCCEEDED = "succeeded"
+    PARTIAL = "partial"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+OPEN_STATES = frozenset({RunState.QUEUED, RunState.RUNNING, RunState.CANCELLING, RunState.BLOCKED})
+"""States in which a run counts for overlap: the next run of its key is decided by the policy."""
+
+TERMINAL_STATES = frozenset({RunState.SUCCEEDED, RunState.PARTIAL, RunState.FAILED, RunState.CANCELLED})
+"""States that a run never leaves."""
+
+
+class Trigger(StrEnum):
+    """What made the run."""
+
+    SCHEDULE = "schedule"
+    MANUAL = "manual"
+    BACKFILL = "backfill"
+    RUN_AFTER = "run_after"
+
+
+class Priority(IntEnum):
+    """Share of the slots where runs compete: high, medium and low get 8 : 4 : 1."""
+
+    LOW = 0
+    MEDIUM = 1
+    HIGH = 2
+
+
+class OverlapPolicy(StrEnum):
+    """What a fire does while another run of the same overlap key is open."""
+
+    SKIP = "skip"
+    BUFFER_ONE = "buffer_one"
+    BUFFER_ALL = "buffer_all"
+    CANCEL_OTHER = "cancel_other"
+    TERMINATE_OTHER = "terminate_other"
+    ALLOW_ALL = "allow_all"
