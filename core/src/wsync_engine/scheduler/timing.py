@@ -1,0 +1,146 @@
+"""What a schedule decides at an instant: which nominal times fire, which are missed or coalesced, and when it is due next.
+
+Pure: values in, values out. Time is Postgres' and passed in. Every nominal time gets exactly one decision, because a decision
+starts at the stored next one and names the next to come; the caller stores both in one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+from uuid import UUID
+
+from wsync_sdk.errors import ConfigError
+
+from wsync_engine.scheduler.cron import next_fires, parse_cron
+from wsync_engine.scheduler.interval import interval_fires, jitter
+from wsync_engine.scheduler.zones import zone_named
+
+__all__ = ["Decision", "Nominal", "Timing", "check_timing", "decide", "first_nominal"]
+
+MAX_FIRES = 100
+"""Nominal times fired in one transaction; the rest stays due."""
+MAX_STEPS = 5_000
+"""Nominal times looked at in one transaction, so that a year's outage of a per-second schedule stalls nobody."""
+EARLY = timedelta(seconds=2)
+"""A claim this much ahead of Postgres' clock is accepted: Redis decided that it is due."""
+_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """The part of a schedule that says when; fields as in the table `wsync.schedule`."""
+
+    schedule_id: UUID
+    kind: Literal["cron", "interval", "once"]
+    cron: str | None = None
+    zone: str | None = None
+    every_ms: int | None = None
+    anchor_at: datetime | None = None
+    once_at: datetime | None = None
+    jitter_ms: int = 0
+    start_at: datetime | None = None
+    end_at: datetime | None = None
+    max_runs: int | None = None
+    catchup_ms: int = 3_600_000
+    catchup_mode: Literal["latest", "all"] = "latest"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Nominal:
+    """An instant the schedule asks for, and the instant it is due: that plus jitter."""
+
+    nominal_at: datetime
+    due_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What becomes of the nominal times that have passed. `next` is None when there is none to come."""
+
+    fire: tuple[Nominal, ...]
+    missed: int
+    coalesced: int
+    last_nominal_at: datetime | None
+    next: Nominal | None
+
+
+def check_timing(timing: Timing) -> None:
+    """Refuse what could never be computed.
+
+    :raises ConfigError: the expression, zone, interval or window is wrong.
+    """
+    if timing.kind == "cron":
+        parse_cron(timing.cron or "")
+        zone_named(timing.zone or "")
+    if timing.kind == "interval" and (timing.every_ms is None or timing.every_ms < 1_000 or timing.anchor_at is None):
+        raise ConfigError("an interval schedule needs an anchor and at least one second", next_step="set `every` to 1s or more")
+    if timing.kind == "once" and timing.once_at is None:
+        raise ConfigError("a `once` schedule needs its instant", next_step="set `at`")
+    if timing.start_at and timing.end_at and timing.end_at < timing.start_at:
+        raise ConfigError("`end` is before `start`", next_step="change `start` or `end`")
+
+
+def first_nominal(timing: Timing, *, after: datetime, due_after: datetime) -> Nominal | None:
+    """The first nominal time later than `after` that is due later than `due_after`: for a new, changed or resumed schedule."""
+    for found in _nominals(timing, _following(timing, after, 1)):
+        if found.due_at > due_after:
+            return found
+    return None
+
+
+def decide(timing: Timing, *, next_nominal_at: datetime, runs: int, now: datetime, early: timedelta = EARLY) -> Decision:
+    """Decide every nominal time from `next_nominal_at` on that is due by `now`, in order.
+
+    :param next_nominal_at: the stored next nominal time; it is decided if it is due.
+    :param runs: scheduled runs made so far, for `max_runs`; fires beyond it are not proposed.
+    """
+    left = MAX_FIRES if timing.max_runs is None else min(MAX_FIRES, timing.max_runs - runs)
+    if left <= 0:
+        return Decision(fire=(), missed=0, coalesced=0, last_nominal_at=None, next=None)
+    window_start = now - timedelta(milliseconds=timing.catchup_ms)
+    open_times: list[Nominal] = []
+    missed = 0
+    last, following = None, None
+    for steps, found in enumerate(_nominals(timing, [next_nominal_at])):
+        full = timing.catchup_mode == "all" and len(open_times) >= left
+        if found.due_at > now + early or steps >= MAX_STEPS or full:
+            following = found
+            break
+        last = found.nominal_at
+        if found.due_at < window_start:
+            missed += 1
+        else:
+            open_times.append(found)
+    # In `latest` the last one fires; as long as later ones wait behind the step limit, it is not the last.
+    unfinished = following is not None and following.due_at <= now + early
+    keep = len(open_times) if timing.catchup_mode == "all" else int(not unfinished)
+    fire = tuple(open_times[max(0, len(open_times) - keep) :])
+    return Decision(fire=fire, missed=missed, coalesced=len(open_times) - len(fire), last_nominal_at=last, next=following)
+
+
+def _following(timing: Timing, after: datetime, n: int) -> list[datetime]:
+    """Up to `n` nominal times strictly after `after`, inside start (inclusive) and end (inclusive)."""
+    if timing.start_at is not None:
+        after = max(after, timing.start_at - timedelta(microseconds=1))
+    if timing.kind == "cron":
+        times = next_fires(timing.cron or "", timing.zone or "", after, n)
+    elif timing.kind == "interval" and timing.anchor_at is not None:
+        times = interval_fires(timing.anchor_at, timedelta(milliseconds=timing.every_ms or 0), after, n)
+    else:
+        times = [timing.once_at.astimezone(UTC)] if timing.once_at is not None and timing.once_at > after else []
+    return [x for x in times if timing.end_at is None or x <= timing.end_at]
+
+
+def _nominals(timing: Timing, ahead: list[datetime]) -> Iterator[Nominal]:
+    """Nominal times with their due times, from the given one on; reads ahead, as jitter needs the next time."""
+    batch = 2  # most decisions need one time and its successor; an outage needs many
+    while ahead:
+        if len(ahead) == 1:
+            ahead = ahead + _following(timing, ahead[0], batch)
+            batch = _BATCH
+        nominal_at, *ahead = ahead
+        gap = ahead[0] - nominal_at if ahead else None
+        yield Nominal(nominal_at, nominal_at + jitter(timing.schedule_id, nominal_at, timing.jitter_ms, gap))
