@@ -1,0 +1,55 @@
+"""Read rows of a partition's change log by their numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from wsync_sdk import OP, FatalError, RowRange
+
+__all__ = ["ChangeLogReader"]
+
+
+class ChangeLogReader:
+    """Rows of one change log file; forward reads keep at most two row groups in memory.
+
+    :param schema: the stream's fields, with which batches are given (`OP` first).
+    :raises FatalError: the file is missing or damaged.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        try:
+            self._file = pq.ParquetFile(path, memory_map=False)
+        except (OSError, pa.ArrowInvalid) as exc:
+            raise FatalError("the run's change log is missing or damaged", next_step="run the sync again") from exc
+        self.schema = pa.schema([pa.field(OP, pa.string(), nullable=False), *schema])
+        counts = [self._file.metadata.row_group(group).num_rows for group in range(self._file.metadata.num_row_groups)]
+        self._starts = [sum(counts[:group]) for group in range(len(counts) + 1)]
+        self.rows: int = self._starts[-1]
+        self._cache: dict[int, pa.Table] = {}
+
+    def read(self, span: RowRange) -> pa.RecordBatch:
+        """The rows of `span` as one batch."""
+        tables = []
+        for group in range(len(self._starts) - 1):
+            start, stop = self._starts[group], self._starts[group + 1]
+            if stop <= span.first or start > span.last:
+                continue
+            low, high = max(span.first, start), min(span.last + 1, stop)
+            tables.append(self._group(group).slice(low - start, high - low))
+        batches = pa.concat_tables(tables).combine_chunks().to_batches()
+        return batches[0]
+
+    def _group(self, group: int) -> pa.Table:
+        if group not in self._cache:
+            for old in [other for other in self._cache if other < group - 1 or other > group]:
+                del self._cache[old]
+            table = self._file.read_row_group(group, columns=self.schema.names)
+            self._cache[group] = table.select(self.schema.names).cast(self.schema)
+        return self._cache[group]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._cache.clear()
+        self._file.close()

@@ -1,0 +1,50 @@
+"""What the pipeline asks of whoever runs it: may I go on, may I write now, and here is how far I am."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from wsync_sdk import FatalError
+
+__all__ = ["Cancelled", "RunContext", "no_faults"]
+
+
+class Cancelled(FatalError):
+    """Somebody asked for the run's end."""
+
+
+def no_faults(step: str) -> None:
+    """Called at each named step; tests stop there."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RunContext:
+    """The worker's side of a run in progress.
+
+    :param is_cancelled: true once the run shall end.
+    :param await_right_to_write: returns when a sink call may start and end within the lease; blocks while that is unclear.
+        Raises StateError when the lease is lost.
+    :param progress: takes counters; cheap, called per batch and chunk.
+    :param faults: called with the name of each step a test may want to stop at.
+    """
+
+    tag: str
+    is_cancelled: Callable[[], bool] = lambda: False
+    await_right_to_write: Callable[[], None] = lambda: None
+    progress: Callable[[dict[str, int]], None] = lambda _: None
+    faults: Callable[[str], None] = no_faults
+    counters: dict[str, int] = field(default_factory=dict)
+
+    def count(self, name: str, rows: int) -> None:
+        """Add to a counter and report."""
+        self.counters[name] = self.counters.get(name, 0) + rows
+        self.progress(self.counters)
+
+    def check(self) -> None:
+        """Stop here if the run shall end.
+
+        :raises Cancelled: it shall.
+        """
+        if self.is_cancelled():
+            raise Cancelled("cancelled", next_step="`wsync-engine sync run` starts a new run")

@@ -1,0 +1,251 @@
+"""Diff: compare one partition of the stage with the snapshot and write its change log.
+
+    stage  ──┐  same key, same hash ── unchanged
+             ├─ new, changed or unsure ── upsert          only if sendable: not refused, not a lost duplicate, not held back
+    snapshot ┘  key not in the stage ── delete (mirror)
+
+All of it is DuckDB over Parquet, out of core. The log is Parquet in key order; a row's place in it is its number for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import duckdb
+from wsync_sdk import OP, ConfigError, Operation
+
+from wsync_engine.model.sync import Duplicates, Mode
+from wsync_engine.pipeline.canonical import canonical_value, partition_of_key
+from wsync_engine.pipeline.local_database import Budget, opened
+from wsync_engine.pipeline.manifest import KeyColumn, Manifest
+from wsync_engine.pipeline.mapping import HASH, PARTITION, REFUSAL
+from wsync_engine.pipeline.sql import identifier, path_list, text
+
+__all__ = [
+    "DiffCounts",
+    "DiffInput",
+    "diff_partition",
+    "load_snapshot",
+    "load_stage",
+    "refused_duplicates",
+    "settle_duplicates",
+    "snapshot_columns",
+]
+
+LOG_ROW_GROUP = 20_480
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffInput:
+    """What one partition's diff reads and where it writes.
+
+    :param stage: its staged files, maybe none. :param fields: the stream's top-level fields. :param offer_before_us: rejected changes whose
+        backoff ends later (microseconds since 1970) are held back.
+    """
+
+    partition: int
+    stage: Sequence[Path]
+    snapshot: Path | None
+    manifest: Manifest
+    key: tuple[KeyColumn, ...]
+    fields: tuple[str, ...]
+    mode: Mode
+    duplicates: Duplicates
+    offer_before_us: int
+    log: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffCounts:
+    """The books of one partition: staged = unchanged + upserts + duplicates + refused + held_back, counted apart from one another."""
+
+    staged: int = 0
+    unchanged: int = 0
+    upserts: int = 0
+    duplicates: int = 0
+    refused: int = 0
+    held_back: int = 0
+    deletes: int = 0
+    snapshot_rows: int = 0
+    refused_duplicates: int = 0
+    withheld_deletes: int = 0
+
+    def __add__(self, other: DiffCounts) -> DiffCounts:
+        return DiffCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__})
+
+    def to_counts(self) -> dict[str, int]:
+        """By name, as they are stored with the run."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_counts(cls, counts: Mapping[str, int]) -> DiffCounts:
+        """What `to_counts` gave; other names are passed over."""
+        return cls(**{name: counts[name] for name in cls.__dataclass_fields__})
+
+
+def snapshot_columns(key: Sequence[KeyColumn]) -> str:
+    """Columns of a snapshot file as a DDL list, for an empty one."""
+    keys = ", ".join(f"{identifier(column.name)} {column.type}" for column in key)
+    return f"{keys}, {HASH} UUID, wsync_unsure BOOLEAN, wsync_rejected_hash UUID, wsync_rejections INTEGER, wsync_offer_at BIGINT"
+
+
+def diff_partition(task: DiffInput, *, withhold_deletes: bool, scratch: Path, budget: Budget) -> DiffCounts:
+    """Write the partition's change log and say what it holds.
+
+    :param withhold_deletes: some rows' keys could not be read, so nobody knows who left the result: count deletes, but log none.
+    """
+    with opened(scratch, budget) as connection:
+        load_stage(connection, task)
+        load_snapshot(connection, task.snapshot, task.manifest, task.key, task.partition)
+        settle_duplicates(connection, task)
+        counts = _count(connection, task)
+        if withhold_deletes:
+            counts = replace(counts, deletes=0, withheld_deletes=counts.deletes)
+        _write_log(connection, task, with_deletes=task.mode is Mode.MIRROR and not withhold_deletes)
+        return counts
+
+
+def load_stage(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> None:
+    """View `stage`: the partition's rows."""
+    if task.stage:
+        connection.execute(f"CREATE TEMP VIEW stage AS SELECT * FROM read_parquet({path_list(task.stage)}, hive_partitioning = false)")
+        return
+    keys = ", ".join(f"CAST(NULL AS {column.type}) AS {identifier(column.name)}" for column in task.key)
+    others = "".join(f", NULL AS {identifier(name)}" for name in task.fields if name not in {column.name for column in task.key})
+    connection.execute(
+        f"CREATE TEMP VIEW stage AS SELECT {keys}{others}, CAST(NULL AS UUID) AS {HASH}, 0 AS {PARTITION}, "
+        f"CAST(NULL AS VARCHAR) AS {REFUSAL} WHERE false"
+    )
+
+
+def load_snapshot(
+    connection: duckdb.DuckDBPyConnection, path: Path | None, manifest: Manifest, key: Sequence[KeyColumn], partition: int
+) -> None:
+    """View `snapshot`: the partition's entries; from the file of a coarser partition only those that belong here."""
+    if path is None:
+        connection.execute(f"CREATE TEMP TABLE snapshot ({snapshot_columns(key)})")
+        return
+    if manifest.key and tuple(manifest.key) != tuple(key):
+        raise ConfigError(
+            "the key's fields or types are not those of the snapshot", next_step="restore the key, or `wsync-engine sync resync` the sync"
+        )
+    texts = [f"coalesce({canonical_value(identifier(column.name), column.type)}, '')" for column in key]
+    connection.execute(
+        f"CREATE TEMP VIEW snapshot AS SELECT * FROM read_parquet({path_list([path])}, hive_partitioning = false)"
+        f" WHERE {partition_of_key(texts, manifest.partitions)} = {partition}"
+    )
+
+
+def _keys(task: DiffInput, table: str = "") -> str:
+    prefix = f"{table}." if table else ""
+    return ", ".join(prefix + identifier(column.name) for column in task.key)
+
+
+def _on(task: DiffInput, left: str, right: str) -> str:
+    return " AND ".join(f"{left}.{identifier(column.name)} = {right}.{identifier(column.name)}" for column in task.key)
+
+
+def settle_duplicates(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> None:
+    """Views `offered` (rows that may be sent) and `present` (keys that are in the result, also of rows that may not)."""
+    readable = " AND ".join(f"{identifier(column.name)} IS NOT NULL" for column in task.key)
+    connection.execute(f"CREATE TEMP VIEW readable AS SELECT * FROM stage WHERE {readable}")
+    connection.execute(f"CREATE TEMP VIEW present AS SELECT {_keys(task)} FROM readable")
+    connection.execute(f"CREATE TEMP TABLE repeated AS SELECT {_keys(task)} FROM readable GROUP BY ALL HAVING count(*) > 1")
+    connection.execute(
+        f"CREATE TEMP VIEW single AS SELECT * FROM readable s WHERE {REFUSAL} IS NULL AND NOT EXISTS (FROM repeated r WHERE {_on(task, 's', 'r')})"
+    )
+    winners = _winners(connection, task)
+    connection.execute(f"CREATE TEMP VIEW offered AS SELECT * FROM single {winners}")
+
+
+def _winners(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> str:
+    """Of each repeated key the row that the rule names; a tie names none, and all of that key are refused."""
+    if task.duplicates.rule == "refuse" or connection.execute("SELECT 1 FROM repeated LIMIT 1").fetchone() is None:
+        return ""
+    by = identifier(str(task.duplicates.by))
+    order = f"{by} ASC NULLS LAST" if task.duplicates.rule == "first" else f"{by} DESC NULLS LAST"
+    connection.execute(
+        f"CREATE TEMP TABLE winner AS SELECT * EXCLUDE (wsync_rank, wsync_ties) FROM ("
+        f"SELECT s.*, rank() OVER (PARTITION BY {_keys(task, 's')} ORDER BY {order}) AS wsync_rank,"
+        f" count(*) OVER (PARTITION BY {_keys(task, 's')}, {by}) AS wsync_ties"
+        f" FROM readable s WHERE {REFUSAL} IS NULL AND EXISTS (FROM repeated r WHERE {_on(task, 's', 'r')}))"
+        " WHERE wsync_rank = 1 AND wsync_ties = 1"
+    )
+    return "UNION ALL SELECT * FROM winner"
+
+
+def _held_back(task: DiffInput) -> str:
+    return f"(o.wsync_rejections > 0 AND o.wsync_rejected_hash = s.{HASH} AND o.wsync_offer_at > {task.offer_before_us})"
+
+
+_SAME = f"(o.{HASH} = s.{HASH} AND NOT o.wsync_unsure)"
+
+
+def _departed(task: DiffInput) -> str:
+    held = f"(wsync_rejections > 0 AND wsync_rejected_hash IS NULL AND wsync_offer_at > {task.offer_before_us})"
+    return (
+        f"SELECT o.* FROM snapshot o WHERE (o.{HASH} IS NOT NULL OR o.wsync_unsure) AND NOT coalesce({held}, false)"
+        f" AND NOT EXISTS (FROM present s WHERE {_on(task, 's', 'o')})"
+    )
+
+
+def _count(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> DiffCounts:
+    """Each number by its own count, so that the books can disagree."""
+    staged, refused = _row(connection, f"SELECT count(*), count(*) FILTER (WHERE {REFUSAL} IS NOT NULL) FROM stage")
+    offered = _row(connection, "SELECT count(*) FROM offered")[0]
+    (repeated_refused, repeated) = _row(
+        connection,
+        f"SELECT count(*) FILTER (WHERE {REFUSAL} IS NOT NULL), count(*) FROM readable s"
+        f" WHERE EXISTS (FROM repeated r WHERE {_on(task, 's', 'r')})",
+    )
+    winners = offered - _row(connection, "SELECT count(*) FROM single")[0]
+    unchanged, held_back, upserts = _row(
+        connection,
+        f"SELECT count(*) FILTER (WHERE coalesce({_SAME}, false)),"
+        f" count(*) FILTER (WHERE NOT coalesce({_SAME}, false) AND coalesce({_held_back(task)}, false)),"
+        f" count(*) FILTER (WHERE NOT coalesce({_SAME}, false) AND NOT coalesce({_held_back(task)}, false))"
+        f" FROM (SELECT {_keys(task)}, {HASH} FROM offered) s LEFT JOIN snapshot o ON {_on(task, 's', 'o')}",
+    )
+    deletes = _row(connection, f"SELECT count(*) FROM ({_departed(task)})")[0] if task.mode is Mode.MIRROR else 0
+    return DiffCounts(
+        staged=staged,
+        unchanged=unchanged,
+        upserts=upserts,
+        duplicates=repeated - repeated_refused - winners,
+        refused=refused,
+        held_back=held_back,
+        deletes=deletes,
+        snapshot_rows=_row(connection, f"SELECT count(*) FROM snapshot WHERE {HASH} IS NOT NULL OR wsync_unsure")[0],
+        refused_duplicates=_row(connection, f"SELECT count(*) FROM ({refused_duplicates(task)})")[0],
+    )
+
+
+def refused_duplicates(task: DiffInput) -> str:
+    """Keys of which no row was offered for being repeated: rejections, one per key."""
+    return (
+        f"SELECT {_keys(task, 'r')} FROM repeated r WHERE NOT EXISTS (FROM offered s WHERE {_on(task, 's', 'r')})"
+        f" AND EXISTS (FROM readable s WHERE {REFUSAL} IS NULL AND {_on(task, 's', 'r')})"
+    )
+
+
+def _row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[int, ...]:
+    row = connection.execute(query).fetchone()
+    assert row is not None
+    return tuple(int(value) for value in row)
+
+
+def _write_log(connection: duckdb.DuckDBPyConnection, task: DiffInput, *, with_deletes: bool) -> None:
+    fields = ", ".join(f"s.{identifier(name)}" for name in task.fields)
+    upserts = (
+        f"SELECT {text(Operation.UPSERT)} AS {OP}, {fields}, s.{HASH} FROM offered s LEFT JOIN snapshot o ON {_on(task, 's', 'o')}"
+        f" WHERE NOT coalesce({_SAME}, false) AND NOT coalesce({_held_back(task)}, false)"
+    )
+    queries = [upserts]
+    if with_deletes:
+        queries.append(f"SELECT {text(Operation.DELETE)} AS {OP}, {_keys(task)}, CAST(NULL AS UUID) AS {HASH} FROM ({_departed(task)})")
+    connection.execute(
+        f"COPY (SELECT * FROM ({' UNION ALL BY NAME '.join(queries)}) ORDER BY {_keys(task)})"
+        f" TO {text(str(task.log))} (FORMAT parquet, COMPRESSION snappy, ROW_GROUP_SIZE {LOG_ROW_GROUP})"
+    )

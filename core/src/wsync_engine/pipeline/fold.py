@@ -1,0 +1,126 @@
+"""Fold: turn a delivered change log and its acks into the next version of the snapshot, exactly those.
+
+    accepted upsert → the new hash          accepted delete → the entry goes
+    rejected        → the old entry, and what was refused, with the time before which it is not offered again unchanged
+    sent, no verdict, or unknown → unsure   not sent → the old entry
+
+New files are written beside the old ones; they count once the manifest that names them is swapped in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+from wsync_sdk import OP, FatalError, RowRange
+
+from wsync_engine.model.sync import Mode
+from wsync_engine.pipeline.chunking import leaves, remaining
+from wsync_engine.pipeline.diff import DiffInput, load_snapshot, load_stage
+from wsync_engine.pipeline.local_database import Budget, opened
+from wsync_engine.pipeline.mapping import HASH
+from wsync_engine.pipeline.sql import identifier, text
+
+__all__ = ["Verdicts", "fold_partition"]
+
+FIRST_BACKOFF_US = 3_600 * 1_000_000
+MOST_BACKOFF_US = 7 * 86_400 * 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdicts:
+    """What is known of a partition's rows: acknowledged ranges with their verdict, and the ranges that may have been sent."""
+
+    acked: Sequence[tuple[RowRange, str]]
+    sent: Sequence[RowRange]
+
+    def ranges(self) -> list[tuple[int, int, str]]:
+        """Disjoint ranges in order with `accepted`, `rejected` or `unsure`; rows in none were not sent."""
+        known = [(span.first, span.last, "unsure" if verdict == "unknown" else verdict) for span, verdict in self.acked]
+        spans = [span for span, _ in self.acked]
+        for chunk in leaves(self.sent):
+            inside = [
+                RowRange(s.first - chunk.first, s.last - chunk.first) for s in spans if s.last >= chunk.first and s.first <= chunk.last
+            ]
+            clipped = [RowRange(max(0, s.first), min(chunk.rows - 1, s.last)) for s in inside]
+            known += [(chunk.first + gap.first, chunk.first + gap.last, "unsure") for gap in remaining(chunk.rows, clipped)]
+        return sorted(known)
+
+    @property
+    def is_empty(self) -> bool:
+        """True where nothing of the partition was sent or judged."""
+        return not self.acked and not self.sent
+
+
+def fold_partition(task: DiffInput, verdicts: Verdicts, target: Path, *, now_us: int, scratch: Path, budget: Budget) -> int:
+    """Write the partition's next snapshot file; returns its rows.
+
+    :raises FatalError: the stage, log or old snapshot file is missing or damaged.
+    """
+    with opened(scratch, budget) as connection:
+        try:
+            load_stage(connection, replace(task))
+            load_snapshot(connection, task.snapshot, task.manifest, task.key, task.partition)
+            _load_judged(connection, task, verdicts)
+            connection.execute(
+                f"COPY ({_kept(task)} UNION ALL BY NAME {_judged_entries(task, now_us)})"
+                f" TO {text(str(target))} (FORMAT parquet, COMPRESSION snappy)"
+            )
+        except duckdb.InvalidInputException as exc:
+            raise FatalError("a file of the run or of the snapshot is damaged", next_step="`wsync-engine sync resync` the sync") from exc
+        row = connection.execute(f"SELECT count(*) FROM read_parquet({text(str(target))})").fetchone()
+        assert row is not None
+        return int(row[0])
+
+
+def _load_judged(connection: duckdb.DuckDBPyConnection, task: DiffInput, verdicts: Verdicts) -> None:
+    ranges = verdicts.ranges()
+    table = pa.table(
+        {
+            "first_row": pa.array([first for first, _, _ in ranges], pa.int64()),
+            "last_row": pa.array([last for _, last, _ in ranges], pa.int64()),
+            "verdict": pa.array([verdict for _, _, verdict in ranges], pa.string()),
+        }
+    )
+    connection.register("verdict_range", table)
+    keys = ", ".join(f"l.{identifier(column.name)}" for column in task.key)
+    connection.execute(
+        f"CREATE TEMP VIEW judged AS SELECT {keys}, l.{OP}, l.{HASH}, v.verdict"
+        f" FROM read_parquet({text(str(task.log))}, file_row_number = true, hive_partitioning = false) l"
+        " ASOF JOIN verdict_range v ON l.file_row_number >= v.first_row WHERE l.file_row_number <= v.last_row"
+    )
+
+
+def _match(task: DiffInput, left: str, right: str) -> str:
+    return " AND ".join(f"{left}.{identifier(column.name)} = {right}.{identifier(column.name)}" for column in task.key)
+
+
+def _kept(task: DiffInput) -> str:
+    """Entries the log says nothing of. What was never acknowledged, or is unsure outside `mirror`, is forgotten once it left the result."""
+    forgettable = f"(o.{HASH} IS NULL AND NOT o.wsync_unsure)"
+    if task.mode is not Mode.MIRROR:
+        forgettable = f"(o.{HASH} IS NULL OR o.wsync_unsure)"
+    return (
+        f"SELECT o.* FROM snapshot o WHERE NOT EXISTS (FROM judged j WHERE {_match(task, 'j', 'o')})"
+        f" AND NOT ({forgettable} AND NOT EXISTS (FROM stage s WHERE {_match(task, 's', 'o')}))"
+    )
+
+
+def _judged_entries(task: DiffInput, now_us: int) -> str:
+    keys = ", ".join(f"j.{identifier(column.name)}" for column in task.key)
+    again = f"CASE WHEN o.wsync_rejections > 0 AND o.wsync_rejected_hash IS NOT DISTINCT FROM j.{HASH} THEN o.wsync_rejections ELSE 0 END"
+    backoff = f"least({MOST_BACKOFF_US}, {FIRST_BACKOFF_US} * (1::BIGINT << least(20, {again})))"
+    return (
+        f"SELECT {keys},"
+        f" CASE j.verdict WHEN 'accepted' THEN j.{HASH} ELSE o.{HASH} END AS {HASH},"
+        " CASE j.verdict WHEN 'accepted' THEN false WHEN 'unsure' THEN true ELSE coalesce(o.wsync_unsure, false) END AS wsync_unsure,"
+        f" CASE j.verdict WHEN 'rejected' THEN j.{HASH} WHEN 'unsure' THEN o.wsync_rejected_hash END AS wsync_rejected_hash,"
+        f" CAST(CASE j.verdict WHEN 'rejected' THEN {again} + 1 WHEN 'unsure' THEN coalesce(o.wsync_rejections, 0) ELSE 0 END AS INTEGER)"
+        " AS wsync_rejections,"
+        f" CASE j.verdict WHEN 'rejected' THEN {now_us} + {backoff} WHEN 'unsure' THEN o.wsync_offer_at END AS wsync_offer_at"
+        f" FROM judged j LEFT JOIN snapshot o ON {_match(task, 'j', 'o')}"
+        f" WHERE NOT (j.verdict = 'accepted' AND j.{OP} = 'delete')"
+    )

@@ -1,0 +1,37 @@
+"""Guards: what stops a run before it harms."""
+
+from __future__ import annotations
+
+from wsync_engine.model.sync import Guards
+from wsync_engine.pipeline.diff import DiffCounts
+
+__all__ = ["tripped"]
+
+
+def tripped(guards: Guards, counts: DiffCounts, *, read_rows: int) -> list[str]:
+    """In words, each guard that these totals trip; empty: go on. A first run, without a snapshot, trips none that compares with it."""
+    reasons = []
+    before = counts.snapshot_rows
+    if before and read_rows == 0 and not guards.allow_empty:
+        reasons.append(f"the result is empty, {before} subscribers are in the snapshot (guard `allow_empty`)")
+    if before and guards.max_delete_percent is not None:
+        percent = 100 * counts.deletes / before
+        if percent > guards.max_delete_percent:
+            reasons.append(
+                f"{counts.deletes} of {before} subscribers would be deleted ({percent:.1f} %, guard at {guards.max_delete_percent:g} %)"
+            )
+    if guards.max_deletes is not None and counts.deletes > guards.max_deletes:
+        reasons.append(f"{counts.deletes} subscribers would be deleted (guard at {guards.max_deletes})")
+    if before and guards.max_shrink_percent is not None:
+        percent = 100 * (before - min(before, read_rows)) / before
+        if percent > guards.max_shrink_percent:
+            reasons.append(
+                f"the result shrank from {before} to {read_rows} rows ({percent:.1f} %, guard at {guards.max_shrink_percent:g} %)"
+            )
+    if read_rows and guards.max_rejection_percent is not None:
+        percent = 100 * counts.refused / read_rows
+        if percent > guards.max_rejection_percent:
+            reasons.append(
+                f"{counts.refused} of {read_rows} rows were refused ({percent:.1f} %, guard at {guards.max_rejection_percent:g} %)"
+            )
+    return reasons

@@ -1,0 +1,55 @@
+"""DuckDB as the pipeline uses it: in memory, bounded, spilling into the run's scratch folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+from wsync_sdk import FatalError
+
+from wsync_engine.pipeline.sql import text
+
+__all__ = ["Budget", "arrow_table", "opened"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What one task may use: DuckDB's memory and threads."""
+
+    memory_bytes: int = 128 * 1024 * 1024
+    threads: int = 2
+
+
+@contextmanager
+def opened(scratch: Path, budget: Budget) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection within `budget`; a full disk or too little memory becomes one clear FatalError."""
+    connection = duckdb.connect()
+    try:
+        connection.execute(f"SET memory_limit = '{budget.memory_bytes}B'")
+        connection.execute(f"SET threads = {budget.threads}")
+        connection.execute(f"SET temp_directory = {text(str(scratch))}")
+        connection.execute("SET preserve_insertion_order = false")
+        connection.execute("SET partitioned_write_flush_threshold = 32768")
+        connection.execute("SET TimeZone = 'UTC'")
+        # Nothing is fetched at run time, and a file is read only where our own SQL names it.
+        connection.execute("SET autoinstall_known_extensions = false")
+        connection.execute("SET autoload_known_extensions = false")
+        connection.execute("SET arrow_large_buffer_size = false")
+        yield connection
+    except duckdb.IOException as exc:
+        raise FatalError("the storage folder can't be written or read", next_step="free space on its disk, then run again") from exc
+    except duckdb.OutOfMemoryException as exc:
+        raise FatalError("the task needs more memory or scratch space than it has", next_step="free disk space, then run again") from exc
+    finally:
+        connection.close()
+
+
+def arrow_table(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
+    """The whole result of a query that gives rows; for small ones."""
+    relation = connection.sql(query)
+    assert relation is not None
+    return relation.to_arrow_table()

@@ -1,0 +1,74 @@
+"""What the state store keeps of a change log: its files, and all that a fold in any later process needs."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from wsync_engine.model.sync import Duplicates, Mode
+from wsync_engine.pipeline.diff import DiffInput
+from wsync_engine.pipeline.manifest import KeyColumn, Manifest
+from wsync_engine.storage import LocalStorage
+
+__all__ = ["LogRecord"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogRecord:
+    """A run's change log.
+
+    :param files: one per partition. :param stage: per partition the staged files it was made from.
+    :param base: the snapshot it was compared with, seen in `partitions`. :param schema: of the stream's fields.
+    """
+
+    partitions: int
+    files: tuple[str, ...]
+    stage: dict[str, list[str]]
+    base: Manifest
+    key: tuple[KeyColumn, ...]
+    schema: pa.Schema
+    mode: Mode
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored."""
+        return {
+            "partitions": self.partitions,
+            "files": list(self.files),
+            "stage": self.stage,
+            "base": self.base.to_json(),
+            "key": [[column.name, column.type] for column in self.key],
+            "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode("ascii"),
+            "mode": str(self.mode),
+        }
+
+    @classmethod
+    def from_json(cls, base_version: int, document: dict[str, Any]) -> LogRecord:
+        """What `to_json` wrote."""
+        return cls(
+            partitions=document["partitions"],
+            files=tuple(document["files"]),
+            stage=document["stage"],
+            base=Manifest.from_json(base_version, document["base"]),
+            key=tuple(KeyColumn(name=name, type=kind) for name, kind in document["key"]),
+            schema=pa.ipc.read_schema(pa.py_buffer(base64.b64decode(document["schema"]))),
+            mode=Mode(document["mode"]),
+        )
+
+    def diff_input(self, partition: int, storage: LocalStorage) -> DiffInput:
+        """The files of one partition, as the fold reads them."""
+        snapshot = self.base.files[partition]
+        return DiffInput(
+            partition=partition,
+            stage=[storage.absolute(path) for path in self.stage[str(partition)]],
+            snapshot=None if snapshot is None else storage.absolute(snapshot),
+            manifest=self.base,
+            key=self.key,
+            fields=tuple(self.schema.names),
+            mode=self.mode,
+            duplicates=Duplicates(),
+            offer_before_us=0,
+            log=storage.absolute(self.files[partition]),
+        )

@@ -1,0 +1,81 @@
+"""The snapshot's manifest: which files hold what was last acknowledged, and how their hashes were made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from wsync_sdk import StateError
+
+__all__ = ["KeyColumn", "Manifest", "partitions_for"]
+
+ROWS_PER_PARTITION = 4_000_000
+MOST_PARTITIONS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyColumn:
+    """One field of the key, as the snapshot's files hold it; `type` is DuckDB's name."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """A version of a sync's snapshot.
+
+    Each file holds the key's columns, then `wsync_hash` (UUID; NULL: never acknowledged), `wsync_unsure`, and of a rejected change
+    `wsync_rejected_hash` (NULL for a delete), `wsync_rejections` (how often, 0: none open) and `wsync_offer_at` (not offered again before, unless it changes).
+
+    :param version: 0 where there is none yet. :param files: per partition its file, None while it is empty; relative to the storage.
+    :param partitions: power of two; never shrinks. :param seed: the hash's.
+    """
+
+    version: int
+    partitions: int
+    files: tuple[str | None, ...]
+    algorithm: str
+    seed: str
+    key: tuple[KeyColumn, ...] = ()
+    rows: int = 0
+
+    def grown(self, partitions: int) -> Manifest:
+        """The same snapshot seen as more partitions: each is read from the file of the one it was split from."""
+        if partitions < self.partitions:
+            raise StateError("a snapshot's partitions never shrink", next_step="report this")
+        files = tuple(self.files[part & (self.partitions - 1)] for part in range(partitions))
+        return replace(self, partitions=partitions, files=files)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored."""
+        return {
+            "partitions": self.partitions,
+            "files": list(self.files),
+            "algorithm": self.algorithm,
+            "seed": self.seed,
+            "key": [[column.name, column.type] for column in self.key],
+            "rows": self.rows,
+        }
+
+    @classmethod
+    def from_json(cls, version: int, document: dict[str, Any]) -> Manifest:
+        """What `to_json` wrote."""
+        return cls(
+            version=version,
+            partitions=document["partitions"],
+            files=tuple(document["files"]),
+            algorithm=document["algorithm"],
+            seed=document["seed"],
+            key=tuple(KeyColumn(name=name, type=kind) for name, kind in document["key"]),
+            rows=document["rows"],
+        )
+
+
+def partitions_for(estimated_rows: int | None, manifest: Manifest) -> int:
+    """How many partitions a run works with: a power of two, no fewer than the snapshot has."""
+    rows = max(estimated_rows or 0, manifest.rows)
+    wanted = 1
+    while wanted < MOST_PARTITIONS and rows > wanted * ROWS_PER_PARTITION:
+        wanted *= 2
+    return max(wanted, manifest.partitions)

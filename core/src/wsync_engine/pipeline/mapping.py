@@ -1,0 +1,209 @@
+"""From a source's columns to a stream's fields, as one SQL projection over batches: no Python per row.
+
+`compile_mapping` checks a sync's mapping against the schema a plan promises and gives the projection. What a single row gets wrong (a required
+field that is NULL, a value that a cast refuses, a value the source could not represent) becomes its refusal, a text `code:place`, in the column
+REFUSAL of the staged row; the row itself is staged, so that its key counts as present and is never deleted for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import pairwise
+
+import duckdb
+import pyarrow as pa
+from wsync_sdk import REFUSED_COLUMNS, ConfigError
+
+from wsync_engine.model.sync import MappingEntry, SyncSpec
+from wsync_engine.pipeline.canonical import canonical_value, hash_of_row, partition_of_key
+from wsync_engine.pipeline.local_database import arrow_table
+from wsync_engine.pipeline.sql import identifier, text
+
+__all__ = ["HASH", "PARTITION", "REFUSAL", "CompiledMapping", "compile_mapping"]
+
+HASH = "wsync_hash"
+PARTITION = "wsync_partition"
+REFUSAL = "wsync_refusal"
+
+_JSON_METADATA = {b"wsync.logical": b"json"}
+CASTS = {
+    "text": "VARCHAR",
+    "integer": "BIGINT",
+    "number": "DOUBLE",
+    "boolean": "BOOLEAN",
+    "date": "DATE",
+    "timestamp": "TIMESTAMPTZ",
+    "json": "VARCHAR",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledMapping:
+    """A mapping made ready for one source schema.
+
+    :param select: SQL over the relation `source`: the stream's fields, then HASH, PARTITION and REFUSAL.
+    :param schema: Arrow schema of the stream's fields, JSON fields marked in their metadata.
+    :param key: names of the key's fields, top-level. :param key_types: their DuckDB types.
+    """
+
+    select: str
+    schema: pa.Schema
+    key: tuple[str, ...]
+    key_types: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Leaf:
+    """One mapped field: where it goes, its SQL, its type, and what refuses a row because of it."""
+
+    path: str
+    expression: str
+    type: str
+    refusals: tuple[tuple[str, str], ...]
+    is_json: bool
+
+
+def compile_mapping(spec: SyncSpec, source: pa.Schema, *, seed: str, partitions: int) -> CompiledMapping:
+    """The projection for rows of `source`.
+
+    :param seed: the tenant's, goes into every hash.
+    :raises ConfigError: a mapped column is not in the result, two fields are in each other's way, or the key is not mapped.
+    """
+    entries = spec.mapping or tuple(
+        MappingEntry(target=name, column=name, constant=None, cast=None, required=False) for name in source.names if name != REFUSED_COLUMNS
+    )
+    connection = duckdb.connect()
+    try:
+        types = _column_types(connection, source)
+        leaves = [_leaf(entry, types, source) for entry in entries]
+        _check_paths(leaves)
+        keys = [_key_leaf(name, leaves) for name in spec.key]
+        fields = ", ".join(f"{sql} AS {identifier(name)}" for name, sql in _tree(leaves))
+        select = ", ".join(
+            [
+                fields,
+                f"{hash_of_row(seed, [(leaf.path, canonical_value(leaf.expression, leaf.type)) for leaf in leaves])} AS {HASH}",
+                f"{partition_of_key([_key_text(leaf) for leaf in keys], partitions)} AS {PARTITION}",
+                f"{_refusal(leaves, keys)} AS {REFUSAL}",
+            ]
+        )
+        connection.register("source", source.empty_table())
+        schema = arrow_table(connection, f"SELECT {fields} FROM source").schema
+    finally:
+        connection.close()
+    marked = _mark_json(schema, leaves)
+    return CompiledMapping(select=f"SELECT {select} FROM source", schema=marked, key=spec.key, key_types=tuple(leaf.type for leaf in keys))
+
+
+def _column_types(connection: duckdb.DuckDBPyConnection, source: pa.Schema) -> dict[str, str]:
+    connection.register("source", source.empty_table())
+    rows = connection.execute("DESCRIBE SELECT * FROM source").fetchall()
+    return {name: kind for name, kind, *_ in rows}
+
+
+def _leaf(entry: MappingEntry, types: dict[str, str], source: pa.Schema) -> _Leaf:
+    if entry.column is None:
+        return _constant_leaf(entry)
+    if entry.column not in types or entry.column == REFUSED_COLUMNS:
+        near = get_close_matches(entry.column, types, n=1)
+        raise ConfigError(
+            f"mapping of `{entry.target}`: the query has no column `{entry.column}`",
+            next_step=f"did you mean `{near[0]}`?" if near else f"the query's columns are: {', '.join(types)}",
+        )
+    column, kind = identifier(entry.column), types[entry.column]
+    refusals = []
+    if REFUSED_COLUMNS in types:
+        refusals.append((f"list_contains({REFUSED_COLUMNS}, {text(entry.column)})", f"unrepresentable:{entry.target}"))
+    expression = column
+    if entry.cast is not None:
+        kind = CASTS[entry.cast]
+        expression = f"TRY_CAST({column} AS {kind})"
+        refusals.append((f"{column} IS NOT NULL AND {expression} IS NULL", f"cast:{entry.target}"))
+    if entry.required:
+        refusals.append((f"{expression} IS NULL", f"required:{entry.target}"))
+    metadata = source.field(entry.column).metadata or {}
+    is_json = entry.cast == "json" or (entry.cast is None and metadata.get(b"wsync.logical") == b"json")
+    return _Leaf(path=entry.target, expression=expression, type=kind, refusals=tuple(refusals), is_json=is_json)
+
+
+def _constant_leaf(entry: MappingEntry) -> _Leaf:
+    match entry.constant:
+        case None:
+            expression, kind = "CAST(NULL AS VARCHAR)", "VARCHAR"
+        case bool():
+            expression, kind = str(entry.constant).lower(), "BOOLEAN"
+        case int():
+            expression, kind = f"CAST({entry.constant} AS BIGINT)", "BIGINT"
+        case float():
+            expression, kind = f"CAST({entry.constant!r} AS DOUBLE)", "DOUBLE"
+        case _:
+            expression, kind = f"CAST({text(str(entry.constant))} AS VARCHAR)", "VARCHAR"
+    return _Leaf(path=entry.target, expression=expression, type=kind, refusals=(), is_json=False)
+
+
+def _check_paths(leaves: Sequence[_Leaf]) -> None:
+    paths = sorted(leaf.path for leaf in leaves)
+    for before, after in pairwise(paths):
+        if before == after:
+            raise ConfigError(f"mapping: `{after}` is mapped twice", next_step="remove one of the two")
+    for path in paths:
+        if any(other.startswith(path + ".") for other in paths):
+            raise ConfigError(f"mapping: `{path}` is a field and also holds fields", next_step="rename one of them")
+        if path.split(".")[0].startswith("wsync_"):
+            raise ConfigError(f"mapping: `{path}` begins with `wsync_`, which is kept for the engine", next_step="rename the field")
+
+
+def _key_leaf(name: str, leaves: Sequence[_Leaf]) -> _Leaf:
+    for leaf in leaves:
+        if leaf.path == name and "." not in name:
+            return leaf
+    paths = [leaf.path for leaf in leaves]
+    raise ConfigError(f"key `{name}` is not a top-level field of the mapping", next_step=f"choose one of: {', '.join(paths)}")
+
+
+def _key_text(leaf: _Leaf) -> str:
+    return f"coalesce({canonical_value(leaf.expression, leaf.type)}, '')"
+
+
+def _refusal(leaves: Sequence[_Leaf], keys: Sequence[_Leaf]) -> str:
+    """First what makes the key unreadable, which also blocks deletes, then a NULL key, then the rest."""
+    cases = [(condition, f"key_{code}") for leaf in keys for condition, code in leaf.refusals if not code.startswith("required:")]
+    cases += [(f"{leaf.expression} IS NULL", f"key_null:{leaf.path}") for leaf in keys]
+    cases += [case for leaf in leaves if leaf not in keys for case in leaf.refusals]
+    branches = " ".join(f"WHEN {condition} THEN {text(code)}" for condition, code in cases)
+    return f"CASE {branches} END"
+
+
+def _tree(leaves: Sequence[_Leaf]) -> list[tuple[str, str]]:
+    """Top-level fields with their SQL; dotted paths become structs."""
+    grouped: dict[str, list[_Leaf]] = {}
+    for leaf in leaves:
+        grouped.setdefault(leaf.path.split(".")[0], []).append(leaf)
+    return [(name, _field_sql(members, depth=1)) for name, members in grouped.items()]
+
+
+def _field_sql(members: Sequence[_Leaf], *, depth: int) -> str:
+    first = members[0].path.split(".")
+    if len(first) == depth:
+        return members[0].expression
+    grouped: dict[str, list[_Leaf]] = {}
+    for leaf in members:
+        grouped.setdefault(leaf.path.split(".")[depth], []).append(leaf)
+    parts = [f"{identifier(name)} := {_field_sql(inner, depth=depth + 1)}" for name, inner in grouped.items()]
+    return f"struct_pack({', '.join(parts)})"
+
+
+def _mark_json(schema: pa.Schema, leaves: Sequence[_Leaf]) -> pa.Schema:
+    json_paths = {leaf.path for leaf in leaves if leaf.is_json}
+    return pa.schema([_marked(field, field.name, json_paths) for field in schema])
+
+
+def _marked(field: pa.Field, path: str, json_paths: set[str]) -> pa.Field:
+    if path in json_paths:
+        return field.with_metadata(_JSON_METADATA)
+    if pa.types.is_struct(field.type):
+        inner = [_marked(field.type.field(i), f"{path}.{field.type.field(i).name}", json_paths) for i in range(field.type.num_fields)]
+        return pa.field(field.name, pa.struct(inner), nullable=True)
+    return pa.field(field.name, field.type)

@@ -1,0 +1,23 @@
+"""Quoting for the SQL that the pipeline hands to DuckDB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["identifier", "path_list", "text"]
+
+
+def identifier(name: str) -> str:
+    """A name as an identifier, whatever it holds."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def text(value: str) -> str:
+    """A value as a text literal, whatever it holds."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def path_list(paths: Iterable[Path]) -> str:
+    """Paths as a DuckDB list of text literals."""
+    return "[" + ", ".join(text(str(path)) for path in paths) + "]"

@@ -1,0 +1,5 @@
+"""Files of runs and snapshots, under one folder per tenant. The only place that knows where they lie."""
+
+from wsync_engine.storage.local import LocalStorage
+
+__all__ = ["LocalStorage"]

@@ -1,0 +1,89 @@
+"""Storage on a local disk: `file:///folder`.
+
+    <root>/<tenant>/runs/<run>/stage-<generation>/…    read and mapped rows, dropped when the run is folded
+    <root>/<tenant>/runs/<run>/log/…                   the change log
+    <root>/<tenant>/snapshots/<sync>/…                 immutable files, named by the run that wrote them
+
+A file counts only once Postgres names it: what a dead process left behind is nobody's, and is removed with its folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from wsync_sdk import ConfigError
+
+__all__ = ["LocalStorage"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalStorage:
+    """One tenant's part of a storage folder. Paths that are stored are relative to `root`."""
+
+    root: Path
+    tenant_id: str
+
+    @classmethod
+    def of_url(cls, url: str, *, tenant_id: str) -> LocalStorage:
+        """The storage a URL names.
+
+        :raises ConfigError: not a `file:///` URL.
+        """
+        parts = urlparse(url)
+        if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+            raise ConfigError(f"storage `{parts.scheme}://` is not known", next_step="set WSYNC_STORAGE_URL to file:///a/folder")
+        return cls(root=Path(unquote(parts.path)), tenant_id=tenant_id)
+
+    def stage_folder(self, run_id: str, generation: int) -> Path:
+        """Folder for the mapped rows of one plan; made when missing."""
+        return self._made(self._run(run_id) / f"stage-{generation}")
+
+    def log_folder(self, run_id: str) -> Path:
+        """Folder for the run's change log; made when missing."""
+        return self._made(self._run(run_id) / "log")
+
+    def scratch_folder(self, run_id: str) -> Path:
+        """Folder for what the run spills; made when missing."""
+        return self._made(self._run(run_id) / "scratch")
+
+    def snapshot_folder(self, sync_id: str) -> Path:
+        """Folder of the sync's snapshot files; made when missing."""
+        return self._made(self.root / self.tenant_id / "snapshots" / sync_id)
+
+    def relative(self, path: Path) -> str:
+        """The path as it is stored."""
+        return str(path.relative_to(self.root))
+
+    def absolute(self, stored: str) -> Path:
+        """Where a stored path lies."""
+        return self.root / stored
+
+    def drop_stage(self, run_id: str, generation: int) -> None:
+        """Remove what one plan staged."""
+        shutil.rmtree(self._run(run_id) / f"stage-{generation}", ignore_errors=True)
+
+    def drop_run_leftovers(self, run_id: str) -> None:
+        """Remove all of a run but its change log."""
+        folder = self._run(run_id)
+        for entry in folder.glob("*") if folder.is_dir() else ():
+            if entry.name != "log":
+                shutil.rmtree(entry, ignore_errors=True)
+
+    def sweep_snapshots(self, sync_id: str, keep: Iterable[str]) -> None:
+        """Remove the sync's snapshot files that no manifest names; the caller is the only one who may write them now."""
+        kept = {self.absolute(stored) for stored in keep}
+        for path in self.snapshot_folder(sync_id).iterdir():
+            if path not in kept:
+                path.unlink(missing_ok=True)
+
+    def _run(self, run_id: str) -> Path:
+        return self.root / self.tenant_id / "runs" / run_id
+
+    @staticmethod
+    def _made(folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return folder
