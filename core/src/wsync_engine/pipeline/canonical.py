@@ -59,7 +59,7 @@ def hash_of_row(seed: str, leaves: Sequence[tuple[str, str]]) -> str:
     parts = [text(seed)]
     for path, value in sorted(leaves, key=lambda leaf: leaf[0].encode()):
         parts.append(text(f"{path}="))
-        parts.append(f"coalesce(concat(strlen({value}), ':', {value}), '~')")
+        parts.append(f"coalesce(strlen({value}) || ':' || ({value}), '~')")  # concat() would pass over NULL
         parts.append("';'")
     return f"CAST(md5(concat({', '.join(parts)})) AS UUID)"
 
