@@ -1,1 +1,3 @@
 """wsync connector: Postgres source and sink."""
+
+__version__ = "0.1.0"

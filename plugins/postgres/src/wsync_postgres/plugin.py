@@ -1,1 +1,33 @@
-"""What this package offers to the engine."""
+"""What this package offers to the engine. Imports no driver: the factories do, and they run when a connection is about to be used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wsync_sdk import Source, SourceCapabilities, SourceSpec, hookimpl
+
+from wsync_postgres.config import PostgresConfig
+
+__all__ = ["wsync_sources"]
+
+SOURCE_CAPABILITIES = SourceCapabilities(parallel=True, resumable=False, cancels=True, estimates=True, read_only=True)
+
+
+def _source(config: PostgresConfig) -> Source:
+    from wsync_postgres.source import PostgresSource  # noqa: PLC0415 - brings the driver, which a listing of plugins does not need
+
+    return PostgresSource(config)
+
+
+@hookimpl
+def wsync_sources() -> Sequence[SourceSpec]:
+    """The Postgres source."""
+    spec = SourceSpec(
+        name="postgres",
+        title="PostgreSQL",
+        config_model=PostgresConfig,
+        factory=_source,
+        capabilities=SOURCE_CAPABILITIES,
+        docs_url="https://pypi.org/project/wsync-postgres/",
+    )
+    return (spec,)

@@ -1,0 +1,255 @@
+"""The only module that imports the drivers: psycopg for statements, ADBC for Arrow in and out. Translates their errors.
+
+Two drivers, because each lacks what the other has: psycopg describes a result and gives every error its SQLSTATE, ADBC turns COPY BINARY into
+Arrow and back without a Python object per value. Both take the same libpq string, made in one place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import adbc_driver_manager
+import adbc_driver_manager._reader as adbc_reader
+import psycopg
+import pyarrow as pa
+from adbc_driver_postgresql import StatementOptions, dbapi
+from psycopg import errors, sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from wsync_sdk import ConfigError, ParameterValue, WsyncError
+
+from wsync_postgres.config import PostgresConfig
+from wsync_postgres.problems import Problem, connect_error, read_error
+
+__all__ = ["ArrowConnection", "Described", "RowConnection", "connect", "connect_arrow", "identifier", "literal"]
+
+NAME_BYTES = 63  # of application_name; the server cuts the rest
+
+Row = tuple[Any, ...]
+Translate = Callable[[Problem], WsyncError]
+
+_TYPE_NAME_BY_CLASS = {
+    bool: "boolean",
+    float: "double precision",
+    bytes: "bytea",
+    str: "text",
+}
+
+
+def literal(value: ParameterValue) -> str:
+    """The value as SQL, quoted by psycopg, with its type.
+
+    :raises ConfigError: text that Postgres can't hold: a NUL, or half of a surrogate pair.
+    """
+    if value is None:
+        return "NULL"
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError("a parameter's text has a NUL character, which Postgres can't hold", next_step="remove the NUL character")
+    try:
+        quoted = sql.Literal(value).as_string(None).strip()
+    except (UnicodeEncodeError, psycopg.Error):
+        raise ConfigError("a parameter's value can't be written as SQL", next_step="give valid Unicode text, or another type") from None
+    return f"CAST({quoted} AS {_type_name(value)})"
+
+
+def _type_name(value: ParameterValue) -> str:
+    if name := _TYPE_NAME_BY_CLASS.get(type(value)):
+        return name
+    if isinstance(value, int):  # as Postgres types a number in a query: the smallest that holds it
+        return "integer" if -(2**31) <= value < 2**31 else "bigint" if -(2**63) <= value < 2**63 else "numeric"
+    return _CAST_NAME[type(value).__name__] + ("tz" if getattr(value, "tzinfo", None) is not None else "")
+
+
+_CAST_NAME = {"Decimal": "numeric", "UUID": "uuid", "date": "date", "time": "time", "datetime": "timestamp"}
+
+
+def identifier(*parts: str) -> str:
+    """A name, quoted: `identifier("public", "user")` is `"public"."user"`."""
+    return sql.Identifier(*parts).as_string(None)
+
+
+def _dsn(config: PostgresConfig, *, name: str, settings: dict[str, str]) -> str:
+    """The libpq string. Settings go with the start of the session, so that no statement runs without them."""
+    url = config.url.reveal()
+    try:
+        given = conninfo_to_dict(url)
+    except psycopg.Error:
+        raise connect_error("invalid URI") from None  # the driver's words repeat pieces of the URL
+    escaped = (re.sub(r"([\\ ])", r"\\\1", value) for value in settings.values())
+    options = " ".join([str(given.get("options") or ""), *(f"-c {key}={value}" for key, value in zip(settings, escaped, strict=True))])
+    keepalives = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+    unset = {key: value for key, value in keepalives.items() if key not in given}
+    return make_conninfo(
+        url,
+        application_name=name[:NAME_BYTES],
+        client_encoding="utf8",
+        connect_timeout=config.connect_timeout_s,
+        options=options.strip(),
+        **unset,
+    )
+
+
+def _problem(exc: Exception) -> Problem:
+    """What either driver's exception says."""
+    code: str | None = getattr(exc, "sqlstate", None)
+    if isinstance(exc, psycopg.Error):
+        words, position = exc.diag.message_primary or str(exc), exc.diag.statement_position
+    else:
+        details: dict[bytes, bytes] = dict(getattr(exc, "details", None) or ())
+        position = details.get(b"PG_DIAG_STATEMENT_POSITION", b"").decode() or None
+        words = details.get(b"PG_DIAG_MESSAGE_PRIMARY", b"").decode() or str(exc).split("ERROR:", 1)[-1]
+    return Problem(sqlstate=code, words=words, condition=_condition(code), position=int(position or 0) - 1)
+
+
+def _condition(code: str | None) -> str:
+    if not code:
+        return ""
+    try:
+        name = errors.lookup(code).__name__
+    except KeyError:
+        return f"sqlstate_{code.lower()}"
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+@contextmanager
+def _translated(translate: Translate) -> Iterator[None]:
+    try:
+        yield
+    except (psycopg.Error, adbc_driver_manager.Error, OSError) as exc:
+        problem = _problem(exc)
+        # An exception that quotes values must not come along as the cause: causes are logged.
+        raise translate(problem) from (None if problem.quotes_values else exc)
+
+
+def _reading(doing: str) -> Translate:
+    return lambda problem: read_error(doing, problem)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """A column of a result: its name, type number and typmod."""
+
+    name: str
+    oid: int
+    typmod: int
+
+
+class RowConnection:
+    """A psycopg connection in autocommit; every statement goes by the extended protocol, which takes one statement at a time."""
+
+    def __init__(self, connection: psycopg.Connection[Row]) -> None:
+        self._connection = connection
+
+    @property
+    def server_version(self) -> int:
+        """As libpq says it: 180006 is 18.6."""
+        return self._connection.info.server_version
+
+    @property
+    def is_open(self) -> bool:
+        """False once the line is known to be cut."""
+        return not (self._connection.closed or self._connection.broken)
+
+    def rows(self, statement: str, *, translate: Translate) -> list[Row]:
+        """All rows; for small results only."""
+        with _translated(translate), self._connection.cursor(binary=True) as cursor:
+            cursor.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def describe(self, statement: str, *, translate: Translate) -> list[Described]:
+        """The columns of a statement's result; run it with LIMIT 0."""
+        with _translated(translate), self._connection.cursor(binary=True) as cursor:
+            cursor.execute(statement.encode())
+            result = cursor.pgresult
+            columns = range(result.nfields) if result else ()
+            return [
+                Described(name=(result.fname(i) or b"").decode(), oid=result.ftype(i), typmod=result.fmod(i))
+                for i in columns
+                if result is not None
+            ]
+
+    def cancel(self) -> None:
+        """End the statement that runs; from any thread."""
+        with suppress(psycopg.Error):  # it may be over already; the caller asks again
+            self._connection.cancel_safe(timeout=5.0)
+
+    def close(self) -> None:
+        """End the session."""
+        self._connection.close()
+
+
+class ArrowConnection:
+    """An ADBC connection; transactions are begun and ended by statements. Used by one thread, but for `close`."""
+
+    def __init__(self, connection: dbapi.Connection) -> None:
+        self._connection = connection
+
+    def execute(self, statement: str, *, translate: Translate) -> None:
+        """Run a statement without a result."""
+        with _translated(translate), self._connection.cursor() as cursor:
+            cursor.execute(statement)
+
+    def rows(self, statement: str, *, translate: Translate) -> list[Row]:
+        """All rows; for small results only."""
+        with _translated(translate), self._connection.cursor() as cursor:
+            cursor.execute(statement)
+            rows: list[Row] = cursor.fetchall()
+            return rows
+
+    def stream(self, statement: str, *, batch_bytes: int, translate: Translate) -> Iterator[pa.RecordBatch]:
+        """The result in batches of about `batch_bytes`, by COPY BINARY; memory holds one or two of them."""
+        options = {StatementOptions.BATCH_SIZE_HINT_BYTES.value: str(batch_bytes)}
+        cursor = self._connection.cursor(adbc_stmt_kwargs=options)
+        try:
+            with _translated(translate):
+                cursor.execute(statement)
+                # Not cursor.fetch_record_batch(): its errors have lost their SQLSTATE.
+                handle = cursor.fetch_arrow()
+                reader = adbc_reader.AdbcRecordBatchReader._import_from_c(handle.address)
+            with reader:
+                yield from self._batches(reader, translate)
+        finally:
+            cursor.close()
+
+    @staticmethod
+    def _batches(reader: Any, translate: Translate) -> Iterator[pa.RecordBatch]:
+        while True:
+            with _translated(translate):
+                try:
+                    batch = reader.read_next_batch()
+                except StopIteration:
+                    return
+            yield batch
+
+    def ingest(self, table: str, rows: pa.RecordBatch, *, translate: Translate) -> None:
+        """Make a temporary table of that name and COPY the rows into it, inside the open transaction."""
+        with _translated(translate), self._connection.cursor() as cursor:
+            cursor.adbc_ingest(table, rows, mode="create", temporary=True)
+
+    def close(self) -> None:
+        """End the session; an open transaction is rolled back."""
+        self._connection.close()
+
+
+def connect(config: PostgresConfig, *, name: str, settings: dict[str, str]) -> RowConnection:
+    """A psycopg connection.
+
+    :raises ConfigError: wrong URL or login. :raises RetryableError: not reachable.
+    """
+    dsn = _dsn(config, name=name, settings=settings)
+    try:
+        return RowConnection(psycopg.connect(dsn, autocommit=True, prepare_threshold=None))
+    except psycopg.Error as exc:
+        raise connect_error(str(exc)) from None
+
+
+def connect_arrow(config: PostgresConfig, *, name: str, settings: dict[str, str]) -> ArrowConnection:
+    """An ADBC connection; errors as of `connect`."""
+    dsn = _dsn(config, name=name, settings=settings)
+    try:
+        return ArrowConnection(dbapi.connect(dsn, autocommit=True))
+    except adbc_driver_manager.Error as exc:
+        raise connect_error(str(exc)) from None

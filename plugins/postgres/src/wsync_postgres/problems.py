@@ -1,0 +1,112 @@
+"""Which of the SDK's errors a Postgres error is. Pure: knows SQLSTATE codes and libpq's words, no driver.
+
+Codes: PostgreSQL 18, appendix A. Words of class 22, 23 and P0 quote values of rows, so of these only the condition's name is passed on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from wsync_sdk import ConfigError, FatalError, RetryableError, RowError, WsyncError
+
+__all__ = ["Problem", "connect_error", "read_error", "write_error"]
+
+_LOGIN_WORDS = (
+    "authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "is not permitted to log in",
+    "permission denied",
+    "does not exist",
+    "certificate",
+    "does not support SSL",
+)
+_URL_WORDS = ("for connection option", "invalid percent-encoded", "invalid URI", "invalid connection option", "missing ", "invalid sslmode")
+_GONE_WORDS = ("terminating connection due to administrator command",)
+_TIMEOUT_WORDS = ("statement timeout", "transaction timeout")
+_CANCEL_WORDS = ("canceling statement due to user request",)
+_ROW_CLASSES = ("21", "22", "23", "P0")
+_AGAIN_CLASSES = ("08", "40", "53", "55", "58")
+_AGAIN_CODES = frozenset({"57P02", "57P03", "57P05"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """An error of either driver.
+
+    :param sqlstate: None where there is none: the line was cut, or an Arrow stream broke off. :param words: the server's main message.
+    :param condition: name of the code, e.g. `not_null_violation`. :param position: 0-based, in the statement that was sent; -1 if unknown.
+    """
+
+    sqlstate: str | None
+    words: str
+    condition: str = ""
+    position: int = -1
+
+    @property
+    def quotes_values(self) -> bool:
+        """True if the server's words may hold a value of a row."""
+        return self.sqlstate is not None and self.sqlstate[:2] in _ROW_CLASSES
+
+    def shown(self) -> str:
+        """The server's words as far as they may be shown."""
+        if self.quotes_values:
+            return f"{self.condition} ({self.sqlstate})"
+        return self.words.strip().splitlines()[0] if self.words.strip() else "connection lost"
+
+
+def connect_error(words: str) -> WsyncError:
+    """The error of a connection that was not made. libpq gives no code here, only words."""
+    if any(word in words for word in _URL_WORDS):
+        # libpq repeats pieces of the URL, perhaps of the password.
+        return ConfigError(
+            "the connection's `url` is not a valid Postgres URL", next_step="write postgresql://user:password@host:port/database"
+        )
+    said = words.rsplit("FATAL:", 1)[-1] if "FATAL:" in words else words.rsplit("failed:", 1)[-1]
+    said = " ".join(said.split())
+    if any(word in said for word in _LOGIN_WORDS):
+        return ConfigError(
+            f"the server refuses the login: {said}", next_step="correct user, password or database in the connection's `url`"
+        )
+    return RetryableError(f"the server can't be reached: {said}", next_step="check host, port and network; it is tried again by itself")
+
+
+def read_error(doing: str, problem: Problem, *, place: str = "") -> WsyncError:
+    """The error of a statement that reads; `place` is where in the query the server points."""
+    if why := _ended(problem):
+        return FatalError(
+            f"{doing}: {why}", next_step="narrow the query or raise its time limit; start the run again if nobody meant to end it"
+        )
+    code = problem.sqlstate or ""
+    message = f"{doing}: {problem.shown()}" + (f" ({place})" if place else "")
+    if not code or code[:2] in _AGAIN_CLASSES or code in _AGAIN_CODES:
+        return RetryableError(message, next_step="nothing to do: it is tried again")
+    if code[:2] == "XX":
+        return FatalError(message, next_step="look into the server's log")
+    if code == "25006":
+        return ConfigError(f"{doing}: the query would write, and a source only reads", next_step="select without functions that write")
+    return ConfigError(message, next_step="correct the query, or grant the login what it lacks")
+
+
+def _ended(problem: Problem) -> str:
+    """Why somebody ended the statement; empty if nobody did."""
+    if problem.sqlstate == "57P01" or any(word in problem.words for word in _GONE_WORDS):
+        return "ended by an administrator or by a cancel"
+    if any(word in problem.words for word in _TIMEOUT_WORDS):
+        return "out of time"
+    if problem.sqlstate == "57014" or any(word in problem.words for word in _CANCEL_WORDS):
+        return "cancelled"
+    return ""
+
+
+def write_error(doing: str, problem: Problem) -> WsyncError:
+    """The error of a statement that writes; the transaction was rolled back, or its outcome is not known."""
+    code = problem.sqlstate or ""
+    message = f"{doing}: {problem.shown()}"
+    if code[:2] in _ROW_CLASSES:
+        return RowError(message, code=problem.condition, next_step="correct the row where it comes from, or the table's constraint")
+    if not code or code[:2] in (*_AGAIN_CLASSES, "57") or code == "25006":
+        return RetryableError(message, next_step="nothing to do: it is tried again")
+    if code in {"42P01", "3F000"} or code[:2] == "XX":
+        return FatalError(message, next_step="see whether the table was dropped, then start the run again")
+    return ConfigError(message, next_step="correct the mapping or the table, or grant the login what it lacks")
