@@ -16,7 +16,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
-__all__ = ["check_schema", "connect", "refuse_unsafe_login", "schema_revisions", "tenant_transaction", "upgrade"]
+__all__ = ["check_schema", "connect", "ensure_schema", "refuse_unsafe_login", "schema_revisions", "tenant_transaction", "upgrade"]
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 OLDEST_POSTGRES = 14
@@ -70,7 +70,10 @@ def upgrade(owner_url: str) -> None:
     """Bring the schema to this engine's version, in one transaction; does nothing when it is there. Safe to call from many processes.
 
     :param owner_url: login that owns the database's `wsync` schema; the roles must exist.
+    :raises ConfigError: the schema is newer than this engine.
     """
+    with connect(owner_url, application_name="wsync db upgrade") as check:
+        _is_current(_schema_revision(check))
     from alembic import command  # noqa: PLC0415  a migration is rare; every other process starts without Alembic
     from alembic.config import Config  # noqa: PLC0415
     from sqlalchemy import create_engine, text  # noqa: PLC0415
@@ -97,13 +100,27 @@ def check_schema(url: str) -> None:
             found = connection.info.server_version // 10_000
             raise ConfigError(f"Postgres {found} is too old", next_step=f"use Postgres {OLDEST_POSTGRES} or newer for the state store")
         refuse_unsafe_login(connection)
-        found_revision = _schema_revision(connection)
-    known = schema_revisions()
-    if found_revision == known[-1]:
-        return
-    if found_revision is None or found_revision in known:
+        is_current = _is_current(_schema_revision(connection))
+    if not is_current:
         raise ConfigError("the state store's schema is older than this engine", next_step="run `wsync-engine db upgrade`")
-    raise ConfigError("this engine is older than the database", next_step="upgrade wsync-engine here, as was done where the schema is from")
+
+
+def ensure_schema(owner_url: str) -> None:
+    """`upgrade` if the schema is older than this engine; quick when it is not.
+
+    :raises ConfigError: the schema is newer than this engine.
+    """
+    with connect(owner_url, application_name="wsync check") as connection:
+        is_current = _is_current(_schema_revision(connection))
+    if not is_current:
+        upgrade(owner_url)
+
+
+def _is_current(revision: str | None) -> bool:
+    known = schema_revisions()
+    if revision is not None and revision not in known:
+        raise ConfigError("this engine is older than the database", next_step="upgrade wsync-engine to the version that made this schema")
+    return revision == known[-1]
 
 
 def refuse_unsafe_login(connection: psycopg.Connection[TupleRow]) -> None:

@@ -1,0 +1,1 @@
+"""Postgres and Valkey from pip packages, under a data folder: the engine without any set-up."""

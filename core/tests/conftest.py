@@ -1,0 +1,61 @@
+"""Real servers for the whole session; for each test a database of its own, copied from a migrated one, and an empty Valkey database."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+from redis import Redis
+
+from wsync_engine.embedded.servers import DATABASE, EmbeddedServers
+
+# A crash of the machine may cost a test's data: nothing is forced to disk.
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
+VALKEY_DATABASES = 16
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Database:
+    """A migrated, empty state store and its three logins."""
+
+    owner_url: str
+    engine_url: str
+    api_url: str
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServers]:
+    """Postgres and Valkey of this session."""
+    folder: Path = tmp_path_factory.mktemp("servers")
+    with EmbeddedServers.start(folder, postgres_settings=FAST) as started:
+        yield started
+
+
+@pytest.fixture
+def database(servers: EmbeddedServers) -> Iterator[Database]:
+    """A fresh state store, dropped after the test, whoever is still connected."""
+    name = f"test_{next(_numbers)}"
+    with psycopg.connect(servers.endpoints.admin_url, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER wsync_owner").format(sql.Identifier(name), sql.Identifier(DATABASE)))
+        ends = servers.endpoints
+        urls = (ends.database_url_owner, ends.database_url_engine, ends.database_url_api)
+        owner_url, engine_url, api_url = (url.removesuffix(f"/{DATABASE}") + f"/{name}" for url in urls)
+        try:
+            yield Database(owner_url=owner_url, engine_url=engine_url, api_url=api_url)
+        finally:
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def redis_url(servers: EmbeddedServers) -> str:
+    """An empty Valkey database; channels are shared by all databases of a server, keys are not."""
+    url = servers.endpoints.redis_url.removesuffix("/0") + f"/{next(_numbers) % VALKEY_DATABASES}"
+    with Redis.from_url(url) as client:
+        client.flushdb()
+    return url
