@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -35,11 +36,13 @@ class RunContext:
     progress: Callable[[dict[str, int]], None] = lambda _: None
     faults: Callable[[str], None] = no_faults
     counters: dict[str, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, name: str, rows: int) -> None:
-        """Add to a counter and report."""
-        self.counters[name] = self.counters.get(name, 0) + rows
-        self.progress(self.counters)
+        """Add to a counter and report; any thread."""
+        with self._lock:
+            self.counters[name] = self.counters.get(name, 0) + rows
+            self.progress(self.counters)
 
     def check(self) -> None:
         """Stop here if the run shall end.

@@ -110,7 +110,7 @@ def _copy(connection: duckdb.DuckDBPyConnection, feed: _Feed, mapping: CompiledM
     try:
         connection.execute(f"COPY ({mapping.select}) TO {destination} ({options})")
     except duckdb.Error as exc:
-        if isinstance(feed.error, WsyncError):
+        if isinstance(feed.error, WsyncError) or (feed.error is not None and not isinstance(feed.error, Exception)):
             raise feed.error from exc
         if feed.error is not None:
             raise PluginError(f"the source's read ended with {type(feed.error).__name__}", next_step="see the worker's log") from feed.error
