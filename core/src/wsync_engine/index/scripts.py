@@ -1,0 +1,32 @@
+"""The Lua scripts by name, loaded once; EVALSHA first, EVAL when the server has forgotten (a restart, a promotion)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.exceptions import NoScriptError
+
+__all__ = ["run_script"]
+
+_FOLDER = Path(__file__).with_name("lua")
+
+
+@lru_cache(maxsize=64)
+def _source(name: str) -> tuple[str, str]:
+    prelude = (_FOLDER / "prelude.lua").read_text("utf-8")
+    source = f"{prelude}\n{(_FOLDER / f'{name}.lua').read_text('utf-8')}"
+    return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+def run_script(client: redis.Redis, name: str, keys: Sequence[str], arguments: Sequence[str | int | bytes]) -> Any:
+    """What the script returns, undecoded; errors of the server are left to the caller."""
+    source, digest = _source(name)
+    try:
+        return client.evalsha(digest, len(keys), *keys, *arguments)
+    except NoScriptError:
+        return client.eval(source, len(keys), *keys, *arguments)

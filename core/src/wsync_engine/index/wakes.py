@@ -1,0 +1,57 @@
+"""Waiting for a message, with an end: a lost message costs at most the timeout, so nothing depends on its arrival."""
+
+from __future__ import annotations
+
+import time
+
+import redis
+from redis.exceptions import RedisError
+from wsync_sdk.errors import RetryableError
+
+__all__ = ["Wakes"]
+
+
+class Wakes:
+    """Messages on some channels, reconnected as needed. One thread.
+
+    :param client: a connection is taken from it for as long as this lives.
+    """
+
+    def __init__(self, client: redis.Redis, *channels: str) -> None:
+        self._client = client
+        self._channels = channels
+        self._pubsub: redis.client.PubSub | None = None
+
+    def wait(self, timeout_s: float) -> bool:
+        """True as soon as a message is there or the subscription is new (something may have been missed); False after `timeout_s`.
+
+        :raises RetryableError: the server can't be reached.
+        """
+        try:
+            if self._pubsub is None:
+                self._pubsub = self._client.pubsub()  # type: ignore[no-untyped-call]  # redis-py leaves it bare
+                self._pubsub.subscribe(*self._channels)
+                return True
+            return self._next_message(timeout_s)
+        except (RedisError, OSError) as exc:
+            self.close()
+            raise RetryableError(
+                "wait for messages: the index can't be reached", next_step="start Redis, or correct WSYNC_REDIS_URL"
+            ) from exc
+
+    def close(self) -> None:
+        """Give the connection back."""
+        pubsub, self._pubsub = self._pubsub, None
+        if pubsub is not None:
+            pubsub.close()
+
+    def _next_message(self, timeout_s: float) -> bool:
+        assert self._pubsub is not None
+        until_s = time.monotonic() + timeout_s
+        while (left_s := until_s - time.monotonic()) > 0:
+            message = self._pubsub.get_message(timeout=left_s)
+            if message is not None and message["type"] == "message":
+                while self._pubsub.get_message(timeout=0) is not None:
+                    pass  # a burst of messages is one wake-up
+                return True
+        return False
