@@ -11,7 +11,6 @@ import psycopg
 import pytest
 from psycopg import sql
 from redis import Redis
-
 from wsync_engine.embedded.servers import DATABASE, EmbeddedServers
 
 # A crash of the machine may cost a test's data: nothing is forced to disk.

@@ -7,12 +7,11 @@ from uuid import uuid4
 import psycopg
 import pytest
 from psycopg import sql
-from wsync_sdk.errors import ConfigError, RetryableError, StateError
-
 from wsync_engine.embedded.processes import free_port
 from wsync_engine.state.database import check_schema, connect, ensure_schema, schema_revisions, tenant_transaction, upgrade
 from wsync_engine.state.roles import RolePasswords, create_database, create_roles
 from wsync_engine.state.tenants import ensure_tenant, find_tenant, tenant_named
+from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
 
 def test_the_schema_is_made_from_nothing_and_a_second_upgrade_changes_nothing(servers) -> None:
@@ -31,7 +30,6 @@ def test_the_schema_is_made_from_nothing_and_a_second_upgrade_changes_nothing(se
 def test_each_revision_is_called_as_its_file() -> None:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
-
     from wsync_engine.state.database import MIGRATIONS
 
     config = Config()
@@ -125,9 +123,13 @@ def test_a_connection_gives_up_on_locks_and_on_idling_in_a_transaction(database)
 
 
 def test_a_tenants_transaction_inside_another_is_refused(database) -> None:
-    with connect(database.api_url, application_name="test") as connection, tenant_transaction(connection, uuid4()):
-        with pytest.raises(StateError), tenant_transaction(connection, uuid4()):
-            pass
+    with (
+        connect(database.api_url, application_name="test") as connection,
+        tenant_transaction(connection, uuid4()),
+        pytest.raises(StateError),
+        tenant_transaction(connection, uuid4()),
+    ):
+        pass
 
 
 def test_a_tenant_is_made_once_and_found_by_its_name(database) -> None:
