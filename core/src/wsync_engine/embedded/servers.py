@@ -67,15 +67,9 @@ class EmbeddedServers:
         :raises ConfigError: the folder can't be used by this user.
         :raises FatalError: a server does not start.
         """
-        folder = data_folder.expanduser().resolve()
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with _exclusive(folder / "servers.lock"):
-                return cls._start_locked(folder, postgres_settings or {})
-        except PermissionError as exc:
-            raise ConfigError(
-                f"the data folder {folder} can't be used by this user", next_step="set WSYNC_DATA_DIR to another one"
-            ) from exc
+        folder = _ensure_folder(data_folder)
+        with _exclusive(folder / "servers.lock"):
+            return cls._start_locked(folder, postgres_settings or {})
 
     @classmethod
     def _start_locked(cls, folder: Path, settings: Mapping[str, str]) -> Self:
@@ -84,7 +78,7 @@ class EmbeddedServers:
         postgres = EmbeddedPostgres(folder / "postgres", account, superuser_password=passwords.superuser, settings=settings)
         valkey = EmbeddedValkey(folder / "valkey", account, password=passwords.redis)
         # From here on another process that leaves does not stop them; taken while nobody can be stopping them.
-        attached = os.open(folder / "attached.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        attached = _open_lock(folder / "attached.lock")
         try:
             fcntl.flock(attached, fcntl.LOCK_SH)
             redis_port = valkey.ensure_running()
@@ -135,6 +129,21 @@ def _forget_all_after_fork() -> None:
 os.register_at_fork(after_in_child=_forget_all_after_fork)
 
 
+def _ensure_folder(path: Path) -> Path:
+    folder = path.expanduser().resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(_open_lock(folder / "servers.lock"))
+    except OSError as exc:
+        reason = exc.strerror or "it can't be written"
+        raise ConfigError(f"the data folder {folder} can't be used: {reason}", next_step="set WSYNC_DATA_DIR to another folder") from exc
+    return folder
+
+
+def _open_lock(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
 def _is_last(attached: int) -> bool:
     try:
         fcntl.flock(attached, fcntl.LOCK_EX | fcntl.LOCK_NB)  # turns our shared lock into an exclusive one, if no other is there
@@ -145,7 +154,7 @@ def _is_last(attached: int) -> bool:
 
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _open_lock(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

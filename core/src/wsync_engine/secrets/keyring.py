@@ -97,6 +97,7 @@ class Keyring:
         :raises ConfigError: the file holds something else, or others may read it.
         """
         if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             _write_once(path, base64.b64encode(secrets.token_bytes(KEY_BYTES)) + b"\n")
         if path.stat().st_mode & 0o077:
             raise ConfigError(f"others may read the key file {path}", next_step=f"run `chmod 600 {path}`")
