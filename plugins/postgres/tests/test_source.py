@@ -223,7 +223,7 @@ def test_a_plan_of_another_version_is_planned_again(source: PostgresSource) -> N
 
 
 def test_closing_a_read_frees_its_connection(source: PostgresSource, database: Database) -> None:
-    plan = source.plan(Query(sql="SELECT g, repeat('x', 100) AS x FROM generate_series(1, 50000000) AS g"), ReadLimits(), Context())
+    plan = source.plan(Query(sql="SELECT g, repeat('x', 100) AS x FROM generate_series(1, 2000000) AS g"), ReadLimits(), Context())
     batches = source.read(plan.splits[0])
     next(batches)
 
@@ -319,7 +319,7 @@ def test_an_error_in_the_middle_of_a_stream_is_the_persons_to_mend_and_quotes_no
 
 def test_a_connection_lost_in_the_middle_of_a_stream_may_be_read_again(source: PostgresSource, database: Database) -> None:
     plan = source.plan(
-        Query(sql="SELECT g, repeat('x', 100) AS x FROM generate_series(1, 50000000) AS g"), ReadLimits(batch_bytes=100_000), Context()
+        Query(sql="SELECT g, repeat('x', 100) AS x FROM generate_series(1, 2000000) AS g"), ReadLimits(batch_bytes=100_000), Context()
     )
     batches = source.read(plan.splits[0])
     next(batches)
