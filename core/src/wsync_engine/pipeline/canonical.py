@@ -2,8 +2,9 @@
 
 A row's hash decides whether a row is sent again, so this definition never changes; another one gets another name, stored in the manifest.
 
-    row     seed, then every leaf field in byte order of its dotted path: path "=" value ";"
-    value   "~" for NULL, else <length in bytes> ":" <text>
+    row     prefix, then every leaf field in byte order of its dotted path
+    prefix  the first 16 hexadecimal digits of the MD5 of: seed, then for each path its length in bytes, ":" and the path
+    field   of text, list or structure: length in bytes (NULL: -1) ":" text;  of every other type: text (NULL: "~") ";"
     text    boolean   true | false
             integer   decimal digits
             float     shortest digits that read back the same; -0.0 as 0.0
@@ -21,6 +22,7 @@ Golden tests pin it. The hash finds changes, it does not protect secrets; the se
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from wsync_engine.pipeline.sql import text
@@ -29,8 +31,32 @@ __all__ = ["ALGORITHM", "canonical_value", "hash_of_row", "partition_of_key"]
 
 ALGORITHM = "wsync-row-1"
 
-_AS_IS = ("VARCHAR", "UUID", "DATE", "TIME", "BOOLEAN", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT")
-_INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT")
+_DELIMITED = frozenset(
+    [
+        "BOOLEAN",
+        "TINYINT",
+        "SMALLINT",
+        "INTEGER",
+        "BIGINT",
+        "HUGEINT",
+        "UTINYINT",
+        "USMALLINT",
+        "UINTEGER",
+        "UBIGINT",
+        "UHUGEINT",
+        "FLOAT",
+        "DOUBLE",
+        "DECIMAL",
+        "DATE",
+        "TIME",
+        "UUID",
+        "BLOB",
+        "TIMESTAMP",
+        "TIMESTAMP_S",
+        "TIMESTAMP_MS",
+        "TIMESTAMP_NS",
+    ]
+) | {"TIMESTAMP WITH TIME ZONE"}
 
 
 def canonical_value(expression: str, duckdb_type: str) -> str:
@@ -42,26 +68,43 @@ def canonical_value(expression: str, duckdb_type: str) -> str:
         return expression
     if duckdb_type in ("DOUBLE", "FLOAT"):
         return f"CASE WHEN {expression} = 0 THEN '0.0' ELSE CAST({expression} AS VARCHAR) END"
+    if _is_nested(duckdb_type):
+        return f"CASE WHEN {expression} IS NOT NULL THEN CAST(to_json({expression}) AS VARCHAR) END"
     if duckdb_type.startswith("TIMESTAMP"):
         return f"CAST(epoch_us({expression}) AS VARCHAR)"
     if duckdb_type == "BLOB":
         return f"hex({expression})"
-    if duckdb_type in _AS_IS or duckdb_type in _INTEGERS or duckdb_type.startswith(("DECIMAL", "ENUM")):
-        return f"CAST({expression} AS VARCHAR)"
-    return f"CASE WHEN {expression} IS NOT NULL THEN CAST(to_json({expression}) AS VARCHAR) END"
+    return f"CAST({expression} AS VARCHAR)"
 
 
-def hash_of_row(seed: str, leaves: Sequence[tuple[str, str]]) -> str:
+def hash_of_row(seed: str, leaves: Sequence[tuple[str, str, str]]) -> str:
     """SQL for a row's hash, a UUID.
 
-    :param leaves: (dotted path, SQL of its canonical text) of every leaf field, in any order.
+    :param leaves: (dotted path, SQL of the value, its DuckDB type) of every leaf field, in any order.
     """
-    parts = [text(seed)]
-    for path, value in sorted(leaves, key=lambda leaf: leaf[0].encode()):
-        parts.append(text(f"{path}="))
-        parts.append(f"coalesce(strlen({value}) || ':' || ({value}), '~')")  # concat() would pass over NULL
-        parts.append("';'")
+    ordered = sorted(leaves, key=lambda leaf: leaf[0].encode())
+    parts = [text(_prefix(seed, [path for path, _, _ in ordered]))]
+    for _, expression, duckdb_type in ordered:
+        value = canonical_value(expression, duckdb_type)
+        if _is_delimited(duckdb_type):
+            parts += [f"coalesce({value}, '~')", "';'"]
+        else:
+            parts += [f"coalesce(strlen({value}), -1)", "':'", value]
     return f"CAST(md5(concat({', '.join(parts)})) AS UUID)"
+
+
+def _prefix(seed: str, paths: Sequence[str]) -> str:
+    named = seed + "".join(f"{len(path.encode())}:{path}" for path in paths)
+    return hashlib.md5(named.encode(), usedforsecurity=False).hexdigest()[:16]
+
+
+def _is_nested(duckdb_type: str) -> bool:
+    return duckdb_type.endswith("]") or duckdb_type.startswith(("STRUCT(", "MAP(", "UNION("))
+
+
+def _is_delimited(duckdb_type: str) -> bool:
+    """True where no text of the type can hold the delimiter, so that no length is needed."""
+    return not _is_nested(duckdb_type) and duckdb_type.partition("(")[0] in _DELIMITED
 
 
 def partition_of_key(key_texts: Sequence[str], partitions: int) -> str:

@@ -84,7 +84,7 @@ def compile_mapping(spec: SyncSpec, source: pa.Schema, *, seed: str, partitions:
         select = ", ".join(
             [
                 fields,
-                f"{hash_of_row(seed, [(leaf.path, canonical_value(leaf.expression, leaf.type)) for leaf in leaves])} AS {HASH}",
+                f"{hash_of_row(seed, [(leaf.path, leaf.expression, leaf.type) for leaf in leaves])} AS {HASH}",
                 f"{partition_of_key([_key_text(leaf) for leaf in keys], partitions)} AS {PARTITION}",
                 f"{_refusal(leaves, keys)} AS {REFUSAL}",
             ]
