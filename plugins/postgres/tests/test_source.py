@@ -202,6 +202,15 @@ def test_a_read_after_the_keeper_is_gone_says_that_the_plan_expired(source: Post
         list(source.read(plan.splits[0]))
 
 
+def test_a_plan_is_released_by_another_process_too(source: PostgresSource, database: Database) -> None:
+    plan = source.plan(Query(sql="SELECT 1 AS a"), ReadLimits(), Context())
+
+    with PostgresSource(config(database.url)) as other:
+        other.release(ReadPlan.from_bytes(plan.to_bytes()))
+
+    wait_for(lambda: backends(database) == 0)
+
+
 def test_a_read_that_has_the_snapshot_goes_on_without_the_keeper(source: PostgresSource) -> None:
     plan = source.plan(
         Query(sql="SELECT g, repeat('x', 100) AS x FROM generate_series(1, 200000) AS g"), ReadLimits(batch_bytes=100_000), Context()

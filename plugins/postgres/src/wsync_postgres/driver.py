@@ -26,6 +26,7 @@ from wsync_postgres.problems import Problem, connect_error, read_error
 
 __all__ = ["ArrowConnection", "Described", "RowConnection", "connect", "connect_arrow", "identifier", "literal"]
 
+PATIENCE_S = 60.0
 NAME_BYTES = 63  # of application_name; the server cuts the rest
 
 Row = tuple[Any, ...]
@@ -71,7 +72,7 @@ def identifier(*parts: str) -> str:
     return sql.Identifier(*parts).as_string(None)
 
 
-def _dsn(config: PostgresConfig, *, name: str, settings: dict[str, str]) -> str:
+def _dsn(config: PostgresConfig, *, name: str, settings: dict[str, str], patience_s: float) -> str:
     """The libpq string. Settings go with the start of the session, so that no statement runs without them."""
     url = config.url.reveal()
     try:
@@ -80,13 +81,19 @@ def _dsn(config: PostgresConfig, *, name: str, settings: dict[str, str]) -> str:
         raise connect_error("invalid URI") from None  # the driver's words repeat pieces of the URL
     escaped = (re.sub(r"([\\ ])", r"\\\1", value) for value in settings.values())
     options = " ".join([str(given.get("options") or ""), *(f"-c {key}={value}" for key, value in zip(settings, escaped, strict=True))])
-    keepalives = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+    probe_s = max(1, int(patience_s / 3))
+    keepalives = {
+        "keepalives_idle": probe_s,
+        "keepalives_interval": probe_s,
+        "keepalives_count": 2,
+        "tcp_user_timeout": int(patience_s * 1000),
+    }
     unset = {key: value for key, value in keepalives.items() if key not in given}
     return make_conninfo(
         url,
         application_name=name[:NAME_BYTES],
         client_encoding="utf8",
-        connect_timeout=config.connect_timeout_s,
+        connect_timeout=max(2, min(config.connect_timeout_s, int(patience_s))),  # libpq takes no less than 2
         options=options.strip(),
         **unset,
     )
@@ -234,21 +241,22 @@ class ArrowConnection:
         self._connection.close()
 
 
-def connect(config: PostgresConfig, *, name: str, settings: dict[str, str]) -> RowConnection:
+def connect(config: PostgresConfig, *, name: str, settings: dict[str, str], patience_s: float = PATIENCE_S) -> RowConnection:
     """A psycopg connection.
 
+    :param name: its `application_name`. :param settings: of the session. :param patience_s: after so long a silent line counts as cut.
     :raises ConfigError: wrong URL or login. :raises RetryableError: not reachable.
     """
-    dsn = _dsn(config, name=name, settings=settings)
+    dsn = _dsn(config, name=name, settings=settings, patience_s=patience_s)
     try:
         return RowConnection(psycopg.connect(dsn, autocommit=True, prepare_threshold=None))
     except psycopg.Error as exc:
         raise connect_error(str(exc)) from None
 
 
-def connect_arrow(config: PostgresConfig, *, name: str, settings: dict[str, str]) -> ArrowConnection:
-    """An ADBC connection; errors as of `connect`."""
-    dsn = _dsn(config, name=name, settings=settings)
+def connect_arrow(config: PostgresConfig, *, name: str, settings: dict[str, str], patience_s: float = PATIENCE_S) -> ArrowConnection:
+    """An ADBC connection; parameters and errors as of `connect`."""
+    dsn = _dsn(config, name=name, settings=settings, patience_s=patience_s)
     try:
         return ArrowConnection(dbapi.connect(dsn, autocommit=True))
     except adbc_driver_manager.Error as exc:

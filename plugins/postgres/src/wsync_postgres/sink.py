@@ -106,7 +106,7 @@ class PostgresSink(TransactionalSink):
         """Apply the chunk in one transaction, or find it recorded."""
         types: dict[str, str] = json.loads(token)
         deadline_s = monotonic() + chunk.timeout_s
-        with self._connection() as connection:
+        with self._connection(chunk.timeout_s) as connection:
             _Delivery(connection, self._books, chunk, types, deadline_s).write()
         return WriteResult(accepted_rows=chunk.rows)
 
@@ -174,12 +174,13 @@ class PostgresSink(TransactionalSink):
             session.close()
 
     @contextmanager
-    def _connection(self) -> Iterator[ArrowConnection]:
+    def _connection(self, timeout_s: float) -> Iterator[ArrowConnection]:
         """A session that is idle or new; kept if its transaction ended as meant, else ended with it."""
         with self._lock:
             connection = self._idle.pop() if self._idle else None
         if connection is None:
-            connection = connect_arrow(self._config, name="wsync:sink", settings=_settings(self._config.probe_timeout_s))
+            settings = _settings(self._config.probe_timeout_s)
+            connection = connect_arrow(self._config, name="wsync:sink", settings=settings, patience_s=timeout_s)
         try:
             yield connection
         except (RowError, StateError):

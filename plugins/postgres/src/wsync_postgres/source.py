@@ -152,10 +152,12 @@ class PostgresSource(Source):
         return self._read(_Token.from_bytes(split.token))
 
     def release(self, plan: ReadPlan) -> None:
-        """Let the snapshot go; from another process than the one that planned, by ending the keeper there."""
+        """Let the snapshot go: by closing the keeper if it is ours, else by ending it where it lives."""
         keeper = self._keepers.pop(plan.handle, None)
         if keeper is not None:
             keeper.close()
+        else:
+            self.cancel(plan.handle)
 
     def cancel(self, handle: bytes) -> None:
         """End every connection of the plan, its keeper too."""
