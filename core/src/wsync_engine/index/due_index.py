@@ -117,6 +117,13 @@ class Index:
             self._client.set(self._key("inc"), f"{self._incarnation}:loading")
         return True
 
+    def is_abandoned(self) -> bool:
+        """True when a loader died half way: no one may dispatch, and no one is at it. Load again."""
+        with _translated("check index"):
+            stored = self._client.get(self._key("inc"))
+            is_loading = isinstance(stored, bytes) and stored.endswith(b":loading")
+            return is_loading and not self._client.exists(self._key("load"))
+
     def continue_load(self) -> None:
         """Keep the loader's lock; called after each page."""
         with _translated("load index"):

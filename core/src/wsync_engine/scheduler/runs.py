@@ -1,0 +1,288 @@
+"""What becomes of a run after its fire: claim, heartbeat, finish, retry, reap, cancel.
+
+Each is one conditional statement or transaction. A holder shows its epoch with every write; when the epoch is old, or the run was
+taken away, nothing is written. All but `request_cancel` run as the engine's login, autocommit.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+from uuid import UUID
+
+import psycopg
+from wsync_sdk.errors import StateError
+
+from wsync_engine.index.entries import ReadyRun
+from wsync_engine.model.run import RunState
+from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, statements, write_events
+
+__all__ = [
+    "Beat",
+    "ClaimedRun",
+    "Held",
+    "Reaped",
+    "Retried",
+    "backoff",
+    "claim_runs",
+    "finish_run",
+    "give_back_run",
+    "heartbeat",
+    "reap_runs",
+    "request_cancel",
+    "retry_run",
+]
+
+LEASE_S = 30.0
+MAX_CRASHES = 3
+RESTART_GRACE_S = 35.0
+"""After Postgres started, no lease is over for this long: children that froze meanwhile resume instead of being restarted."""
+Outcome = Literal["succeeded", "partial", "failed", "cancelled", "blocked"]
+_ENDED = ("succeeded", "partial", "failed", "cancelled", "blocked")
+_SQL = statements("run")
+_SCHEDULE = statements("schedule")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedRun:
+    """A run that is ours under `epoch` until `lease_until`, by Postgres' clock."""
+
+    run_id: UUID
+    tenant_id: UUID
+    sync_id: UUID
+    schedule_id: UUID | None
+    trigger: str
+    nominal_at: datetime
+    epoch: int
+    attempt: int
+    crashes: int
+    dry_run: bool
+    lease_until: datetime
+    deadline_at: datetime | None
+    attempt_timeout_ms: int
+    stall_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """One run's heartbeat; `progress` None leaves the stored counters."""
+
+    run_id: UUID
+    epoch: int
+    progress: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """The answer to a heartbeat: the run is still ours, and may have been asked to end."""
+
+    run_id: UUID
+    epoch: int
+    lease_until: datetime
+    is_cancelled: bool
+    cancel_reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retried:
+    """After a failure: `run` is queued again for `run.ready_at`, or None when it failed for good."""
+
+    run: ReadyRun | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reaped:
+    """Runs whose lease was over: queued again, and ended."""
+
+    queued: tuple[ReadyRun, ...]
+    ended: tuple[UUID, ...]
+
+
+def claim_runs(conn: psycopg.Connection[Any], run_ids: Sequence[UUID], worker_id: UUID, *, lease_s: float = LEASE_S) -> list[ClaimedRun]:
+    """Confirm what the index dispatched; those not in the answer are someone else's, cancelled or not ready: release them."""
+    rows = select(conn, _SQL["run_claim"], {"run_ids": list(run_ids), "worker_id": worker_id, "lease_s": lease_s})
+    return [ClaimedRun(**row) for row in rows]
+
+
+def heartbeat(conn: psycopg.Connection[Any], worker_id: UUID, beats: Sequence[Beat], *, lease_s: float = LEASE_S) -> list[Held]:
+    """Renew the leases of all runs of a worker. A run that is not in the answer is lost: kill its child, write nothing more."""
+    with conn.transaction():
+        conn.execute("SELECT set_config('synchronous_commit', 'off', true)")
+        columns = {
+            "worker_id": worker_id,
+            "lease_s": lease_s,
+            "run_ids": [beat.run_id for beat in beats],
+            "epochs": [beat.epoch for beat in beats],
+            "progresses": [None if beat.progress is None else json.dumps(dict(beat.progress)) for beat in beats],
+        }
+        return [Held(**row) for row in select(conn, _SQL["run_heartbeat"], columns)]
+
+
+def finish_run(
+    conn: psycopg.Connection[Any],
+    run_id: UUID,
+    epoch: int,
+    outcome: Outcome,
+    *,
+    reason: str | None = None,
+    error_class: str | None = None,
+    error: str | None = None,
+) -> None:
+    """End a run that we hold, or that its child has ended under our epoch, and count it for its schedule. May be repeated.
+
+    :raises StateError: the epoch is old or the run was taken away; nothing was written.
+    """
+    columns = {"run_id": run_id, "epoch": epoch, "state": outcome, "reason": reason, "error_class": error_class, "error": error}
+    with conn.transaction():
+        run = _run_under_clock(conn, run_id)
+        if not select(conn, _SQL["run_finish"], columns):
+            ended = _run(conn, run_id)
+            if ended["epoch"] != epoch or ended["state"] not in _ENDED:
+                raise StateError("the run's lease was lost", next_step="nothing: another worker goes on with it")
+            outcome = ended["state"]
+        _settle(conn, run, epoch, outcome)
+
+
+def retry_run(
+    conn: psycopg.Connection[Any],
+    run_id: UUID,
+    epoch: int,
+    *,
+    error_class: str,
+    error: str,
+    retry_after_s: float | None = None,
+    is_throttled: bool = False,
+) -> Retried:
+    """After a failure that may pass: back into the queue with backoff, or failed once attempts or time are used up.
+
+    :param is_throttled: the destination asked for a pause; no attempt is used, only the run's deadline ends it.
+    :raises StateError: the epoch is old; nothing was written.
+    """
+    with conn.transaction():
+        run = _run_under_clock(conn, run_id)
+        policy = select(conn, _SQL["run_policy"], {"run_id": run_id})[0]
+        attempt = run["attempt"] + 1
+        wait = backoff(run_id, attempt, base_ms=policy["backoff_base_ms"], cap_ms=policy["backoff_cap_ms"], retry_after_s=retry_after_s)
+        ready_at = instant(policy, "now") + wait
+        is_late = run["deadline_at"] is not None and ready_at >= run["deadline_at"]
+        is_last = not is_throttled and attempt >= policy["max_attempts"]
+        columns = {"run_id": run_id, "epoch": epoch, "error_class": error_class, "error": error}
+        if is_late or is_last:
+            reason = "no time is left for another attempt" if is_late else f"failed {attempt} times"
+            if not select(conn, _SQL["run_finish"], {**columns, "state": "failed", "reason": reason}):
+                raise StateError("the run's lease was lost", next_step="nothing: another worker goes on with it")
+            _settle(conn, run, epoch, "failed")
+            return Retried(run=None)
+        queued = _requeue(conn, run, {**columns, "ready_at": ready_at, "used_attempts": 0 if is_throttled else 1}, "run.retried")
+        return Retried(run=queued)
+
+
+def give_back_run(conn: psycopg.Connection[Any], run_id: UUID, epoch: int) -> ReadyRun:
+    """A draining worker returns a run to the queue; no attempt is used.
+
+    :raises StateError: the epoch is old; nothing was written.
+    """
+    with conn.transaction():
+        run = _run_under_clock(conn, run_id)
+        now = instant(select(conn, _SCHEDULE["time_now"], {})[0], "now")
+        columns = {"run_id": run_id, "epoch": epoch, "ready_at": now, "used_attempts": 0, "error_class": None, "error": None}
+        return _requeue(conn, run, columns, "run.given_back")
+
+
+def reap_runs(conn: psycopg.Connection[Any], *, shard: int = 0, grace_s: float = RESTART_GRACE_S) -> Reaped:
+    """Take runs from holders that went silent: queued again, failed `crash_loop` the third time, or the end that was asked for."""
+    queued: list[ReadyRun] = []
+    ended: list[UUID] = []
+    while lost := select(conn, _SQL["run_expired"], {"shard": shard, "grace_s": grace_s, "count": 1_000}):
+        again = [run for run in lost if run["state"] == RunState.RUNNING and run["crashes"] + 1 < MAX_CRASHES]
+        columns = {"run_ids": [run["run_id"] for run in again], "epochs": [run["epoch"] for run in again]}
+        reaped = [ready_run(row) for row in select(conn, _SQL["run_reap"], columns)]
+        over = [run["run_id"] for run in lost if run not in again and _end_lost(conn, run)]
+        queued += reaped
+        ended += over
+        if not reaped and not over:
+            break  # all of them are locked, or were renewed, meanwhile
+    return Reaped(queued=tuple(queued), ended=tuple(ended))
+
+
+def request_cancel(conn: psycopg.Connection[Any], run_id: UUID, *, reason: str, actor: str) -> RunState | None:
+    """Ask a run to end; what nobody executes ends at once. Returns its state, None when it had ended or there is none.
+
+    :param conn: in the tenant's transaction, or the engine's.
+    """
+    rows = select(conn, _SQL["run_cancel"], {"run_id": run_id, "reason": reason, "actor": actor})
+    return RunState(rows[0]["state"]) if rows else None
+
+
+def backoff(run_id: UUID, attempt: int, *, base_ms: int, cap_ms: int, retry_after_s: float | None) -> timedelta:
+    """Wait before the execution after failure number `attempt` (1, 2, …): half to all of a doubling time, Retry-After if that is longer."""
+    limit_ms = min(cap_ms, base_ms * 2 ** min(attempt - 1, 30))
+    draw = random.Random(run_id.int + attempt).uniform(0.5, 1)  # the same in whatever process asks
+    return max(timedelta(milliseconds=draw * limit_ms), timedelta(seconds=retry_after_s or 0))
+
+
+def _run(conn: psycopg.Connection[Any], run_id: UUID) -> Row:
+    rows = select(conn, _SQL["run_get"], {"run_id": run_id})
+    if not rows:
+        raise StateError("the run does not exist any more", next_step="nothing: it was purged")
+    return rows[0]
+
+
+def _run_under_clock(conn: psycopg.Connection[Any], run_id: UUID) -> Row:
+    """The run, with its schedule's clock locked first: fires take the locks in this order, too."""
+    run = _run(conn, run_id)
+    if run["schedule_id"] is not None:
+        select(conn, _SCHEDULE["clock_lock"], {"schedule_id": run["schedule_id"]})
+    return run
+
+
+def _requeue(conn: psycopg.Connection[Any], run: Row, columns: Mapping[str, Any], kind: str) -> ReadyRun:
+    rows = select(conn, _SQL["run_requeue"], columns)
+    if not rows:
+        raise StateError("the run's lease was lost", next_step="nothing: another worker goes on with it")
+    event = Event(kind=kind, tenant_id=run["tenant_id"], schedule_id=run["schedule_id"], run_id=run["run_id"], epoch=columns["epoch"])
+    write_events(conn, [event])
+    return ready_run(rows[0])
+
+
+def _end_lost(conn: psycopg.Connection[Any], lost: Row) -> bool:
+    is_asked = lost["state"] == RunState.CANCELLING
+    outcome: Outcome = "cancelled" if is_asked and lost["cancel_reason"] != "timeout" else "failed"
+    error_class = None if outcome == "cancelled" else "timeout" if is_asked else "crash_loop"
+    reason = {"crash_loop": f"its worker or process died {MAX_CRASHES} times", "timeout": "out of time"}.get(error_class or "")
+    columns = {
+        "run_id": lost["run_id"],
+        "epoch": lost["epoch"],
+        "state": outcome,
+        "error_class": error_class,
+        "error": reason,
+        "reason": reason,
+    }
+    with conn.transaction():
+        _run_under_clock(conn, lost["run_id"])
+        if not select(conn, _SQL["run_finish_lost"], columns):
+            return False
+        _settle(conn, lost, lost["epoch"], outcome)
+    return True
+
+
+def _settle(conn: psycopg.Connection[Any], run: Row, epoch: int, outcome: Outcome) -> None:
+    """Count an end for its schedule, once, in the transaction that holds the clock."""
+    if select(conn, _SQL["run_settled"], {"run_id": run["run_id"], "epoch": epoch}):
+        return
+    ids = {"tenant_id": run["tenant_id"], "schedule_id": run["schedule_id"]}
+    write_events(conn, [Event(kind="run.settled", run_id=run["run_id"], epoch=epoch, detail={"state": outcome}, **ids)])
+    if run["schedule_id"] is None or outcome in {"cancelled", "blocked"}:
+        return
+    counted = select(conn, _SQL["clock_outcome"], {"schedule_id": run["schedule_id"], "state": outcome})
+    if not counted or not counted[0]["is_over"]:
+        return
+    note = f"{counted[0]['failures_in_row']} runs failed in a row"
+    conn.execute(_SCHEDULE["schedule_pause"], {"schedule_id": run["schedule_id"], "note": note, "actor": "system"})
+    columns = {"schedule_id": run["schedule_id"], "next_nominal_at": None, "next_due_at": None, "last_nominal_at": None}
+    conn.execute(_SCHEDULE["clock_set"], columns)
+    write_events(conn, [Event(kind="schedule.paused", detail={"actor": "system", "note": note}, **ids)])

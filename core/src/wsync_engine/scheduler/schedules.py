@@ -1,0 +1,326 @@
+"""What producers do to schedules: create, change, pause, resume, delete, trigger. Any process, at any time.
+
+Each function runs inside the caller's transaction of one tenant (`state.database.tenant_transaction`), so that it also fits into a
+larger one. After the commit the caller hands the result to `announce`: best effort, a sweep makes up for it within 10 s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, Literal
+from uuid import UUID
+
+import psycopg
+import structlog
+from psycopg.types.json import Jsonb
+from wsync_sdk.errors import ConfigError, RetryableError, StateError
+
+from wsync_engine.index.due_index import Index
+from wsync_engine.index.entries import DueEntry, ReadyRun
+from wsync_engine.model.ids import uuid7
+from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, shard_of, statements, timing_of, write_events
+from wsync_engine.scheduler.timing import Nominal, Timing, check_timing, first_nominal
+
+__all__ = [
+    "ANNOUNCE_TIMEOUT_S",
+    "ScheduleSpec",
+    "StoredSchedule",
+    "Triggered",
+    "announce",
+    "change_schedule",
+    "create_schedule",
+    "delete_schedule",
+    "pause_schedule",
+    "resume_schedule",
+    "trigger_run",
+]
+
+ANNOUNCE_TIMEOUT_S = 0.06
+"""Reply timeout for a producer's index client: with connecting and attaching, an announcement then costs at most about 250 ms."""
+_SQL = statements("schedule")
+_RUN = statements("run")
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleSpec:
+    """What a person declares; the names are the columns of `wsync.schedule`. An interval without an anchor begins when it is created."""
+
+    name: str
+    sync_id: UUID
+    kind: Literal["cron", "interval", "once"]
+    cron: str | None = None
+    zone: str | None = None
+    every_ms: int | None = None
+    anchor_at: datetime | None = None
+    once_at: datetime | None = None
+    priority: int = 1
+    jitter_ms: int = 0
+    overlap: str = "skip"
+    catchup_ms: int = 3_600_000
+    catchup_mode: Literal["latest", "all"] = "latest"
+    start_at: datetime | None = None
+    end_at: datetime | None = None
+    max_runs: int | None = None
+    max_attempts: int = 3
+    backoff_base_ms: int = 10_000
+    backoff_cap_ms: int = 900_000
+    attempt_timeout_ms: int = 21_600_000
+    total_timeout_ms: int = 86_400_000
+    stall_ms: int = 600_000
+    pause_after_failures: int | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSchedule:
+    """A schedule as it stands after a write; `entry` is for `announce`. `is_new` False: it was there already, nothing was written."""
+
+    schedule_id: UUID
+    spec_version: int
+    entry: DueEntry
+    next_nominal_at: datetime | None
+    is_new: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Triggered:
+    """The run that a trigger made or found; `run` is for `announce`, None when the open run `run_id` of the sync made it skip."""
+
+    run_id: UUID
+    run: ReadyRun | None
+    is_new: bool
+
+
+def announce(index: Index, entries: Sequence[DueEntry] = (), runs: Sequence[ReadyRun] = ()) -> bool:
+    """Tell the index what was committed. Never raises for an index that is away: False, and the sweep tells it."""
+    try:
+        index.upsert_due(entries)
+        if runs:
+            index.commit_fire([], runs)
+    except (RetryableError, StateError) as exc:
+        _log.warning("announcement.failed", error=type(exc).__name__, schedules=len(entries), runs=len(runs))
+        return False
+    return True
+
+
+def create_schedule(conn: psycopg.Connection[Any], tenant_id: UUID, spec: ScheduleSpec, *, actor: str) -> StoredSchedule:
+    """Create a schedule, or return the one of that name if it is declared the same: from many processes at once, there is one.
+
+    :raises ConfigError: the timing, the overlap policy or the sync is wrong, or the name is taken by another declaration.
+    """
+    now, shards = _time(conn)
+    spec = _checked(spec, now)
+    sync = _sync(conn, spec)
+    schedule_id = uuid7()
+    columns = {**asdict(spec), **sync, "params": Jsonb(dict(spec.params)), "schedule_id": schedule_id, "tenant_id": tenant_id}
+    with conn.cursor() as cursor:
+        is_new = cursor.execute(_SQL["schedule_insert"], columns).rowcount == 1
+    if not is_new:
+        return _same_or_refused(conn, tenant_id, spec)
+    following = first_nominal(_timing(spec, schedule_id), after=now, due_after=now)
+    if following is None:
+        raise ConfigError(f"schedule `{spec.name}` would never fire: its times are past", next_step="change its times or its end")
+    clock = {"schedule_id": schedule_id, "tenant_id": tenant_id, "shard": shard_of(tenant_id, shards), **_next_columns(following)}
+    conn.execute(_SQL["clock_insert"], clock)
+    _store_version(conn, tenant_id, (schedule_id, 1), spec=spec, actor=actor)
+    write_events(conn, [Event(kind="schedule.created", tenant_id=tenant_id, schedule_id=schedule_id, detail={"actor": actor})])
+    return _stored(schedule_id, 1, rev=1, following=following, is_new=True)
+
+
+def change_schedule(
+    conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id: UUID, spec: ScheduleSpec, *, actor: str, if_version: int | None = None
+) -> StoredSchedule:
+    """Change everything but the name. New times lose and repeat nothing; without new times next and phase stay as they are.
+
+    :param if_version: refuse if the schedule is not at this spec_version any more.
+    :raises ConfigError: as for `create_schedule`; there is no such schedule.
+    :raises StateError: someone changed it meanwhile.
+    """
+    now, _ = _time(conn)
+    clock = _locked_clock(conn, schedule_id)
+    old = _definition(conn, schedule_id)
+    if if_version is not None and old["spec_version"] != if_version:
+        raise StateError("the schedule was changed by someone else", next_step="read it again, then repeat the change")
+    if spec.kind == "interval" and spec.anchor_at is None:
+        spec = replace(spec, anchor_at=old["anchor_at"])
+    spec = _checked(spec, now)
+    columns = {**asdict(spec), **_sync(conn, spec), "params": Jsonb(dict(spec.params)), "schedule_id": schedule_id}
+    version = select(conn, _SQL["schedule_change"], columns)[0]["spec_version"]
+    following = _kept(clock)
+    timing = _timing(spec, schedule_id)
+    if not old["paused"] and timing != timing_of(old):
+        last = clock["last_nominal_at"]
+        edited_at = now - timedelta(milliseconds=spec.jitter_ms)
+        following = first_nominal(timing, after=edited_at if last is None else max(last, edited_at), due_after=now)
+        if spec.max_runs is not None and clock["fired"] >= spec.max_runs:
+            following = None
+    rev = _set_clock(conn, schedule_id, following)
+    _store_version(conn, tenant_id, (schedule_id, version), spec=spec, actor=actor)
+    write_events(conn, [Event(kind="schedule.changed", tenant_id=tenant_id, schedule_id=schedule_id, detail={"actor": actor})])
+    return _stored(schedule_id, version, rev=rev, following=following)
+
+
+def pause_schedule(conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id: UUID, *, note: str | None, actor: str) -> StoredSchedule:
+    """No scheduled run is made after this commits, until resume. Pausing twice keeps the first note unless a new one is given."""
+    _locked_clock(conn, schedule_id)
+    old = _definition(conn, schedule_id)
+    conn.execute(_SQL["schedule_pause"], {"schedule_id": schedule_id, "note": note, "actor": actor})
+    rev = _set_clock(conn, schedule_id, None)
+    detail = {"actor": actor, "note": note}
+    write_events(conn, [Event(kind="schedule.paused", tenant_id=tenant_id, schedule_id=schedule_id, detail=detail)])
+    return _stored(schedule_id, old["spec_version"], rev=rev, following=None)
+
+
+def resume_schedule(conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id: UUID, *, actor: str) -> StoredSchedule:
+    """Go on with the first nominal time after now; what lay in the pause is neither caught up nor counted. Without a pause: no change."""
+    now, _ = _time(conn)
+    clock = _locked_clock(conn, schedule_id)
+    old = _definition(conn, schedule_id)
+    if not old["paused"]:
+        return _stored(schedule_id, old["spec_version"], rev=clock["rev"], following=_kept(clock))
+    conn.execute(_SQL["schedule_resume"], {"schedule_id": schedule_id})
+    is_exhausted = old["max_runs"] is not None and clock["fired"] >= old["max_runs"]
+    following = None if is_exhausted else first_nominal(timing_of(old), after=now, due_after=now)
+    rev = _set_clock(conn, schedule_id, following, last_nominal_at=now)
+    write_events(conn, [Event(kind="schedule.resumed", tenant_id=tenant_id, schedule_id=schedule_id, detail={"actor": actor})])
+    return _stored(schedule_id, old["spec_version"], rev=rev, following=following)
+
+
+def delete_schedule(conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id: UUID, *, actor: str) -> StoredSchedule:
+    """The schedule fires no more and its name is free again; runs that exist go on."""
+    _locked_clock(conn, schedule_id)
+    old = _definition(conn, schedule_id)
+    conn.execute(_SQL["schedule_delete"], {"schedule_id": schedule_id})
+    rev = _set_clock(conn, schedule_id, None)
+    write_events(conn, [Event(kind="schedule.deleted", tenant_id=tenant_id, schedule_id=schedule_id, detail={"actor": actor})])
+    stored = _stored(schedule_id, old["spec_version"], rev=rev, following=None)
+    return replace(stored, entry=replace(stored.entry, is_gone=True))
+
+
+def trigger_run(
+    conn: psycopg.Connection[Any],
+    tenant_id: UUID,
+    *,
+    sync_id: UUID,
+    actor: str,
+    schedule_id: UUID | None = None,
+    priority: int = 2,
+    idem_key: str | None = None,
+    dry_run: bool = False,
+) -> Triggered:
+    """Make a run now. It works while a schedule is paused and does not unpause it; a second call with `idem_key` returns the first run.
+
+    :raises ConfigError: there is no such sync or schedule.
+    """
+    now, shards = _time(conn)
+    schedule = _definition(conn, schedule_id) if schedule_id else {"spec_version": None, "total_timeout_ms": 86_400_000}
+    sync = _sync_of(conn, sync_id)
+    columns = {"run_id": uuid7(), "tenant_id": tenant_id, "shard": shard_of(tenant_id, shards), "schedule_id": schedule_id, **sync}
+    columns |= {"spec_version": schedule["spec_version"], "total_timeout_ms": schedule["total_timeout_ms"], "now": now}
+    columns |= {"priority": priority, "idem_key": idem_key, "dry_run": dry_run}
+    rows = select(conn, _RUN["run_trigger"], columns)
+    if rows:
+        event = Event(kind="run.queued", tenant_id=tenant_id, schedule_id=schedule_id, run_id=rows[0]["run_id"], detail={"actor": actor})
+        write_events(conn, [event])
+        return Triggered(run_id=rows[0]["run_id"], run=ready_run(rows[0]), is_new=True)
+    if idem_key is not None:
+        found = select(conn, _RUN["run_by_idem_key"], {"tenant_id": tenant_id, "idem_key": idem_key})
+        if found:
+            is_queued = found[0]["state"] == "queued"
+            return Triggered(run_id=found[0]["run_id"], run=ready_run(found[0]) if is_queued else None, is_new=False)
+    open_runs = select(conn, _RUN["run_open"], {"overlap_key": sync["overlap_key"]})
+    if not open_runs:  # it ended between the two statements
+        raise RetryableError("the sync's run has just ended", next_step="trigger it again", retry_after_s=0.1)
+    return Triggered(run_id=open_runs[0]["run_id"], run=None, is_new=False)
+
+
+def _time(conn: psycopg.Connection[Any]) -> tuple[datetime, int]:
+    row = select(conn, _SQL["time_now"], {})[0]
+    return instant(row, "now"), int(row["shards"] or 1)
+
+
+def _checked(spec: ScheduleSpec, now: datetime) -> ScheduleSpec:
+    if spec.overlap != "skip":
+        raise ConfigError(f"overlap policy `{spec.overlap}` is not available", next_step="write `overlap: skip`")
+    if not spec.name:
+        raise ConfigError("a schedule needs a name", next_step="set `name`")
+    if spec.kind == "interval" and spec.anchor_at is None:
+        spec = replace(spec, anchor_at=now)
+    check_timing(_timing(spec, UUID(int=0)))
+    return spec
+
+
+def _timing(spec: ScheduleSpec, schedule_id: UUID) -> Timing:
+    return timing_of({**asdict(spec), "schedule_id": schedule_id})
+
+
+def _sync(conn: psycopg.Connection[Any], spec: ScheduleSpec) -> Row:
+    return _sync_of(conn, spec.sync_id)
+
+
+def _sync_of(conn: psycopg.Connection[Any], sync_id: UUID) -> Row:
+    found = select(conn, _SQL["sync_find"], {"sync_id": sync_id})
+    if not found:
+        raise ConfigError(f"there is no sync {sync_id}", next_step="`wsync-engine export` lists the syncs")
+    return found[0]
+
+
+def _definition(conn: psycopg.Connection[Any], schedule_id: UUID) -> Row:
+    found = select(conn, _SQL["schedule_get"], {"schedule_id": schedule_id})
+    if not found:
+        raise ConfigError(f"there is no schedule {schedule_id}", next_step="`wsync-engine export` lists the schedules")
+    return found[0]
+
+
+def _locked_clock(conn: psycopg.Connection[Any], schedule_id: UUID) -> Row:
+    found = select(conn, _SQL["clock_lock"], {"schedule_id": schedule_id})
+    if not found:
+        raise ConfigError(f"there is no schedule {schedule_id}", next_step="`wsync-engine export` lists the schedules")
+    return found[0]
+
+
+def _same_or_refused(conn: psycopg.Connection[Any], tenant_id: UUID, spec: ScheduleSpec) -> StoredSchedule:
+    found = select(conn, _SQL["schedule_find"], {"tenant_id": tenant_id, "name": spec.name})
+    if not found:
+        raise RetryableError(f"schedule `{spec.name}` was deleted meanwhile", next_step="create it again", retry_after_s=0.1)
+    old = found[0]
+    declared = asdict(spec)
+    if spec.kind == "interval":
+        declared["anchor_at"] = old["anchor_at"]  # registering again does not move the phase
+    if any(old[name] != value for name, value in declared.items()):
+        raise ConfigError(f"schedule `{spec.name}` exists and is declared differently", next_step="change it instead of creating it")
+    clock = _locked_clock(conn, old["schedule_id"])
+    return _stored(old["schedule_id"], old["spec_version"], rev=clock["rev"], following=_kept(clock))
+
+
+def _next_columns(following: Nominal | None) -> dict[str, datetime | None]:
+    return {
+        "next_nominal_at": following.nominal_at if following else None,
+        "next_due_at": following.due_at if following else None,
+    }
+
+
+def _kept(clock: Row) -> Nominal | None:
+    return Nominal(clock["next_nominal_at"], clock["next_due_at"]) if clock["next_nominal_at"] else None
+
+
+def _set_clock(
+    conn: psycopg.Connection[Any], schedule_id: UUID, following: Nominal | None, *, last_nominal_at: datetime | None = None
+) -> int:
+    columns = {"schedule_id": schedule_id, "last_nominal_at": last_nominal_at, **_next_columns(following)}
+    return int(select(conn, _SQL["clock_set"], columns)[0]["rev"])
+
+
+def _store_version(conn: psycopg.Connection[Any], tenant_id: UUID, version: tuple[UUID, int], *, spec: ScheduleSpec, actor: str) -> None:
+    declared = {name: str(value) if isinstance(value, UUID | datetime) else value for name, value in asdict(spec).items()}
+    columns = {"schedule_id": version[0], "spec_version": version[1], "tenant_id": tenant_id, "spec": Jsonb(declared), "actor": actor}
+    conn.execute(_SQL["spec_insert"], columns)
+
+
+def _stored(schedule_id: UUID, version: int, *, rev: int, following: Nominal | None, is_new: bool = False) -> StoredSchedule:
+    entry = DueEntry(schedule_id=schedule_id, rev=rev, due_at=following.due_at if following else None)
+    next_nominal_at = following.nominal_at if following else None
+    return StoredSchedule(schedule_id=schedule_id, spec_version=version, entry=entry, next_nominal_at=next_nominal_at, is_new=is_new)

@@ -1,0 +1,160 @@
+-- name: run_trigger
+-- A second one with the same idem_key, and one while a run of the sync is open, insert nothing.
+INSERT INTO wsync.run (run_id, tenant_id, shard, schedule_id, spec_version, sync_id, connection_id, credential_id, overlap_key, trigger, idem_key,
+    nominal_at, due_at, ready_at, priority, exclusive, dry_run, state, deadline_at, created_at)
+VALUES (:run_id, :tenant_id, :shard, :schedule_id, :spec_version, :sync_id, :connection_id, :credential_id, :overlap_key, 'manual', :idem_key,
+    :now, :now, :now, :priority, NOT CAST(:dry_run AS bool), :dry_run, 'queued',
+    CAST(:now AS timestamptz) + CAST(:total_timeout_ms AS bigint) * interval '1 millisecond', wsync.clock())
+ON CONFLICT DO NOTHING
+RETURNING run_id, schedule_id, tenant_id, priority, nominal_at, due_at, ready_at;
+
+-- name: run_by_idem_key
+SELECT r.run_id, r.schedule_id, r.tenant_id, r.priority, r.nominal_at, r.due_at, r.ready_at, r.state
+FROM wsync.run AS r
+WHERE r.tenant_id = :tenant_id AND r.idem_key = :idem_key;
+
+-- name: run_open
+SELECT r.run_id
+FROM wsync.run AS r
+WHERE r.overlap_key = :overlap_key AND r.exclusive AND r.state IN ('queued', 'running', 'cancelling', 'blocked');
+
+-- name: run_claim
+-- Confirms what the index dispatched. Locked in id order; a row that someone else holds is being claimed, cancelled or reaped.
+WITH free AS (
+    SELECT run_id
+    FROM wsync.run
+    WHERE run_id = ANY(:run_ids) AND state = 'queued' AND ready_at <= wsync.clock() + interval '2 seconds'
+    ORDER BY run_id
+    FOR UPDATE SKIP LOCKED
+), claimed AS (
+    UPDATE wsync.run AS r
+    SET state = 'running', epoch = r.epoch + 1, worker_id = :worker_id, heartbeat_at = wsync.clock(),
+        lease_until = wsync.clock() + make_interval(secs => CAST(:lease_s AS float8)), started_at = coalesce(r.started_at, wsync.clock())
+    FROM free
+    WHERE r.run_id = free.run_id
+    RETURNING r.run_id, r.tenant_id, r.sync_id, r.schedule_id, r.trigger, r.nominal_at, r.epoch, r.attempt, r.crashes, r.dry_run,
+        r.lease_until, r.deadline_at
+), told AS (
+    INSERT INTO wsync.run_event (at, tenant_id, schedule_id, run_id, epoch, kind)
+    SELECT wsync.clock(), tenant_id, schedule_id, run_id, epoch, 'run.claimed' FROM claimed
+)
+SELECT claimed.*, coalesce(s.attempt_timeout_ms, 21600000) AS attempt_timeout_ms, coalesce(s.stall_ms, 600000) AS stall_ms
+FROM claimed
+LEFT JOIN wsync.schedule AS s USING (schedule_id);
+
+-- name: run_heartbeat
+-- All runs of one worker at once. A stale epoch, or a run that was taken away, is not in the answer.
+WITH beating AS (
+    SELECT r.run_id, b.progress
+    FROM wsync.run AS r
+    JOIN unnest(CAST(:run_ids AS uuid[]), CAST(:epochs AS int[]), CAST(:progresses AS text[])) AS b (run_id, epoch, progress)
+        ON r.run_id = b.run_id AND r.epoch = b.epoch
+    WHERE r.state IN ('running', 'cancelling') AND r.worker_id = :worker_id
+    ORDER BY r.run_id
+    FOR UPDATE OF r
+)
+UPDATE wsync.run AS r
+SET heartbeat_at = wsync.clock(), lease_until = wsync.clock() + make_interval(secs => CAST(:lease_s AS float8)),
+    progress = coalesce(CAST(b.progress AS jsonb), r.progress),
+    progress_at = CASE WHEN b.progress IS NULL THEN r.progress_at ELSE wsync.clock() END
+FROM beating AS b
+WHERE r.run_id = b.run_id
+RETURNING r.run_id, r.epoch, r.lease_until, r.cancel_requested_at IS NOT NULL AS is_cancelled, r.cancel_reason;
+
+-- name: run_get
+SELECT r.run_id, r.tenant_id, r.schedule_id, r.state, r.epoch, r.attempt, r.crashes, r.deadline_at, r.priority, r.nominal_at, r.due_at, r.ready_at
+FROM wsync.run AS r
+WHERE r.run_id = :run_id;
+
+-- name: run_finish
+-- Terminal, or blocked by a guard; a stale epoch touches no row.
+UPDATE wsync.run
+SET state = CAST(:state AS wsync.run_state), error_class = :error_class, error = :error,
+    outcome_reason = coalesce(CAST(:reason AS text), outcome_reason), lease_until = NULL, worker_id = NULL,
+    finished_at = CASE WHEN CAST(:state AS text) = 'blocked' THEN NULL ELSE wsync.clock() END
+WHERE run_id = :run_id AND epoch = :epoch AND state IN ('running', 'cancelling')
+RETURNING run_id;
+
+-- name: run_finish_lost
+-- The reaper's end of a run: only if its lease is still over.
+UPDATE wsync.run
+SET state = CAST(:state AS wsync.run_state), error_class = :error_class, error = :error,
+    outcome_reason = coalesce(CAST(:reason AS text), outcome_reason), lease_until = NULL, worker_id = NULL,
+    crashes = crashes + 1, finished_at = wsync.clock()
+WHERE run_id = :run_id AND epoch = :epoch AND state IN ('running', 'cancelling') AND lease_until <= wsync.clock()
+RETURNING run_id;
+
+-- name: clock_outcome
+-- A success ends a row of failures. Returns the schedule's limit once the row of failures has reached it.
+UPDATE wsync.schedule_clock AS c
+SET failures_in_row = CASE WHEN CAST(:state AS text) = 'failed' THEN c.failures_in_row + 1 ELSE 0 END
+FROM wsync.schedule AS s
+WHERE c.schedule_id = :schedule_id AND s.schedule_id = c.schedule_id
+RETURNING c.failures_in_row, NOT s.paused AND s.deleted_at IS NULL
+    AND c.failures_in_row >= coalesce(s.pause_after_failures, 2147483647) AS is_over;
+
+-- name: run_policy
+SELECT coalesce(s.max_attempts, 3) AS max_attempts, coalesce(s.backoff_base_ms, 10000) AS backoff_base_ms,
+    coalesce(s.backoff_cap_ms, 900000) AS backoff_cap_ms, wsync.clock() AS now
+FROM wsync.run AS r
+LEFT JOIN wsync.schedule AS s ON s.schedule_id = r.schedule_id
+WHERE r.run_id = :run_id;
+
+-- name: run_requeue
+-- Back into the queue by its own holder: after a failure (attempt + 1), throttled or drained (attempt unchanged).
+UPDATE wsync.run
+SET state = 'queued', attempt = attempt + CAST(:used_attempts AS int), ready_at = :ready_at, worker_id = NULL, lease_until = NULL,
+    error_class = coalesce(CAST(:error_class AS text), error_class), error = coalesce(CAST(:error AS text), error)
+WHERE run_id = :run_id AND epoch = :epoch AND state = 'running'
+RETURNING run_id, schedule_id, tenant_id, priority, nominal_at, due_at, ready_at;
+
+-- name: run_expired
+-- Leases that are over. For a while after Postgres started none is: children that froze meanwhile must get the time to go on.
+SELECT run_id, tenant_id, schedule_id, epoch, state, crashes, cancel_reason
+FROM wsync.run
+WHERE shard = :shard AND state IN ('running', 'cancelling') AND lease_until <= wsync.clock()
+    AND clock_timestamp() > pg_postmaster_start_time() + make_interval(secs => CAST(:grace_s AS float8))
+ORDER BY lease_until
+LIMIT :count;
+
+-- name: run_reap
+-- Every condition again: the holder may have come back, or another reaper been faster.
+WITH lost AS (
+    SELECT r.run_id
+    FROM wsync.run AS r
+    JOIN unnest(CAST(:run_ids AS uuid[]), CAST(:epochs AS int[])) AS e (run_id, epoch) ON r.run_id = e.run_id AND r.epoch = e.epoch
+    WHERE r.state = 'running' AND r.lease_until <= wsync.clock()
+    ORDER BY r.run_id
+    FOR UPDATE OF r SKIP LOCKED
+), reaped AS (
+    UPDATE wsync.run AS r
+    SET state = 'queued', crashes = r.crashes + 1, ready_at = wsync.clock(), worker_id = NULL, lease_until = NULL
+    FROM lost
+    WHERE r.run_id = lost.run_id
+    RETURNING r.run_id, r.schedule_id, r.tenant_id, r.priority, r.nominal_at, r.due_at, r.ready_at, r.epoch
+), told AS (
+    INSERT INTO wsync.run_event (at, tenant_id, schedule_id, run_id, epoch, kind)
+    SELECT wsync.clock(), tenant_id, schedule_id, run_id, epoch, 'run.lease_lost' FROM reaped
+)
+SELECT run_id, schedule_id, tenant_id, priority, nominal_at, due_at, ready_at FROM reaped;
+
+-- name: run_cancel
+-- What nobody executes ends at once; what is executed is asked to end.
+WITH cancelled AS (
+    UPDATE wsync.run AS r
+    SET cancel_requested_at = coalesce(r.cancel_requested_at, wsync.clock()), cancel_reason = coalesce(r.cancel_reason, :reason),
+        state = CASE WHEN r.state IN ('running', 'cancelling') THEN CAST('cancelling' AS wsync.run_state) ELSE 'cancelled' END,
+        finished_at = CASE WHEN r.state IN ('running', 'cancelling') THEN NULL ELSE wsync.clock() END
+    WHERE r.run_id = :run_id AND r.state IN ('buffered', 'queued', 'running', 'blocked')
+    RETURNING r.run_id, r.tenant_id, r.schedule_id, r.epoch, r.state
+), told AS (
+    INSERT INTO wsync.run_event (at, tenant_id, schedule_id, run_id, epoch, kind, detail)
+    SELECT wsync.clock(), tenant_id, schedule_id, run_id, epoch, 'run.' || state, jsonb_build_object('actor', CAST(:actor AS text)) FROM cancelled
+)
+SELECT run_id, state FROM cancelled;
+
+-- name: run_settled
+SELECT 1 AS is_there
+FROM wsync.run_event
+WHERE run_id = :run_id AND epoch = :epoch AND kind = 'run.settled'
+LIMIT 1;

@@ -1,0 +1,90 @@
+-- name: time_now
+-- The one clock that decides, and the number of shards.
+SELECT wsync.clock() AS now, CAST(wsync.setting_value('shards') AS int) AS shards;
+
+-- name: sync_find
+-- What a schedule and its runs take over from their sync. No row: not this tenant's, or deleted.
+SELECT y.sync_id, y.overlap_key, y.source_connection_id AS connection_id, coalesce(k.credential_id, k.connection_id) AS credential_id
+FROM wsync.sync AS y
+JOIN wsync.connection AS k ON k.tenant_id = y.tenant_id AND k.connection_id = y.sink_connection_id
+WHERE y.sync_id = :sync_id AND y.deleted_at IS NULL;
+
+-- name: schedule_insert
+-- A name that is taken inserts nothing: registering again is no error. Waits for whoever is just inserting it.
+INSERT INTO wsync.schedule (schedule_id, tenant_id, name, sync_id, connection_id, credential_id, overlap_key, priority, kind, cron, zone,
+    every_ms, anchor_at, once_at, jitter_ms, overlap, catchup_ms, catchup_mode, start_at, end_at, max_runs, max_attempts,
+    backoff_base_ms, backoff_cap_ms, attempt_timeout_ms, total_timeout_ms, stall_ms, pause_after_failures, params, created_at, updated_at)
+VALUES (:schedule_id, :tenant_id, :name, :sync_id, :connection_id, :credential_id, :overlap_key, :priority, :kind, :cron, :zone,
+    :every_ms, :anchor_at, :once_at, :jitter_ms, :overlap, :catchup_ms, :catchup_mode, :start_at, :end_at, :max_runs, :max_attempts,
+    :backoff_base_ms, :backoff_cap_ms, :attempt_timeout_ms, :total_timeout_ms, :stall_ms, :pause_after_failures, :params,
+    wsync.clock(), wsync.clock())
+ON CONFLICT (tenant_id, name) WHERE deleted_at IS NULL DO NOTHING;
+
+-- name: schedule_find
+SELECT s.*
+FROM wsync.schedule AS s
+WHERE s.tenant_id = :tenant_id AND s.name = :name AND s.deleted_at IS NULL;
+
+-- name: schedule_get
+SELECT s.*
+FROM wsync.schedule AS s
+WHERE s.schedule_id = :schedule_id AND s.deleted_at IS NULL;
+
+-- name: schedule_definitions
+-- Read after the clocks are locked, so that a change that committed before us is seen.
+SELECT s.*
+FROM wsync.schedule AS s
+WHERE s.schedule_id = ANY(:schedule_ids);
+
+-- name: schedule_change
+UPDATE wsync.schedule
+SET spec_version = spec_version + 1, sync_id = :sync_id, connection_id = :connection_id, credential_id = :credential_id,
+    overlap_key = :overlap_key, priority = :priority, kind = :kind, cron = :cron, zone = :zone, every_ms = :every_ms,
+    anchor_at = :anchor_at, once_at = :once_at, jitter_ms = :jitter_ms, overlap = :overlap, catchup_ms = :catchup_ms,
+    catchup_mode = :catchup_mode, start_at = :start_at, end_at = :end_at, max_runs = :max_runs, max_attempts = :max_attempts,
+    backoff_base_ms = :backoff_base_ms, backoff_cap_ms = :backoff_cap_ms, attempt_timeout_ms = :attempt_timeout_ms,
+    total_timeout_ms = :total_timeout_ms, stall_ms = :stall_ms, pause_after_failures = :pause_after_failures, params = :params,
+    updated_at = wsync.clock()
+WHERE schedule_id = :schedule_id
+RETURNING spec_version;
+
+-- name: spec_insert
+INSERT INTO wsync.schedule_spec (schedule_id, spec_version, tenant_id, spec, actor, at)
+VALUES (:schedule_id, :spec_version, :tenant_id, :spec, :actor, wsync.clock());
+
+-- name: schedule_pause
+-- Pausing twice keeps the first note unless a new one is given.
+UPDATE wsync.schedule
+SET paused_at = CASE WHEN paused THEN paused_at ELSE wsync.clock() END,
+    paused_by = CASE WHEN paused AND CAST(:note AS text) IS NULL THEN paused_by ELSE :actor END,
+    pause_note = coalesce(:note, CASE WHEN paused THEN pause_note END),
+    paused = true
+WHERE schedule_id = :schedule_id AND deleted_at IS NULL;
+
+-- name: schedule_resume
+UPDATE wsync.schedule
+SET paused = false, pause_note = NULL, paused_by = NULL, paused_at = NULL
+WHERE schedule_id = :schedule_id AND deleted_at IS NULL AND paused;
+
+-- name: schedule_delete
+UPDATE wsync.schedule
+SET deleted_at = wsync.clock()
+WHERE schedule_id = :schedule_id AND deleted_at IS NULL;
+
+-- name: clock_insert
+INSERT INTO wsync.schedule_clock (schedule_id, tenant_id, shard, next_nominal_at, next_due_at)
+VALUES (:schedule_id, :tenant_id, :shard, :next_nominal_at, :next_due_at);
+
+-- name: clock_lock
+-- The one lock that fires, edits and finishes meet at; always taken before a run's.
+SELECT c.*
+FROM wsync.schedule_clock AS c
+WHERE c.schedule_id = :schedule_id
+FOR UPDATE;
+
+-- name: clock_set
+UPDATE wsync.schedule_clock
+SET rev = rev + 1, next_nominal_at = :next_nominal_at, next_due_at = :next_due_at,
+    last_nominal_at = coalesce(CAST(:last_nominal_at AS timestamptz), last_nominal_at)
+WHERE schedule_id = :schedule_id
+RETURNING rev;

@@ -1,0 +1,44 @@
+-- name: shard_lock
+-- One sweeper per shard at a time; the lock ends with the transaction, whatever happens to its holder.
+SELECT pg_try_advisory_xact_lock(hashtext('wsync.sweep'), CAST(:shard AS int)) AS is_mine;
+
+-- name: clock_soon
+-- A page of schedules due soon, in order of their due time.
+SELECT c.schedule_id, c.rev, c.next_due_at
+FROM wsync.schedule_clock AS c
+WHERE c.shard = :shard AND c.next_due_at <= wsync.clock() + make_interval(secs => CAST(:window_s AS float8))
+    AND (c.next_due_at, c.schedule_id) > (CAST(:after_at AS timestamptz), CAST(:after_id AS uuid))
+ORDER BY c.next_due_at, c.schedule_id
+LIMIT :count;
+
+-- name: clock_all
+-- A page of every schedule that is due some time.
+SELECT c.schedule_id, c.rev, c.next_due_at
+FROM wsync.schedule_clock AS c
+WHERE c.shard = :shard AND c.next_due_at IS NOT NULL
+    AND (c.next_due_at, c.schedule_id) > (CAST(:after_at AS timestamptz), CAST(:after_id AS uuid))
+ORDER BY c.next_due_at, c.schedule_id
+LIMIT :count;
+
+-- name: clock_outrun
+-- Past the index's rev: it is newer than the row (Postgres lost its last commits), or equal but the schedule is in none of its sets.
+UPDATE wsync.schedule_clock AS c
+SET rev = greatest(c.rev, d.rev) + 1
+FROM unnest(CAST(:schedule_ids AS uuid[]), CAST(:revs AS bigint[]), CAST(:is_missings AS bool[])) AS d (schedule_id, rev, is_missing)
+WHERE c.schedule_id = d.schedule_id AND (c.rev < d.rev OR (d.is_missing AND c.rev = d.rev))
+RETURNING c.schedule_id, c.rev, c.next_due_at;
+
+-- name: run_waiting
+-- A page of queued runs that have been ready for a while, or all of them, also those to come.
+SELECT r.run_id, r.schedule_id, r.tenant_id, r.priority, r.nominal_at, r.due_at, r.ready_at
+FROM wsync.run AS r
+WHERE r.shard = :shard AND r.state = 'queued' AND r.ready_at <= :until_at AND (r.ready_at, r.run_id) > (CAST(:after_at AS timestamptz), CAST(:after_id AS uuid))
+ORDER BY r.ready_at, r.run_id
+LIMIT :count;
+
+-- name: run_active
+SELECT r.run_id, r.schedule_id, r.tenant_id, r.priority, r.nominal_at, r.due_at, r.ready_at
+FROM wsync.run AS r
+WHERE r.shard = :shard AND r.state IN ('running', 'cancelling') AND r.run_id > :after_id
+ORDER BY r.run_id
+LIMIT :count;

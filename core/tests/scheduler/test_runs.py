@@ -1,0 +1,210 @@
+"""A run under its epoch: who holds it writes, who lost it does not."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from wsync_engine.model.ids import uuid7
+from wsync_engine.model.run import RunState
+from wsync_engine.scheduler.fire import fire
+from wsync_engine.scheduler.runs import (
+    Beat,
+    backoff,
+    claim_runs,
+    finish_run,
+    give_back_run,
+    heartbeat,
+    reap_runs,
+    request_cancel,
+    retry_run,
+)
+from wsync_sdk.errors import StateError
+
+WORKER, OTHER = UUID(int=1), UUID(int=2)
+
+
+@pytest.fixture
+def run_id(world: Any) -> UUID:
+    """A queued run of a minutely schedule."""
+    stored = world.minutely(pause_after_failures=2)
+    world.move(60)
+    found = fire(world.engine, [(stored.schedule_id, 1)]).runs[0].run_id
+    assert isinstance(found, UUID)
+    return found
+
+
+def row(world: Any, run_id: UUID) -> dict[str, Any]:
+    found = world.rows("SELECT * FROM wsync.run WHERE run_id = %s", run_id)[0]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_run_is_claimed_once_and_each_claim_raises_the_epoch(world: Any, run_id: UUID) -> None:
+    first, second = claim_runs(world.engine, [run_id], WORKER), claim_runs(world.engine, [run_id], OTHER)
+    give_back_run(world.engine, run_id, 1)
+    third = claim_runs(world.engine, [run_id], OTHER)
+
+    assert ([x.epoch for x in first], second, [x.epoch for x in third]) == ([1], [], [2])
+    assert row(world, run_id)["attempt"] == 0
+    assert len(world.events("run.claimed")) == 2
+
+
+def test_a_heartbeat_renews_the_lease_and_stores_progress(world: Any, run_id: UUID) -> None:
+    claim_runs(world.engine, [run_id], WORKER)
+    world.move(5)
+
+    held = heartbeat(world.engine, WORKER, [Beat(run_id=run_id, epoch=1, progress={"read_rows": 7})])
+
+    assert [(x.lease_until, x.is_cancelled) for x in held] == [(world.now + timedelta(seconds=30), False)]
+    assert row(world, run_id)["progress"] == {"read_rows": 7}
+
+
+def test_a_stale_epoch_can_neither_heartbeat_nor_finish_nor_retry(world: Any, run_id: UUID) -> None:
+    claim_runs(world.engine, [run_id], WORKER)
+    world.move(31)
+    reap_runs(world.engine, grace_s=0)
+    claim_runs(world.engine, [run_id], OTHER)
+
+    assert heartbeat(world.engine, WORKER, [Beat(run_id=run_id, epoch=1)]) == []
+    with pytest.raises(StateError):
+        finish_run(world.engine, run_id, 1, "succeeded")
+    with pytest.raises(StateError):
+        retry_run(world.engine, run_id, 1, error_class="RetryableError", error="x")
+    with pytest.raises(StateError):
+        give_back_run(world.engine, run_id, 1)
+    assert (row(world, run_id)["state"], row(world, run_id)["epoch"]) == ("running", 2)
+
+
+def test_an_ended_run_stays_as_it_ended_and_counts_once(world: Any, run_id: UUID) -> None:
+    claim_runs(world.engine, [run_id], WORKER)
+    finish_run(world.engine, run_id, 1, "failed", error_class="FatalError", error="table dropped")
+
+    finish_run(world.engine, run_id, 1, "succeeded")
+
+    assert row(world, run_id)["state"] == "failed"
+    assert world.clock(row(world, run_id)["schedule_id"])["failures_in_row"] == 1
+    assert len(world.events("run.settled")) == 1
+
+
+def test_an_end_that_the_child_wrote_is_counted_by_its_supervisor(world: Any, run_id: UUID) -> None:
+    claim_runs(world.engine, [run_id], WORKER)
+    world.engine.execute("UPDATE wsync.run SET state = 'failed' WHERE run_id = %s", [run_id])
+
+    finish_run(world.engine, run_id, 1, "succeeded")
+
+    assert world.clock(row(world, run_id)["schedule_id"])["failures_in_row"] == 1
+
+
+def test_failures_in_a_row_pause_the_schedule(world: Any, run_id: UUID) -> None:
+    schedule_id = row(world, run_id)["schedule_id"]
+    claim_runs(world.engine, [run_id], WORKER)
+    finish_run(world.engine, run_id, 1, "failed")
+    world.move(60)
+    again = fire(world.engine, [(schedule_id, 2)]).runs[0].run_id
+    claim_runs(world.engine, [again], WORKER)
+
+    finish_run(world.engine, again, 1, "failed")
+
+    paused = world.rows("SELECT * FROM wsync.schedule")[0]
+    assert (paused["paused_by"], paused["pause_note"]) == ("system", "2 runs failed in a row")
+    assert world.clock(schedule_id)["next_due_at"] is None
+
+
+def test_a_retry_waits_its_backoff_and_the_last_one_fails(world: Any, run_id: UUID) -> None:
+    for attempt in (1, 2):
+        assert [x.attempt for x in claim_runs(world.engine, [run_id], WORKER)] == [attempt - 1]
+        again = retry_run(world.engine, run_id, attempt, error_class="RetryableError", error="503").run
+        assert again is not None
+        assert timedelta(seconds=5 * 2 ** (attempt - 1)) <= again.ready_at - world.now <= timedelta(seconds=10 * 2 ** (attempt - 1))
+        assert claim_runs(world.engine, [run_id], WORKER) == []
+        world.move(20)
+    claim_runs(world.engine, [run_id], WORKER)
+
+    assert retry_run(world.engine, run_id, 3, error_class="RetryableError", error="503").run is None
+    assert row(world, run_id)["state"] == "failed"
+
+
+def test_a_throttled_run_uses_no_attempt_and_waits_as_long_as_asked(world: Any, run_id: UUID) -> None:
+    claim_runs(world.engine, [run_id], WORKER)
+
+    again = retry_run(world.engine, run_id, 1, error_class="RetryableError", error="429", retry_after_s=120, is_throttled=True).run
+
+    assert again is not None
+    assert again.ready_at == world.now + timedelta(seconds=120)
+    assert row(world, run_id)["attempt"] == 0
+
+
+def test_a_retry_past_the_runs_deadline_fails_it(world: Any, run_id: UUID) -> None:
+    claim_runs(world.engine, [run_id], WORKER)
+
+    retried = retry_run(world.engine, run_id, 1, error_class="RetryableError", error="429", retry_after_s=90_000, is_throttled=True)
+
+    assert retried.run is None
+
+
+def test_a_silent_holders_run_is_queued_again_and_no_attempt_is_used(world: Any, run_id: UUID) -> None:
+    claim_runs(world.engine, [run_id], WORKER)
+    world.move(29)
+    assert reap_runs(world.engine, grace_s=0).queued == ()
+    world.move(1)
+
+    reaped = reap_runs(world.engine, grace_s=0)
+
+    assert [x.run_id for x in reaped.queued] == [run_id]
+    assert (row(world, run_id)["attempt"], row(world, run_id)["crashes"]) == (0, 1)
+    assert len(world.events("run.lease_lost")) == 1
+
+
+def test_a_run_that_kills_its_holder_three_times_fails_as_a_crash_loop(world: Any, run_id: UUID) -> None:
+    for _ in range(3):
+        claim_runs(world.engine, [run_id], WORKER)
+        world.move(30)
+        reaped = reap_runs(world.engine, grace_s=0)
+
+    assert reaped.ended == (run_id,)
+    assert (row(world, run_id)["state"], row(world, run_id)["error_class"]) == ("failed", "crash_loop")
+
+
+def test_after_postgres_started_leases_get_a_time_of_grace(world: Any, run_id: UUID) -> None:
+    claim_runs(world.engine, [run_id], WORKER)
+    world.move(60)
+
+    assert reap_runs(world.engine, grace_s=10**6).queued == ()
+
+
+def test_a_queued_run_is_cancelled_at_once(world: Any, run_id: UUID) -> None:
+    assert request_cancel(world.engine, run_id, reason="mistake", actor="ann") is RunState.CANCELLED
+    assert request_cancel(world.engine, run_id, reason="mistake", actor="ann") is None
+    assert claim_runs(world.engine, [run_id], WORKER) == []
+
+
+def test_a_running_one_is_asked_by_its_heartbeat_and_the_reaper_ends_it_if_nobody_listens(world: Any, run_id: UUID) -> None:
+    claim_runs(world.engine, [run_id], WORKER)
+
+    assert request_cancel(world.engine, run_id, reason="mistake", actor="ann") is RunState.CANCELLING
+    assert [x.is_cancelled for x in heartbeat(world.engine, WORKER, [Beat(run_id=run_id, epoch=1)])] == [True]
+    world.move(31)
+    reap_runs(world.engine, grace_s=0)
+
+    assert row(world, run_id)["state"] == "cancelled"
+
+
+def test_a_cancelled_run_may_still_be_finished_by_its_holder(world: Any, run_id: UUID) -> None:
+    claim_runs(world.engine, [run_id], WORKER)
+    request_cancel(world.engine, run_id, reason="mistake", actor="ann")
+
+    finish_run(world.engine, run_id, 1, "cancelled")
+
+    assert row(world, run_id)["state"] == "cancelled"
+
+
+def test_backoff_is_the_same_everywhere_doubles_and_is_capped() -> None:
+    run_id = uuid7()
+    waits = [backoff(run_id, attempt, base_ms=1_000, cap_ms=60_000, retry_after_s=None) for attempt in range(1, 40)]
+
+    assert waits == [backoff(run_id, attempt, base_ms=1_000, cap_ms=60_000, retry_after_s=None) for attempt in range(1, 40)]
+    assert timedelta(seconds=0.5) <= waits[0] <= timedelta(seconds=1)
+    assert max(waits) <= timedelta(seconds=60)

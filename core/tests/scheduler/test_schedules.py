@@ -1,0 +1,165 @@
+"""What producers do to schedules, under the api's login."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from wsync_engine.index.due_index import Index, connect
+from wsync_engine.model.ids import uuid7
+from wsync_engine.scheduler.schedules import (
+    ScheduleSpec,
+    announce,
+    change_schedule,
+    create_schedule,
+    delete_schedule,
+    pause_schedule,
+    resume_schedule,
+    trigger_run,
+)
+from wsync_engine.state import database as state
+from wsync_sdk.errors import ConfigError, StateError
+
+
+def spec(world: Any, **options: Any) -> ScheduleSpec:
+    return ScheduleSpec(**{"name": "nightly", "sync_id": world.new_sync(), "kind": "cron", "cron": "* * * * *", "zone": "UTC", **options})
+
+
+def test_a_new_schedule_is_due_at_its_first_future_time_and_known_to_the_index(world: Any) -> None:
+    stored = world.write(create_schedule, spec(world), actor="ann")
+
+    assert announce(world.index, [stored.entry])
+    assert stored.next_nominal_at == world.now + timedelta(minutes=1)
+    assert world.index.check([(stored.schedule_id, 1)]) == []
+    assert len(world.events("schedule.created")) == 1
+
+
+def test_registering_again_is_no_change_also_for_an_interval_without_an_anchor(world: Any) -> None:
+    declared = spec(world, kind="interval", cron=None, zone=None, every_ms=60_000)
+    first = world.write(create_schedule, declared, actor="ann")
+    world.move(30)
+
+    again = world.write(create_schedule, declared, actor="ann")
+
+    assert (again.schedule_id, again.entry, again.is_new) == (first.schedule_id, first.entry, False)
+
+
+def test_registered_by_many_at_once_there_is_one(world: Any) -> None:
+    declared, found = spec(world), []
+
+    def register() -> None:
+        with (
+            state.connect(world.database.api_url, application_name="test") as connection,
+            state.tenant_transaction(connection, world.tenant_id),
+        ):
+            found.append(create_schedule(connection, world.tenant_id, declared, actor="ann"))
+
+    threads = [threading.Thread(target=register) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert len(found) == 12
+    assert len({x.schedule_id for x in found}) == 1
+    assert {x.entry.rev for x in found} == {1}
+
+
+def test_a_name_that_is_declared_differently_is_refused(world: Any) -> None:
+    declared = spec(world)
+    world.write(create_schedule, declared, actor="ann")
+
+    with pytest.raises(ConfigError, match="declared differently"):
+        world.write(create_schedule, replace(declared, cron="0 3 * * *"), actor="ann")
+
+
+def test_what_can_never_fire_or_is_not_available_is_refused(world: Any) -> None:
+    for options in ({"cron": "61 * * * *"}, {"overlap": "buffer_all"}, {"sync_id": uuid7()}, {"end_at": world.now}):
+        with pytest.raises(ConfigError):
+            world.write(create_schedule, spec(world, **options), actor="ann")
+
+
+def test_another_tenants_sync_cannot_be_scheduled(world: Any) -> None:
+    declared = spec(world)
+    with pytest.raises(ConfigError, match="no sync"), state.tenant_transaction(world.api, uuid7()):
+        create_schedule(world.api, uuid7(), declared, actor="mallory")
+
+
+def test_a_change_of_times_raises_the_rev_and_the_version(world: Any) -> None:
+    declared = spec(world)
+    stored = world.write(create_schedule, declared, actor="ann")
+
+    changed = world.write(change_schedule, stored.schedule_id, replace(declared, cron="30 * * * *"), actor="bob", if_version=1)
+
+    assert (changed.entry.rev, changed.spec_version) == (2, 2)
+    assert changed.next_nominal_at == world.now + timedelta(minutes=30)
+    with pytest.raises(StateError):
+        world.write(change_schedule, stored.schedule_id, declared, actor="bob", if_version=1)
+
+
+def test_a_change_of_anything_else_keeps_the_next_time_and_an_intervals_phase(world: Any) -> None:
+    declared = spec(world, kind="interval", cron=None, zone=None, every_ms=60_000)
+    stored = world.write(create_schedule, declared, actor="ann")
+    world.move(30)
+
+    changed = world.write(change_schedule, stored.schedule_id, replace(declared, priority=0), actor="ann")
+
+    assert changed.next_nominal_at == stored.next_nominal_at
+
+
+def test_a_pause_keeps_its_first_note_and_resume_catches_nothing_up(world: Any) -> None:
+    stored = world.write(create_schedule, spec(world), actor="ann")
+    world.write(pause_schedule, stored.schedule_id, note="migration", actor="ann")
+    paused = world.write(pause_schedule, stored.schedule_id, note=None, actor="bob")
+    row = world.rows("SELECT * FROM wsync.schedule")[0]
+    assert (row["pause_note"], row["paused_by"], paused.entry.due_at) == ("migration", "ann", None)
+    world.move(600)
+
+    resumed = world.write(resume_schedule, stored.schedule_id, actor="ann")
+
+    assert resumed.next_nominal_at == world.now + timedelta(minutes=1)
+    assert world.clock(stored.schedule_id)["missed"] == 0
+
+
+def test_a_deleted_schedules_name_is_free_again(world: Any) -> None:
+    declared = spec(world)
+    stored = world.write(create_schedule, declared, actor="ann")
+    announce(world.index, [stored.entry])
+
+    announce(world.index, [world.write(delete_schedule, stored.schedule_id, actor="ann").entry])
+
+    assert world.redis.exists("ws:{0}:due", "ws:{0}:rev") == 0
+    assert world.write(create_schedule, declared, actor="ann").is_new
+
+
+def test_a_trigger_makes_one_run_per_key_and_none_while_one_is_open(world: Any) -> None:
+    sync_id = world.new_sync()
+
+    first = world.write(trigger_run, sync_id=sync_id, actor="ann", idem_key="k1")
+    again = world.write(trigger_run, sync_id=sync_id, actor="ann", idem_key="k1")
+    other = world.write(trigger_run, sync_id=sync_id, actor="ann", idem_key="k2")
+    dry = world.write(trigger_run, sync_id=sync_id, actor="ann", dry_run=True)
+
+    assert (first.is_new, again.is_new, again.run_id) == (True, False, first.run_id)
+    assert (other.is_new, other.run, other.run_id) == (False, None, first.run_id)
+    assert dry.is_new
+
+
+def test_a_trigger_works_while_the_schedule_is_paused_and_leaves_it_paused(world: Any) -> None:
+    stored = world.write(create_schedule, spec(world), actor="ann")
+    world.write(pause_schedule, stored.schedule_id, note="x", actor="ann")
+    sync_id = world.rows("SELECT sync_id FROM wsync.schedule")[0]["sync_id"]
+
+    made = world.write(trigger_run, sync_id=sync_id, schedule_id=stored.schedule_id, actor="ann")
+
+    assert made.is_new
+    assert world.rows("SELECT paused FROM wsync.schedule")[0]["paused"]
+
+
+def test_an_index_that_is_away_does_not_stop_a_producer(world: Any) -> None:
+    stored = world.write(create_schedule, spec(world), actor="ann")
+
+    assert not announce(Index(connect("redis://127.0.0.1:1/0", timeout_s=0.06)), [stored.entry])
