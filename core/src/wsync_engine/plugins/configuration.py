@@ -1,0 +1,88 @@
+"""A connection's stored config, checked by its plugin's model, with secrets turned into what resolves them."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from wsync_sdk import ConfigError, Secret
+
+__all__ = ["secret_references", "validated"]
+
+REFERENCES = ("env:", "file:")
+
+
+def validated(model: type[BaseModel], config: Mapping[str, Any], resolve: Callable[[str], str]) -> BaseModel:
+    """The config as an instance of the plugin's model.
+
+    :raises ConfigError: a field is unknown, missing or wrong; a secret is given as a value. Names the field, never what it holds.
+    """
+    prepared = _with_secrets(model, config, resolve)
+    try:
+        return model.model_validate(prepared)
+    except ValidationError as exc:
+        raise _config_error(model, exc) from None
+
+
+def secret_references(model: type[BaseModel], config: Mapping[str, Any]) -> list[str]:
+    """Every reference to a secret that the config holds.
+
+    :raises ConfigError: a secret is given as a value.
+    """
+    found: list[str] = []
+    _with_secrets(model, config, lambda reference: reference, seen=found.append)
+    return found
+
+
+def _with_secrets(
+    model: type[BaseModel], config: Mapping[str, Any], resolve: Callable[[str], str], seen: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    prepared = dict(config)
+    for name, field in model.model_fields.items():
+        if name not in prepared or prepared[name] is None:
+            continue
+        value = prepared[name]
+        kinds = set(_inner_types(field.annotation))
+        if Secret in kinds and isinstance(value, str):
+            prepared[name] = _secret(name, value, resolve, seen)
+        elif Secret in kinds and isinstance(value, Mapping):
+            prepared[name] = {key: _secret(f"{name}.{key}", str(item), resolve, seen) for key, item in value.items()}
+        elif isinstance(value, Mapping):
+            nested = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+            if nested:
+                prepared[name] = _with_secrets(nested[0], value, resolve, seen)
+    return prepared
+
+
+def _secret(name: str, value: str, resolve: Callable[[str], str], seen: Callable[[str], None]) -> Secret:
+    if not value.startswith(REFERENCES):
+        raise ConfigError(f"`{name}`: secrets are references, never values", next_step=f"write `{name}: env:NAME` or `{name}: file:PATH`")
+    seen(value)
+    return Secret(partial(resolve, value))
+
+
+def _inner_types(annotation: Any) -> Iterator[Any]:
+    origin = typing.get_origin(annotation)
+    if origin is None:
+        yield annotation
+        return
+    if origin in (typing.Union, types.UnionType, dict, list, tuple, Mapping, typing.Annotated):
+        for argument in typing.get_args(annotation):
+            yield from _inner_types(argument)
+
+
+def _config_error(model: type[BaseModel], error: ValidationError) -> ConfigError:
+    first = error.errors(include_input=False, include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "config"
+    if first["type"] == "extra_forbidden":
+        near = get_close_matches(place, model.model_fields, n=1)
+        known = ", ".join(model.model_fields)
+        return ConfigError(f"`{place}` is not known", next_step=f"did you mean `{near[0]}`?" if near else f"known are: {known}")
+    if first["type"] == "missing":
+        return ConfigError(f"`{place}` is missing", next_step=f"add `{place}`")
+    return ConfigError(f"`{place}`: {first['msg']}", next_step=f"correct `{place}`")
