@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+
 from wsync_postgres.columns import JSON_METADATA
 from wsync_postgres.config import PostgresConfig
 from wsync_postgres.source import PostgresSource

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+
 from wsync_postgres import plugin
 from wsync_postgres.config import PostgresConfig
 from wsync_sdk import Secret
@@ -21,6 +24,16 @@ def test_importing_the_plugin_imports_no_driver() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+def test_only_one_module_imports_the_drivers() -> None:
+    package = Path(plugin.__file__).parent
+
+    importing = {
+        path.name for path in package.glob("*.py") if re.search(r"^\s*(import|from) (psycopg|adbc)", path.read_text(), re.MULTILINE)
+    }
+
+    assert importing == {"driver.py"}
 
 
 def test_the_factories_make_a_source_and_a_sink_without_connecting() -> None:

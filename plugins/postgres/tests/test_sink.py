@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pyarrow as pa
 import pytest
+
 from wsync_postgres.config import PostgresConfig
 from wsync_postgres.sink import PostgresSink
 from wsync_sdk import OP, Chunk, ConfigError, FatalError, Fence, RetryableError, RowError, RowRange, RunRef, Secret, StateError, Target

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
+
 from wsync_postgres.config import PostgresConfig
 from wsync_postgres.source import PostgresSource
 from wsync_sdk import (

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from wsync_postgres.staging import has_nul, sql_type, staged
 
 NESTED = pa.struct(

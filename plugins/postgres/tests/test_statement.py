@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from wsync_postgres.config import PostgresConfig
 from wsync_postgres.driver import RowConnection, connect, literal
 from wsync_postgres.problems import Problem, read_error

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+
 from wsync_sdk import REFUSED_COLUMNS, ConfigError
 
 __all__ = ["JSON_METADATA", "Column", "PgType", "arrow_schema", "column", "conform", "select_list"]

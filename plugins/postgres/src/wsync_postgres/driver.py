@@ -19,10 +19,10 @@ import pyarrow as pa
 from adbc_driver_postgresql import StatementOptions, dbapi
 from psycopg import errors, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from wsync_sdk import ConfigError, ParameterValue, WsyncError
 
 from wsync_postgres.config import PostgresConfig
 from wsync_postgres.problems import Problem, connect_error, read_error
+from wsync_sdk import ConfigError, ParameterValue, WsyncError
 
 __all__ = ["ArrowConnection", "Described", "RowConnection", "connect", "connect_arrow", "identifier", "literal"]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from wsync_sdk import Sink, SinkCapabilities, SinkSpec, Source, SourceCapabilities, SourceSpec, hookimpl
-
 from wsync_postgres.config import PostgresConfig
+from wsync_sdk import Sink, SinkCapabilities, SinkSpec, Source, SourceCapabilities, SourceSpec, hookimpl
 
 __all__ = ["wsync_sinks", "wsync_sources"]
 

@@ -16,6 +16,13 @@ from time import monotonic
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from wsync_postgres.bookkeeping import SYNC_PARTITION, Bookkeeping, missing_rows
+from wsync_postgres.config import PostgresConfig
+from wsync_postgres.driver import ArrowConnection, Row, RowConnection, Translate, connect, connect_arrow, identifier, literal
+from wsync_postgres.problems import Problem, write_error
+from wsync_postgres.source import OLDEST_VERSION, table_parts
+from wsync_postgres.staging import has_nul, sql_type, staged
 from wsync_sdk import (
     CheckReport,
     Chunk,
@@ -35,13 +42,6 @@ from wsync_sdk import (
     WriteResult,
     WsyncError,
 )
-
-from wsync_postgres.bookkeeping import SYNC_PARTITION, Bookkeeping, missing_rows
-from wsync_postgres.config import PostgresConfig
-from wsync_postgres.driver import ArrowConnection, Row, RowConnection, Translate, connect, connect_arrow, identifier, literal
-from wsync_postgres.problems import Problem, write_error
-from wsync_postgres.source import OLDEST_VERSION, table_parts
-from wsync_postgres.staging import has_nul, sql_type, staged
 
 __all__ = ["PostgresSink"]
 

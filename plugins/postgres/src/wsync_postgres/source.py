@@ -19,6 +19,13 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import pyarrow as pa
+
+from wsync_postgres import __version__
+from wsync_postgres.columns import Column, PgType, arrow_schema, column, conform, select_list
+from wsync_postgres.config import PostgresConfig
+from wsync_postgres.driver import ArrowConnection, Row, RowConnection, Translate, connect, connect_arrow, identifier, literal
+from wsync_postgres.problems import Problem, read_error
+from wsync_postgres.statement import Statement, prepare
 from wsync_sdk import (
     CheckReport,
     ConfigError,
@@ -36,13 +43,6 @@ from wsync_sdk import (
     Split,
     WsyncError,
 )
-
-from wsync_postgres import __version__
-from wsync_postgres.columns import Column, PgType, arrow_schema, column, conform, select_list
-from wsync_postgres.config import PostgresConfig
-from wsync_postgres.driver import ArrowConnection, Row, RowConnection, Translate, connect, connect_arrow, identifier, literal
-from wsync_postgres.problems import Problem, read_error
-from wsync_postgres.statement import Statement, prepare
 
 __all__ = ["PostgresSource", "table_parts"]
 

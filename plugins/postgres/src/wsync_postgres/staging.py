@@ -5,12 +5,11 @@ Nested values become JSON text made by Arrow kernels, which the server casts to 
 
 from __future__ import annotations
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from wsync_sdk import ConfigError
 
 from wsync_postgres.columns import JSON_METADATA
+from wsync_sdk import ConfigError
 
 __all__ = ["has_nul", "sql_type", "staged"]
 
@@ -157,10 +156,10 @@ def _json_object(array: pa.StructArray, type_: pa.StructType) -> pa.StringArray:
 
 
 def _json_array(array: pa.ListArray, type_: pa.ListType) -> pa.StringArray:
-    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    lengths = pc.fill_null(pc.list_value_length(array), 0).cast(pa.int32())
+    offsets = pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(lengths)])
     values = _json(array.flatten(), type_.value_field)  # flatten() leaves out what NULL lists cover
-    joined = pc.binary_join(pa.ListArray.from_arrays(pa.array(offsets), values), ",")
+    joined = pc.binary_join(pa.ListArray.from_arrays(offsets, values), ",")
     return pc.binary_join_element_wise("[", joined, "]", "")
 
 
