@@ -1,0 +1,82 @@
+"""What `wsync.yaml` declares: connections, syncs and schedules of one tenant; and the form in which a sync is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from wsync_engine.model.run import OverlapPolicy, Priority
+from wsync_engine.model.sync import Duplicates, Guards, MappingEntry, Mode, SyncSpec
+from wsync_sdk.errors import StateError
+
+__all__ = ["ConnectionSpec", "Declaration", "ScheduleDeclaration", "SyncDeclaration", "sync_spec_from_json", "sync_spec_to_json"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionSpec:
+    """A configured source or sink, as declared: secrets are references (`env:NAME`, `file:PATH`)."""
+
+    name: str
+    plugin: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleDeclaration:
+    """When a sync runs: either `cron` in `timezone`, or every `every_ms`."""
+
+    cron: str | None = None
+    timezone: str = "UTC"
+    every_ms: int | None = None
+    priority: Priority = Priority.MEDIUM
+    jitter_ms: int = 0
+    overlap: OverlapPolicy = OverlapPolicy.SKIP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncDeclaration:
+    """A sync and, if it has one, its schedule, which bears the sync's name."""
+
+    spec: SyncSpec
+    schedule: ScheduleDeclaration | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """Everything that one file declares."""
+
+    tenant: str
+    connections: tuple[ConnectionSpec, ...] = ()
+    syncs: tuple[SyncDeclaration, ...] = ()
+
+
+def sync_spec_to_json(spec: SyncSpec) -> dict[str, Any]:
+    """The sync as plain JSON values, as stored in `wsync.sync.spec`; every field is there, equal specs give equal values."""
+    return {
+        **asdict(spec),
+        "mode": spec.mode.value,
+        "key": list(spec.key),
+        "mapping": [asdict(entry) for entry in spec.mapping],
+        "parameters": dict(spec.parameters),
+    }
+
+
+def sync_spec_from_json(stored: Mapping[str, Any]) -> SyncSpec:
+    """The sync that `sync_spec_to_json` was given, also one stored by an older engine that knew fewer fields.
+
+    :raises StateError: what is stored is no sync that this engine knows.
+    """
+    try:
+        return SyncSpec(
+            **{
+                **stored,
+                "mode": Mode(stored["mode"]),
+                "key": tuple(stored["key"]),
+                "mapping": tuple(MappingEntry(**entry) for entry in stored.get("mapping", ())),
+                "duplicates": Duplicates(**stored.get("duplicates", {})),
+                "guards": Guards(**stored.get("guards", {})),
+            }
+        )
+    except (KeyError, TypeError, ValueError) as exc:
+        raise StateError("the stored sync can't be read by this engine", next_step="upgrade wsync-engine, or apply the file again") from exc

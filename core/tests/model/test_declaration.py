@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from wsync_engine.model.declaration import sync_spec_from_json, sync_spec_to_json
+from wsync_engine.model.sync import Duplicates, Guards, MappingEntry, Mode, SyncSpec
+from wsync_sdk.errors import StateError
+
+SPEC = SyncSpec(
+    name="customers",
+    source="warehouse",
+    sink="crm",
+    query="SELECT id, email FROM customers WHERE plan = :plan",
+    key=("id",),
+    stream="profiles",
+    mode=Mode.MIRROR,
+    parameters={"plan": "pro"},
+    mapping=(MappingEntry(target="id", column="id", required=True), MappingEntry(target="kind", constant=1.5)),
+    duplicates=Duplicates(rule="last", by="email"),
+    guards=Guards(max_deletes=7, allow_empty=True),
+)
+
+
+def test_a_sync_comes_back_from_json_as_it_was() -> None:
+    assert sync_spec_from_json(json.loads(json.dumps(sync_spec_to_json(SPEC)))) == SPEC
+
+
+def test_a_sync_stored_with_fewer_fields_gets_their_defaults() -> None:
+    stored = {"name": "a", "source": "s", "sink": "t", "query": "SELECT 1", "key": ["id"], "stream": "x", "mode": "upsert"}
+
+    assert sync_spec_from_json(stored).guards == Guards()
+
+
+def test_a_stored_sync_that_is_none_is_refused() -> None:
+    with pytest.raises(StateError):
+        sync_spec_from_json({"name": "a"})
