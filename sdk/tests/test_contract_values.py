@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pytest
 from pydantic import BaseModel, ConfigDict
+
 from wsync_sdk import (
     ConfigError,
     Durable,

@@ -19,6 +19,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError
 from redis.retry import Retry
+
 from wsync_engine.embedded.processes import wait_until
 from wsync_engine.embedded.servers import EmbeddedServers
 from wsync_engine.state.database import check_schema

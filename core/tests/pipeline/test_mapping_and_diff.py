@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from wsync_engine.model.sync import Duplicates, MappingEntry, Mode, SyncSpec
 from wsync_engine.pipeline.canonical import ALGORITHM
 from wsync_engine.pipeline.diff import DiffCounts, DiffInput, diff_partition
@@ -310,8 +311,8 @@ def test_the_hash_of_a_row_is_the_written_definition(tmp_path: Path) -> None:
             datetime(2024, 2, 29, 1, 2, 3, 4, UTC),
             b"\x00\xff",
             ["ü", "b"],
-            [datetime(2024, 2, 29)],
-        ),  # noqa: DTZ001 - the wall clock is meant
+            [datetime(2024, 2, 29)],  # noqa: DTZ001 - a wall clock's time is meant
+        ),
         (2, None, -0.0, None, None, None, None, None, None),
         schema=schema,
     )

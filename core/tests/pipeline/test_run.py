@@ -12,6 +12,7 @@ from uuid import UUID
 import psycopg
 import pyarrow as pa
 import pytest
+
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.sync import Guards, Mode, SyncSpec
 from wsync_engine.pipeline.context import Cancelled, RunContext, no_faults

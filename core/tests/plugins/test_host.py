@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from wsync_engine.plugins import PluginHost, PluginReport
 from wsync_engine.plugins.configuration import secret_references
 from wsync_sdk import CheckReport, ConfigError, PluginError, Split

@@ -9,6 +9,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+
 from wsync_engine.secrets.keyring import Keyring, TenantCipher
 from wsync_sdk.errors import ConfigError
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from wsync_engine.secrets.references import is_reference, resolve
 from wsync_sdk.errors import ConfigError
 

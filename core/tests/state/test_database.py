@@ -7,6 +7,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from psycopg import sql
+
 from wsync_engine.embedded.processes import free_port
 from wsync_engine.state.database import check_schema, connect, ensure_schema, schema_revisions, tenant_transaction, upgrade
 from wsync_engine.state.roles import RolePasswords, create_database, create_roles
@@ -30,6 +31,7 @@ def test_the_schema_is_made_from_nothing_and_a_second_upgrade_changes_nothing(se
 def test_each_revision_is_called_as_its_file() -> None:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
+
     from wsync_engine.state.database import MIGRATIONS
 
     config = Config()

@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+
 from wsync_engine.state.database import connect
 from wsync_engine.state.statements import load_statements
 

@@ -7,6 +7,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 from psycopg import sql
+
 from wsync_engine.state.database import connect, tenant_transaction
 
 TABLES = {  # columns enough for a valid row; ID stands for a fresh uuid, CONNECTION and the like for the id of such a row

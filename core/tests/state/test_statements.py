@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from wsync_engine.state.database import connect
 from wsync_engine.state.statements import SQL_FOLDER, load_statements, parse_statements, psycopg_form
 

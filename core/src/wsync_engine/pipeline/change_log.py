@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from wsync_sdk import OP, FatalError, RowRange
 
 __all__ = ["ChangeLogReader"]

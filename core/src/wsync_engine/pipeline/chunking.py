@@ -7,6 +7,7 @@ from itertools import zip_longest
 
 import numpy as np
 import numpy.typing as npt
+
 from wsync_sdk import RowRange
 
 __all__ = ["cut", "halves", "leaves", "remaining", "verdict_ranges"]

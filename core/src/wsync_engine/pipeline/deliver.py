@@ -18,6 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from wsync_engine.model.ids import uuid7
+from wsync_engine.pipeline.change_log import ChangeLogReader
+from wsync_engine.pipeline.chunking import cut, halves, leaves, remaining, verdict_ranges
+from wsync_engine.pipeline.context import RunContext
+from wsync_engine.state.books import Ack, Cipher, NewRejection, RunBooks, SentChunk
 from wsync_sdk import (
     Chunk,
     Fence,
@@ -32,12 +38,6 @@ from wsync_sdk import (
     TransactionalSink,
     WriteResult,
 )
-
-from wsync_engine.model.ids import uuid7
-from wsync_engine.pipeline.change_log import ChangeLogReader
-from wsync_engine.pipeline.chunking import cut, halves, leaves, remaining, verdict_ranges
-from wsync_engine.pipeline.context import RunContext
-from wsync_engine.state.books import Ack, Cipher, NewRejection, RunBooks, SentChunk
 
 __all__ = ["Delivery", "RetryPolicy", "deliver_partition"]
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
-from wsync_sdk import OP, ConfigError, Operation
 
 from wsync_engine.model.sync import Duplicates, Mode
 from wsync_engine.pipeline.canonical import canonical_value, partition_of_key
@@ -22,6 +21,7 @@ from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.manifest import KeyColumn, Manifest
 from wsync_engine.pipeline.mapping import HASH, PARTITION, REFUSAL
 from wsync_engine.pipeline.sql import identifier, path_list, text
+from wsync_sdk import OP, ConfigError, Operation
 
 __all__ = [
     "DiffCounts",

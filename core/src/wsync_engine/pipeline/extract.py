@@ -12,11 +12,11 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-from wsync_sdk import PluginError, Source, Split, WsyncError
 
 from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.mapping import PARTITION, REFUSAL, CompiledMapping
 from wsync_engine.pipeline.sql import text
+from wsync_sdk import PluginError, Source, Split, WsyncError
 
 __all__ = ["StagedSplit", "extract_split"]
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-from wsync_sdk import OP, FatalError, RowRange
 
 from wsync_engine.model.sync import Mode
 from wsync_engine.pipeline.chunking import leaves, remaining
@@ -23,6 +22,7 @@ from wsync_engine.pipeline.diff import DiffInput, load_snapshot, load_stage
 from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.mapping import HASH
 from wsync_engine.pipeline.sql import identifier, text
+from wsync_sdk import OP, FatalError, RowRange
 
 __all__ = ["Verdicts", "fold_partition"]
 

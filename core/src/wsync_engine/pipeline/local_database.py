@@ -9,9 +9,9 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-from wsync_sdk import FatalError
 
 from wsync_engine.pipeline.sql import text
+from wsync_sdk import FatalError
 
 __all__ = ["Budget", "arrow_table", "opened"]
 

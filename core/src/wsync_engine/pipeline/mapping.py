@@ -14,12 +14,12 @@ from itertools import pairwise
 
 import duckdb
 import pyarrow as pa
-from wsync_sdk import REFUSED_COLUMNS, ConfigError
 
 from wsync_engine.model.sync import MappingEntry, SyncSpec
 from wsync_engine.pipeline.canonical import canonical_value, hash_of_row, partition_of_key
 from wsync_engine.pipeline.local_database import arrow_table
 from wsync_engine.pipeline.sql import identifier, text
+from wsync_sdk import REFUSED_COLUMNS, ConfigError
 
 __all__ = ["HASH", "PARTITION", "REFUSAL", "CompiledMapping", "compile_mapping"]
 

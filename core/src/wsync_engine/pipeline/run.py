@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from wsync_sdk import FatalError, PlanExpired, Query, ReadLimits, ReadPlan, RunRef, Sink, Source, StateError, Target, WsyncError
-
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.sync import Mode, SyncSpec
 from wsync_engine.pipeline.canonical import ALGORITHM
@@ -33,6 +31,7 @@ from wsync_engine.pipeline.mapping import CompiledMapping, compile_mapping
 from wsync_engine.pipeline.refusals import refusals_of
 from wsync_engine.state.books import Cipher, NewRejection, PublishedSplit, RunBooks, RunRecord
 from wsync_engine.storage import LocalStorage
+from wsync_sdk import FatalError, PlanExpired, Query, ReadLimits, ReadPlan, RunRef, Sink, Source, StateError, Target, WsyncError
 
 __all__ = ["Job", "Outcome", "conclude", "execute"]
 

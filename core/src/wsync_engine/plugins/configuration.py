@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
 from wsync_sdk import ConfigError, Secret
 
 __all__ = ["secret_references", "validated"]

@@ -8,6 +8,7 @@ from importlib.metadata import Distribution, EntryPoint, distributions, version
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+
 from wsync_sdk.hooks import ENTRY_POINT_GROUP
 
 __all__ = ["Candidate", "find_candidates", "refusal"]

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from packaging.utils import canonicalize_name
-from wsync_sdk import ConfigError, Sink, SinkSpec, Source, SourceSpec
 
 from wsync_engine.plugins.boundary import guarded
 from wsync_engine.plugins.configuration import validated
 from wsync_engine.plugins.discovery import Candidate, find_candidates, refusal
 from wsync_engine.plugins.loading import LoadFailed, Offer, load, survives_import
+from wsync_sdk import ConfigError, Sink, SinkSpec, Source, SourceSpec
 
 __all__ = ["PluginHost", "PluginReport"]
 

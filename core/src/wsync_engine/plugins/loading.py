@@ -11,11 +11,11 @@ from typing import Any
 
 import pluggy
 from pydantic import BaseModel
+
+from wsync_engine.plugins.discovery import Candidate
 from wsync_sdk import SinkSpec, SourceSpec
 from wsync_sdk import hooks as sdk_hooks
 from wsync_sdk.hooks import ENTRY_POINT_GROUP
-
-from wsync_engine.plugins.discovery import Candidate
 
 __all__ = ["LoadFailed", "Offer", "load", "survives_import"]
 

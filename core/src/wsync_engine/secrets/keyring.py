@@ -17,6 +17,7 @@ from uuid import UUID
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
 from wsync_sdk.errors import ConfigError
 
 __all__ = ["Keyring", "TenantCipher"]

@@ -14,6 +14,7 @@ from uuid import UUID
 
 import psycopg
 from psycopg.types.json import Jsonb
+
 from wsync_sdk import FatalError, RetryableError, RowRange, StateError
 
 __all__ = ["Ack", "Cipher", "NewRejection", "PublishedSplit", "RunBooks", "RunRecord", "SentChunk", "SnapshotRow"]

@@ -14,6 +14,7 @@ from uuid import UUID
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
+
 from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
 __all__ = ["check_schema", "connect", "ensure_schema", "refuse_unsafe_login", "schema_revisions", "tenant_transaction", "upgrade"]

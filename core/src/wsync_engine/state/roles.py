@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import psycopg
 from psycopg import sql
 from psycopg.rows import TupleRow
+
 from wsync_sdk.errors import ConfigError
 
 __all__ = ["API", "ENGINE", "OWNER", "RolePasswords", "create_database", "create_roles"]

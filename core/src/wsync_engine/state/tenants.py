@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import psycopg
 from psycopg.rows import TupleRow
-from wsync_sdk.errors import ConfigError
 
 from wsync_engine.model.ids import TenantId, uuid7
 from wsync_engine.state.database import tenant_transaction
 from wsync_engine.state.statements import load_statements
+from wsync_sdk.errors import ConfigError
 
 __all__ = ["ensure_tenant", "find_tenant", "tenant_named"]
 

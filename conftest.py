@@ -1,4 +1,4 @@
-"""Real servers for the whole session; for each test a database of its own, copied from a migrated one, and an empty Valkey database."""
+"""Fixtures of all packages: real servers for the whole session; for each test a database of its own, copied from a migrated one, and an empty Valkey database."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from psycopg import sql
 from redis import Redis
+
 from wsync_engine.embedded.servers import DATABASE, EmbeddedServers
 
 # A crash of the machine may cost a test's data: nothing is forced to disk.
