@@ -25,7 +25,7 @@ lint: setup  ## style and formatting
 	$(BIN)/ruff format --check .
 
 types: setup  ## strict types, package by package
-	$(BIN)/mypy sdk/src core/src plugins/postgres/src plugins/http/src
+	$(BIN)/mypy sdk/src core/src plugins/postgres/src plugins/http/src benchmarks
 
 contracts: setup  ## which package may import which
 	$(BIN)/lint-imports

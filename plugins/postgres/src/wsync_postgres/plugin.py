@@ -34,7 +34,6 @@ def wsync_sources() -> Sequence[SourceSpec]:
         config_model=PostgresConfig,
         factory=_source,
         capabilities=SOURCE_CAPABILITIES,
-        docs_url="https://pypi.org/project/wsync-postgres/",
     )
     return (spec,)
 
@@ -48,6 +47,5 @@ def wsync_sinks() -> Sequence[SinkSpec]:
         config_model=PostgresConfig,
         factory=_sink,
         capabilities=SINK_CAPABILITIES,
-        docs_url="https://pypi.org/project/wsync-postgres/",
     )
     return (spec,)
