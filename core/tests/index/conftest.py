@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import redis
+
 from wsync_engine.index.due_index import Index, connect
 
 

@@ -10,6 +10,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from wsync_engine.index import due_index
 from wsync_engine.index.due_index import FIRE_LEASE_MS, WAKE_SCHEDULERS, Index, RebuildNeeded, connect
 from wsync_engine.index.entries import DueEntry, ReadyRun

@@ -9,6 +9,7 @@ from uuid import UUID
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+
 from wsync_engine.index.due_index import Index, connect
 from wsync_engine.model.ids import uuid7
 from wsync_engine.scheduler.loop import Scheduler

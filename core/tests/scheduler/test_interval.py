@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from wsync_engine.scheduler.interval import jitter, next_interval_fires
 from wsync_sdk.errors import ConfigError
 

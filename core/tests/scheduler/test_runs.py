@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import RunState
 from wsync_engine.scheduler.fire import fire

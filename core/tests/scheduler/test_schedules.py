@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+
 from wsync_engine.index.due_index import Index, connect
 from wsync_engine.model.ids import uuid7
 from wsync_engine.scheduler.schedules import (

@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from wsync_engine.scheduler import timing as module
 from wsync_engine.scheduler.cron import next_fires
 from wsync_engine.scheduler.timing import Timing, check_timing, decide, first_nominal

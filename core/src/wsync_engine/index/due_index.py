@@ -15,10 +15,10 @@ import redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
-from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
 from wsync_engine.index.entries import Claimed, Difference, DueEntry, ReadyRun, ms_of
 from wsync_engine.index.scripts import run_script
+from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
 __all__ = ["BATCH", "FIRE_LEASE_MS", "HOLD_LEASE_MS", "WAKE_SCHEDULERS", "Index", "RebuildNeeded", "connect"]
 
@@ -69,11 +69,15 @@ class Index:
 
     :param client: from `connect`; replies undecoded.
     :param clock: milliseconds since 1970 for tests; None: the server's own time decides.
+    :param fire_lease_ms: how long a claimed schedule is left to its scheduler.
     """
 
-    def __init__(self, client: redis.Redis, *, shard: int = 0, clock: Callable[[], int] | None = None) -> None:
+    def __init__(
+        self, client: redis.Redis, *, shard: int = 0, clock: Callable[[], int] | None = None, fire_lease_ms: int = FIRE_LEASE_MS
+    ) -> None:
         self._client = client
         self._clock = clock
+        self._fire_lease_ms = fire_lease_ms
         self._prefix = f"ws:{{{shard}}}:"
         self._incarnation = ""
 
@@ -150,7 +154,7 @@ class Index:
 
     def claim_due(self, n: int) -> Claimed:
         """Take up to `n` due schedules for the fire lease; those whose scheduler went silent come first."""
-        reply = self._run("claim_due", ["due", "rev", "firing", "delay", "lease"], [n, FIRE_LEASE_MS])
+        reply = self._run("claim_due", ["due", "rev", "firing", "delay", "lease"], [n, self._fire_lease_ms])
         wake_ms = int(reply[1])
         pairs = zip(reply[2::2], reply[3::2], strict=True)
         entries = tuple((UUID(bytes=member), int(rev)) for member, rev in pairs)

@@ -6,6 +6,7 @@ import time
 
 import redis
 from redis.exceptions import RedisError
+
 from wsync_sdk.errors import RetryableError
 
 __all__ = ["Wakes"]

@@ -17,9 +17,8 @@ from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import NoReturn
 
-from wsync_sdk.errors import ConfigError
-
 from wsync_engine.scheduler.zones import Piece, pieces_of_year, zone_named
+from wsync_sdk.errors import ConfigError
 
 __all__ = ["Cron", "next_fires", "parse_cron"]
 

@@ -13,12 +13,12 @@ from uuid import UUID
 
 import psycopg
 import structlog
-from wsync_sdk.errors import WsyncError
 
 from wsync_engine.index.entries import DueEntry, ReadyRun
 from wsync_engine.model.ids import uuid7
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, statements, timing_of, write_events
 from wsync_engine.scheduler.timing import Decision, Nominal, decide
+from wsync_sdk.errors import WsyncError
 
 __all__ = ["Fired", "fire"]
 

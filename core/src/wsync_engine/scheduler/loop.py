@@ -14,7 +14,6 @@ from uuid import UUID
 
 import psycopg
 import structlog
-from wsync_sdk.errors import RetryableError, StateError
 
 from wsync_engine.index.due_index import WAKE_SCHEDULERS, Index, RebuildNeeded
 from wsync_engine.index.entries import Claimed
@@ -22,11 +21,14 @@ from wsync_engine.index.wakes import Wakes
 from wsync_engine.scheduler.fire import fire
 from wsync_engine.scheduler.runs import RESTART_GRACE_S, reap_runs
 from wsync_engine.scheduler.sweeper import load_index, sweep
+from wsync_sdk.errors import RetryableError, StateError
 
 __all__ = ["Scheduler"]
 
 CLAIM = 128
 LONGEST_SLEEP_S = 5.0
+LONGEST_BACKOFF_S = 2.0
+UNFIRED_S = 9.0
 BATCH_PAUSE_S = 0.02
 """After a batch that was not full: the next one grows meanwhile, and the latest of it comes sooner."""
 SWEEP_S = 10.0
@@ -72,6 +74,9 @@ class Scheduler:
         self._sweep_at_s = monotonic() + random.uniform(0, SWEEP_S)
         self._reap_at_s = monotonic() + random.uniform(0, REAP_S)
         self._failures = 0
+        # Claimed, but the fire's outcome is unknown: tried again while the lease lasts. The rev under the row's lock says what was done.
+        self._unfired: Sequence[tuple[UUID, int]] = ()
+        self._unfired_until_s = 0.0
 
     @staticmethod
     def wakes_of(client: Any) -> Wakes:
@@ -92,9 +97,12 @@ class Scheduler:
         :raises RetryableError: the index or Postgres is away. Errors of psycopg pass through.
         :raises RebuildNeeded: `rebuild` comes first.
         """
+        if self._unfired and self._monotonic() < self._unfired_until_s:
+            self._fire()
         claimed = self._index.claim_due(CLAIM)
         if claimed.entries:
-            self._fire(claimed.entries)
+            self._unfired, self._unfired_until_s = claimed.entries, self._monotonic() + UNFIRED_S
+            self._fire()
         self._index.expire()
         _, next_ready_ms = self._index.promote()
         self._do_chores()
@@ -125,12 +133,13 @@ class Scheduler:
         self._wakes.close()
         self._drop_connection()
 
-    def _fire(self, claimed: Sequence[tuple[UUID, int]]) -> None:
+    def _fire(self) -> None:
         self._faults("C6")
-        fired = fire(self._postgres(), claimed)
+        fired = fire(self._postgres(), self._unfired)
         self._faults("C9")
         self._index.commit_fire(fired.entries, fired.runs)
-        _log.debug("schedules.fired", claimed=len(claimed), runs=len(fired.runs))
+        _log.debug("schedules.fired", claimed=len(self._unfired), runs=len(fired.runs))
+        self._unfired = ()
 
     def _do_chores(self) -> None:
         now_s = self._monotonic()
@@ -168,7 +177,7 @@ class Scheduler:
         else:
             _log.error("scheduler.failed", error=type(exc).__name__, next_step="report this: the scheduler goes on")
         self._failures += 1
-        limit_s: float = min(LONGEST_SLEEP_S, 0.05 * 2.0 ** min(self._failures, 10))
+        limit_s: float = min(LONGEST_BACKOFF_S, 0.05 * 2.0 ** min(self._failures, 10))
         return limit_s * random.uniform(0.5, 1)
 
     def _rest(self, wait_s: float, stop: threading.Event) -> None:

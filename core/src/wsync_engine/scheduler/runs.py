@@ -15,11 +15,11 @@ from typing import Any, Literal
 from uuid import UUID
 
 import psycopg
-from wsync_sdk.errors import StateError
 
 from wsync_engine.index.entries import ReadyRun
 from wsync_engine.model.run import RunState
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, statements, write_events
+from wsync_sdk.errors import StateError
 
 __all__ = [
     "Beat",

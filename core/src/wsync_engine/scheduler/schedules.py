@@ -15,13 +15,13 @@ from uuid import UUID
 import psycopg
 import structlog
 from psycopg.types.json import Jsonb
-from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
 from wsync_engine.index.due_index import Index
 from wsync_engine.index.entries import DueEntry, ReadyRun
 from wsync_engine.model.ids import uuid7
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, shard_of, statements, timing_of, write_events
 from wsync_engine.scheduler.timing import Nominal, Timing, check_timing, first_nominal
+from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
 __all__ = [
     "ANNOUNCE_TIMEOUT_S",

@@ -12,11 +12,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
-from wsync_sdk.errors import ConfigError
-
 from wsync_engine.scheduler.cron import next_fires, parse_cron
 from wsync_engine.scheduler.interval import interval_fires, jitter
 from wsync_engine.scheduler.zones import zone_named
+from wsync_sdk.errors import ConfigError
 
 __all__ = ["Decision", "Nominal", "Timing", "check_timing", "decide", "first_nominal"]
 
