@@ -102,7 +102,7 @@ def measure(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder, EmbeddedServers.start(Path(folder) / "data") as servers:
         url = servers.endpoints.admin_url
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(CREATE.format(rows=arguments.rows))  # type: ignore[arg-type]
+            connection.execute(CREATE.format(rows=arguments.rows))
             connection.execute("VACUUM ANALYZE subscriber")
         copy = [str(POSTGRES_BIN_PATH / "psql"), url, "-qc", f"COPY ({QUERY}) TO STDOUT (FORMAT binary)"]
         rounds = [one_round(url, copy, Path(folder), arguments, number) for number in range(arguments.rounds + 1)][1:]  # the first warms up
