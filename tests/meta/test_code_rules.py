@@ -1,0 +1,70 @@
+"""What a review would say twice, said by a test: read from the syntax trees of every package."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import wsync_sdk
+from wsync_sdk import WsyncError
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted(
+    path
+    for folder in ("sdk", "core", "plugins/postgres", "plugins/http")
+    for path in (ROOT / folder / "src").rglob("*.py")
+    if "versions" not in path.parts
+)
+ERRORS = {
+    name for name in wsync_sdk.__all__ if isinstance(getattr(wsync_sdk, name), type) and issubclass(getattr(wsync_sdk, name), WsyncError)
+}
+LONGEST_FUNCTION = 50
+LONGEST_MODULE = 600
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_module_says_why_it_exists_and_is_short(path: Path) -> None:
+    assert ast.get_docstring(tree_of(path)), "begin the module with what it is for"
+    assert path.read_text(encoding="utf-8").count("\n") <= LONGEST_MODULE, "split the module"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_no_function_is_longer_than_a_screen(path: Path) -> None:
+    long = [node.name for node in functions(tree_of(path)) if (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION]
+
+    assert long == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_every_error_says_what_to_do_next(path: Path) -> None:
+    silent = [
+        node.lineno
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS
+        if not any(keyword.arg in ("next_step", None) for keyword in node.keywords)
+    ]
+
+    assert silent == [], "lines that make an error without `next_step`"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_every_public_name_is_documented(path: Path) -> None:
+    tree = tree_of(path)
+    public = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")]
+
+    assert [node.name for node in public if not ast.get_docstring(node)] == []
