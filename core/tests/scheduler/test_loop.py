@@ -315,6 +315,7 @@ Scheduler(index=Index(client, fire_lease_ms=2_000), wakes=Scheduler.wakes_of(cli
 
 def test_processes_of_which_one_is_killed_fire_each_second_once(world: Any, tmp_path: Path) -> None:
     stored = every_second(world)
+    announce(Index(connect(world.redis_url)), [stored.entry])
     script = tmp_path / "scheduler.py"
     script.write_text(PROCESS)
     command = [sys.executable, str(script), world.redis_url, world.database.engine_url]

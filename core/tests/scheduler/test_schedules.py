@@ -101,6 +101,16 @@ def test_a_change_of_times_raises_the_rev_and_the_version(world: Any) -> None:
         world.write(change_schedule, stored.schedule_id, declared, actor="bob", if_version=1)
 
 
+def test_a_change_never_reaches_back_to_before_the_schedule_was_made(world: Any) -> None:
+    declared = spec(world, cron="0 0 * * *")
+    stored = world.write(create_schedule, declared, actor="ann")
+    world.move(1)
+
+    changed = world.write(change_schedule, stored.schedule_id, replace(declared, cron="* * * * *", jitter_ms=3_600_000), actor="ann")
+
+    assert changed.next_nominal_at == stored.next_nominal_at.replace(hour=12, minute=1, day=2)
+
+
 def test_a_change_of_anything_else_keeps_the_next_time_and_an_intervals_phase(world: Any) -> None:
     declared = spec(world, kind="interval", cron=None, zone=None, every_ms=60_000)
     stored = world.write(create_schedule, declared, actor="ann")

@@ -132,6 +132,16 @@ def test_once_fires_once() -> None:
     assert (len(made.fire), made.next) == (1, None)
 
 
+def test_a_claim_that_is_a_little_early_fires_its_own_time_and_none_that_follow() -> None:
+    timing = Timing(schedule_id=SCHEDULE, kind="interval", every_ms=1_000, anchor_at=START)
+
+    made = decide(timing, next_nominal_at=START, runs=0, now=START - timedelta(seconds=0.5))
+
+    assert [x.nominal_at for x in made.fire] == [START]
+    assert made.next is not None
+    assert made.next.nominal_at == START + timedelta(seconds=1)
+
+
 def test_a_claim_before_its_time_decides_nothing() -> None:
     made = decide(cron(), next_nominal_at=START, runs=0, now=START - timedelta(seconds=3))
 

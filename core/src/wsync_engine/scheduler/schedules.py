@@ -152,9 +152,9 @@ def change_schedule(
     following = _kept(clock)
     timing = _timing(spec, schedule_id)
     if not old["paused"] and timing != timing_of(old):
-        last = clock["last_nominal_at"]
-        edited_at = now - timedelta(milliseconds=spec.jitter_ms)
-        following = first_nominal(timing, after=edited_at if last is None else max(last, edited_at), due_after=now)
+        # Back by the jitter, so that a nominal time that is still waiting for its due time is not lost; never to before the schedule was.
+        after = max(clock["last_nominal_at"] or old["created_at"], now - timedelta(milliseconds=spec.jitter_ms))
+        following = first_nominal(timing, after=after, due_after=now)
         if spec.max_runs is not None and clock["fired"] >= spec.max_runs:
             following = None
     rev = _set_clock(conn, schedule_id, following)

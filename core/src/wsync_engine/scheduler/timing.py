@@ -105,7 +105,8 @@ def decide(timing: Timing, *, next_nominal_at: datetime, runs: int, now: datetim
     last, following = None, None
     for steps, found in enumerate(_nominals(timing, [next_nominal_at])):
         full = timing.catchup_mode == "all" and len(open_times) >= left
-        if found.due_at > now + early or steps >= MAX_STEPS or full:
+        # Only the claimed time itself may be early: what follows it has its own claim to come.
+        if found.due_at > (now if steps else now + early) or steps >= MAX_STEPS or full:
             following = found
             break
         last = found.nominal_at
@@ -114,7 +115,7 @@ def decide(timing: Timing, *, next_nominal_at: datetime, runs: int, now: datetim
         else:
             open_times.append(found)
     # In `latest` the last one fires; as long as later ones wait behind the step limit, it is not the last.
-    unfinished = following is not None and following.due_at <= now + early
+    unfinished = following is not None and following.due_at <= now
     keep = len(open_times) if timing.catchup_mode == "all" else int(not unfinished)
     fire = tuple(open_times[max(0, len(open_times) - keep) :])
     return Decision(fire=fire, missed=missed, coalesced=len(open_times) - len(fire), last_nominal_at=last, next=following)
