@@ -1,0 +1,262 @@
+"""Make what is stored equal to what is declared, in one transaction of the tenant; twice is once.
+
+A file owns every connection and sync of its tenant, and the schedules that bear their sync's name; schedules that another producer
+made for a sync under another name stay, until the sync goes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from wsync_engine.index.due_index import Index
+from wsync_engine.index.entries import DueEntry
+from wsync_engine.model.declaration import Declaration, ScheduleDeclaration, SyncDeclaration, sync_spec_to_json
+from wsync_engine.model.ids import TenantId, uuid7
+from wsync_engine.plugins import PluginHost
+from wsync_engine.scheduler.rows import Row, select
+from wsync_engine.scheduler.runs import request_cancel
+from wsync_engine.scheduler.schedules import ScheduleSpec, announce, change_schedule, create_schedule, delete_schedule
+from wsync_engine.secrets.keyring import Keyring, TenantCipher
+from wsync_engine.services.catalog import Catalog, StoredConnection, named, read_catalog, schedule_spec_of, service_statements
+from wsync_engine.services.changes import Change, compared
+from wsync_engine.services.connections import check_config, resolved_secrets, roles_of
+from wsync_engine.state.database import tenant_transaction
+from wsync_engine.state.tenants import ensure_tenant, find_tenant
+from wsync_sdk.errors import ConfigError
+
+__all__ = ["apply", "plan_changes"]
+
+_SQL = service_statements("catalog")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """A declaration with its secrets resolved: connection → reference → value."""
+
+    declaration: Declaration
+    secrets: Mapping[str, Mapping[str, str]]
+
+    @property
+    def syncs(self) -> dict[str, SyncDeclaration]:
+        return {sync.spec.name: sync for sync in self.declaration.syncs}
+
+
+def plan_changes(conn: psycopg.Connection[Any], declaration: Declaration, *, host: PluginHost, keyring: Keyring) -> list[Change]:
+    """What `apply` would do, object by object, also those that stay; nothing is written.
+
+    :raises ConfigError: what `apply` would refuse of plugins, configs and secrets.
+    """
+    wanted = _wanted(declaration, host)
+    tenant_id = find_tenant(conn, declaration.tenant)
+    if tenant_id is None:
+        return [Change(kind="create", object="tenant", name=declaration.tenant), *_changes(wanted, Catalog())]
+    with tenant_transaction(conn, tenant_id):
+        return _changes(wanted, read_catalog(conn, tenant_id, keyring.tenant(tenant_id)))
+
+
+def apply(
+    conn: psycopg.Connection[Any],
+    declaration: Declaration,
+    *,
+    host: PluginHost,
+    keyring: Keyring,
+    actor: str,
+    index: Index | None = None,
+) -> list[Change]:
+    """Make it so; returns what was done. Objects that are not declared any more are deleted, and open runs of deleted syncs cancelled.
+
+    :param conn: autocommit, the api's login. :param index: told after the commit, best effort; None: the sweep tells it.
+    :raises ConfigError: plugin, config, secret or schedule is wrong; nothing is changed then.
+    """
+    wanted = _wanted(declaration, host)
+    is_new = find_tenant(conn, declaration.tenant) is None
+    tenant_id = ensure_tenant(conn, declaration.tenant)
+    cipher = keyring.tenant(tenant_id)
+    with tenant_transaction(conn, tenant_id):
+        select(conn, _SQL["tenant_lock"], {"tenant_id": tenant_id})
+        catalog = read_catalog(conn, tenant_id, cipher)
+        changes = _changes(wanted, catalog)
+        entries = _Writer(conn, tenant_id, actor=actor, cipher=cipher, wanted=wanted, catalog=catalog).write(changes)
+    if index is not None and entries:
+        announce(index, entries)
+    return [Change(kind="create", object="tenant", name=declaration.tenant), *changes] if is_new else changes
+
+
+def _wanted(declaration: Declaration, host: PluginHost) -> _Wanted:
+    connections = {connection.name: connection for connection in declaration.connections}
+    for sync in declaration.syncs:
+        named(connections, sync.spec.source, "connection")
+        named(connections, sync.spec.sink, "connection")
+    secrets = {}
+    for name, spec in connections.items():
+        roles = roles_of(declaration, name)
+        check_config(host, spec.plugin, spec.config, roles)
+        secrets[name] = resolved_secrets(host, spec.plugin, spec.config, roles)
+    return _Wanted(declaration=declaration, secrets=secrets)
+
+
+def _changes(wanted: _Wanted, catalog: Catalog) -> list[Change]:
+    return [*_connection_changes(wanted, catalog), *_sync_changes(wanted, catalog), *_schedule_changes(wanted, catalog)]
+
+
+def _connection_changes(wanted: _Wanted, catalog: Catalog) -> Iterator[Change]:
+    declared = {connection.name: connection for connection in wanted.declaration.connections}
+    for name in [*declared, *(name for name in catalog.connections if name not in declared)]:
+        stored, spec = catalog.connections.get(name), declared.get(name)
+        old = None if stored is None else _stored_document(stored)
+        new = None if spec is None else {"plugin": spec.plugin, "config": dict(spec.config)}
+        if new is not None:
+            new["secrets"] = _secret_marks(wanted.secrets[name], stored)
+        yield compared("connection", name, old, new)
+
+
+def _stored_document(stored: StoredConnection) -> dict[str, Any]:
+    return {"plugin": stored.plugin, "config": stored.config, "secrets": dict.fromkeys(stored.secrets, "stored")}
+
+
+def _secret_marks(resolved: Mapping[str, str], stored: StoredConnection | None) -> dict[str, str]:
+    known = {} if stored is None else stored.secrets
+    return {name: "stored" if known.get(name, value) == value else "another value" for name, value in resolved.items()}
+
+
+def _sync_changes(wanted: _Wanted, catalog: Catalog) -> Iterator[Change]:
+    for name in [*wanted.syncs, *(name for name in catalog.syncs if name not in wanted.syncs)]:
+        stored, declared = catalog.syncs.get(name), wanted.syncs.get(name)
+        old = None if stored is None else stored.spec
+        yield compared("sync", name, old, None if declared is None else sync_spec_to_json(declared.spec))
+
+
+def _schedule_changes(wanted: _Wanted, catalog: Catalog) -> Iterator[Change]:
+    for name, sync in wanted.syncs.items():
+        row = catalog.schedules.get(name)
+        if row is not None and row["sync_name"] != name and sync.schedule is not None:
+            raise ConfigError(
+                f"schedule `{name}` belongs to sync `{row['sync_name']}`", next_step="rename the sync, or delete that schedule"
+            )
+        owned = row if row is not None and row["sync_name"] == name else None
+        if owned is not None or sync.schedule is not None:
+            old = None if owned is None else _schedule_document(owned)
+            yield compared("schedule", name, old, None if sync.schedule is None else _declared_schedule(sync.schedule))
+    for name, row in catalog.schedules.items():
+        if row["sync_name"] not in wanted.syncs:
+            yield compared("schedule", name, _schedule_document(row), None)
+
+
+def _schedule_document(row: Row) -> dict[str, Any]:
+    return {name: row[name] for name in ("cron", "zone", "every_ms", "priority", "jitter_ms", "overlap")}
+
+
+def _declared_schedule(schedule: ScheduleDeclaration) -> dict[str, Any]:
+    return {
+        "cron": schedule.cron,
+        "zone": schedule.timezone if schedule.cron else None,
+        "every_ms": schedule.every_ms,
+        "priority": int(schedule.priority),
+        "jitter_ms": schedule.jitter_ms,
+        "overlap": schedule.overlap.value,
+    }
+
+
+class _Writer:
+    """Writes the changes of one apply; what refers comes after what it refers to, and goes before it."""
+
+    def __init__(
+        self, conn: psycopg.Connection[Any], tenant_id: TenantId, *, actor: str, cipher: TenantCipher, wanted: _Wanted, catalog: Catalog
+    ) -> None:
+        self._conn = conn
+        self._tenant_id = tenant_id
+        self._actor = actor
+        self._cipher = cipher
+        self._wanted = wanted
+        self._catalog = catalog
+        self._connection_ids: dict[str, UUID] = {name: stored.connection_id for name, stored in catalog.connections.items()}
+        self._sync_ids: dict[str, UUID] = {name: stored.sync_id for name, stored in catalog.syncs.items()}
+        self._moved: set[str] = set()
+
+    def write(self, changes: list[Change]) -> list[DueEntry]:
+        """Returns what the index is to be told."""
+        todo = [change for change in changes if change.kind != "unchanged"]
+        for change in todo:
+            if change.object == "connection" and change.kind != "delete":
+                self._put_connection(change)
+        for change in todo:
+            if change.object == "sync" and change.kind != "delete":
+                self._put_sync(change)
+        entries = [self._put_schedule(change) for change in todo if change.object == "schedule"]
+        entries += self._refresh_schedules({change.name for change in todo if change.object == "schedule"})
+        for change in todo:
+            if change.object == "sync" and change.kind == "delete":
+                self._delete_sync(change.name)
+        for change in todo:
+            if change.object == "connection" and change.kind == "delete":
+                self._conn.execute(_SQL["connection_delete"], {"connection_id": self._connection_ids[change.name]})
+        return entries
+
+    def _put_connection(self, change: Change) -> None:
+        spec = next(connection for connection in self._wanted.declaration.connections if connection.name == change.name)
+        secrets = self._wanted.secrets[change.name]
+        columns = {
+            "connection_id": self._connection_ids.setdefault(change.name, uuid7()),
+            "tenant_id": self._tenant_id,
+            "name": change.name,
+            "plugin": spec.plugin,
+            "config": Jsonb(dict(spec.config)),
+            "secrets": self._cipher.encrypt(json.dumps(dict(secrets)).encode()) if secrets else None,
+        }
+        self._conn.execute(_SQL["connection_insert" if change.kind == "create" else "connection_change"], columns)
+
+    def _put_sync(self, change: Change) -> None:
+        spec = self._wanted.syncs[change.name].spec
+        stored = self._catalog.syncs.get(change.name)
+        source_id, sink_id = self._connection_ids[spec.source], self._connection_ids[spec.sink]
+        if stored is not None and (stored.source_id, stored.sink_id) != (source_id, sink_id):
+            self._moved.add(change.name)
+        columns = {
+            "sync_id": self._sync_ids.setdefault(change.name, uuid7()),
+            "tenant_id": self._tenant_id,
+            "name": change.name,
+            "source_id": source_id,
+            "sink_id": sink_id,
+            "spec": Jsonb(sync_spec_to_json(spec)),
+        }
+        self._conn.execute(_SQL["sync_insert" if change.kind == "create" else "sync_change"], columns)
+
+    def _put_schedule(self, change: Change) -> DueEntry:
+        row = self._catalog.schedules.get(change.name)
+        declared = self._wanted.syncs[change.name].schedule if change.name in self._wanted.syncs else None
+        if change.kind == "delete" or declared is None:
+            assert row is not None
+            return delete_schedule(self._conn, self._tenant_id, row["schedule_id"], actor=self._actor).entry
+        spec = _merged(row, change.name, self._sync_ids[change.name], declared)
+        if row is None:
+            return create_schedule(self._conn, self._tenant_id, spec, actor=self._actor).entry
+        return change_schedule(self._conn, self._tenant_id, row["schedule_id"], spec, actor=self._actor).entry
+
+    def _refresh_schedules(self, written: set[str]) -> list[DueEntry]:
+        """Schedules hold their sync's connections: those of a sync that moved to another connection are written again."""
+        return [
+            change_schedule(self._conn, self._tenant_id, row["schedule_id"], schedule_spec_of(row), actor=self._actor).entry
+            for name, row in self._catalog.schedules.items()
+            if row["sync_name"] in self._moved and name not in written
+        ]
+
+    def _delete_sync(self, name: str) -> None:
+        sync_id = self._sync_ids[name]
+        for run in select(self._conn, _SQL["run_open_of_sync"], {"tenant_id": self._tenant_id, "sync_id": sync_id}):
+            request_cancel(self._conn, run["run_id"], reason="the sync was deleted", actor=self._actor)
+        self._conn.execute(_SQL["sync_delete"], {"sync_id": sync_id})
+
+
+def _merged(row: Row | None, name: str, sync_id: UUID, declared: ScheduleDeclaration) -> ScheduleSpec:
+    """The declared values over the stored ones; the phase of an interval stays while it is one."""
+    kind: Any = "cron" if declared.cron else "interval"
+    base = ScheduleSpec(name=name, sync_id=sync_id, kind=kind) if row is None else replace(schedule_spec_of(row), kind=kind)
+    anchor_at = base.anchor_at if kind == "interval" else None
+    return replace(base, sync_id=sync_id, anchor_at=anchor_at, once_at=None, **_declared_schedule(declared))

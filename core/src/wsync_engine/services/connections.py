@@ -1,0 +1,105 @@
+"""Connections: which models their config must fit, which secrets they need, and whether they work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psycopg
+from pydantic import BaseModel
+
+from wsync_engine.model.declaration import Declaration
+from wsync_engine.model.ids import TenantId
+from wsync_engine.plugins import PluginHost
+from wsync_engine.plugins.configuration import secret_references, validated
+from wsync_engine.secrets.keyring import Keyring
+from wsync_engine.secrets.references import resolve
+from wsync_engine.services.catalog import Catalog, StoredConnection, named, read_catalog
+from wsync_engine.state.database import tenant_transaction
+from wsync_sdk.errors import ConfigError
+from wsync_sdk.source import CheckReport
+
+__all__ = ["Checked", "Role", "check_config", "resolved_secrets", "roles_of", "test_connection"]
+
+Role = Literal["source", "sink"]
+STORED = "env:"
+"""References whose values are stored, encrypted: no other process has this one's environment."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What a connection's check found in one role."""
+
+    role: Role
+    report: CheckReport
+
+
+def roles_of(declaration: Declaration, connection: str) -> tuple[Role, ...]:
+    """What the declared syncs use a connection as; empty: nothing uses it."""
+    used = {"source": any(sync.spec.source == connection for sync in declaration.syncs)}
+    used["sink"] = any(sync.spec.sink == connection for sync in declaration.syncs)
+    return tuple(role for role in ("source", "sink") if used[role])
+
+
+def check_config(host: PluginHost, plugin: str, config: Mapping[str, Any], roles: Sequence[Role]) -> None:
+    """Hold a config against its plugin's models; no secret is resolved and nothing is connected.
+
+    :raises ConfigError: there is no such plugin for that role, or the config is wrong.
+    """
+    for model in _models(host, plugin, roles):
+        validated(model, config, resolve)
+
+
+def resolved_secrets(host: PluginHost, plugin: str, config: Mapping[str, Any], roles: Sequence[Role]) -> dict[str, str]:
+    """The values to be stored: of every `env:` reference, as they are in this process now. `file:` is read by whoever uses it.
+
+    :raises ConfigError: a variable is not set, or a secret is given as a value.
+    """
+    references = [found for model in _models(host, plugin, roles) for found in secret_references(model, config)]
+    return {reference: resolve(reference) for reference in sorted(set(references)) if reference.startswith(STORED)}
+
+
+def test_connection(
+    conn: psycopg.Connection[Any], tenant_id: TenantId, name: str, *, host: PluginHost, keyring: Keyring
+) -> tuple[Checked, ...]:
+    """Open a stored connection and let its plugin look at it, in each role that a sync uses, else in the first that the plugin offers.
+
+    :raises ConfigError: there is no such connection, or its config is wrong. Errors of the plugin pass through.
+    """
+    with tenant_transaction(conn, tenant_id):
+        catalog = read_catalog(conn, tenant_id, keyring.tenant(tenant_id))
+    connection: StoredConnection = named(catalog.connections, name, "connection")
+    return tuple(Checked(role=role, report=_checked(connection, role, host)) for role in _roles_in_use(catalog, connection, host))
+
+
+def _checked(connection: StoredConnection, role: Role, host: PluginHost) -> CheckReport:
+    def value(reference: str) -> str:
+        return connection.secrets[reference] if reference in connection.secrets else resolve(reference)
+
+    if role == "source":
+        return host.open_source(connection.plugin, connection.config, value).check()
+    return host.open_sink(connection.plugin, connection.config, value).check()
+
+
+def _roles_in_use(catalog: Catalog, connection: StoredConnection, host: PluginHost) -> tuple[Role, ...]:
+    roles: list[Role] = []
+    if any(sync.source_id == connection.connection_id for sync in catalog.syncs.values()):
+        roles.append("source")
+    if any(sync.sink_id == connection.connection_id for sync in catalog.syncs.values()):
+        roles.append("sink")
+    return tuple(roles) or (_first_role(host, connection.plugin),)
+
+
+def _first_role(host: PluginHost, plugin: str) -> Role:
+    try:
+        host.source_spec(plugin)
+    except ConfigError:
+        host.sink_spec(plugin)
+        return "sink"
+    return "source"
+
+
+def _models(host: PluginHost, plugin: str, roles: Sequence[Role]) -> list[type[BaseModel]]:
+    wanted = roles or (_first_role(host, plugin),)
+    return [(host.source_spec(plugin) if role == "source" else host.sink_spec(plugin)).config_model for role in wanted]

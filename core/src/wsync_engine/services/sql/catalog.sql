@@ -1,0 +1,60 @@
+-- name: tenant_lock
+-- One apply of a tenant at a time.
+SELECT tenant_id FROM wsync.tenant WHERE tenant_id = :tenant_id FOR UPDATE;
+
+-- name: connection_list
+SELECT k.connection_id, k.name, k.plugin, k.config, k.secrets
+FROM wsync.connection AS k
+WHERE k.tenant_id = :tenant_id AND k.deleted_at IS NULL
+ORDER BY k.name;
+
+-- name: sync_list
+SELECT y.sync_id, y.name, y.spec, y.source_connection_id, y.sink_connection_id
+FROM wsync.sync AS y
+WHERE y.tenant_id = :tenant_id AND y.deleted_at IS NULL
+ORDER BY y.name;
+
+-- name: schedule_list
+-- Of syncs that exist; with the clock, for people.
+SELECT s.*, y.name AS sync_name, c.next_due_at, c.last_nominal_at, c.fired, c.missed, c.failures_in_row
+FROM wsync.schedule AS s
+JOIN wsync.sync AS y ON y.tenant_id = s.tenant_id AND y.sync_id = s.sync_id
+JOIN wsync.schedule_clock AS c ON c.schedule_id = s.schedule_id
+WHERE s.tenant_id = :tenant_id AND s.deleted_at IS NULL
+ORDER BY s.name;
+
+-- name: connection_insert
+INSERT INTO wsync.connection (connection_id, tenant_id, name, plugin, config, secrets, created_at, updated_at)
+VALUES (:connection_id, :tenant_id, :name, :plugin, :config, :secrets, wsync.clock(), wsync.clock());
+
+-- name: connection_change
+UPDATE wsync.connection
+SET plugin = :plugin, config = :config, secrets = :secrets, spec_version = spec_version + 1, updated_at = wsync.clock()
+WHERE connection_id = :connection_id;
+
+-- name: connection_delete
+-- Its secrets go at once.
+UPDATE wsync.connection
+SET deleted_at = wsync.clock(), secrets = NULL
+WHERE connection_id = :connection_id;
+
+-- name: sync_insert
+INSERT INTO wsync.sync (sync_id, tenant_id, name, source_connection_id, sink_connection_id, spec, overlap_key, created_at, updated_at)
+VALUES (:sync_id, :tenant_id, :name, :source_id, :sink_id, :spec, :sync_id, wsync.clock(), wsync.clock());
+
+-- name: sync_change
+UPDATE wsync.sync
+SET source_connection_id = :source_id, sink_connection_id = :sink_id, spec = :spec, spec_version = spec_version + 1,
+    updated_at = wsync.clock()
+WHERE sync_id = :sync_id;
+
+-- name: sync_delete
+UPDATE wsync.sync
+SET deleted_at = wsync.clock()
+WHERE sync_id = :sync_id;
+
+-- name: run_open_of_sync
+SELECT r.run_id
+FROM wsync.run AS r
+WHERE r.tenant_id = :tenant_id AND r.sync_id = :sync_id AND r.state IN ('buffered', 'queued', 'running', 'blocked')
+ORDER BY r.run_id;

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from wsync_engine.model.declaration import ConnectionSpec, ScheduleDeclaration, sync_spec_from_json
+from wsync_engine.model.run import Priority
+from wsync_engine.scheduler.schedules import ScheduleSpec, create_schedule, trigger_run
+from wsync_engine.services.changes import Change, FieldChange
+from wsync_engine.state.database import tenant_transaction
+from wsync_sdk.errors import ConfigError
+
+from .conftest import DECLARATION, SYNC, Store, with_schedule, with_sync
+
+
+def kinds(changes: list[Change]) -> list[tuple[str, str, str]]:
+    return [(change.kind, change.object, change.name) for change in changes]
+
+
+def test_a_first_apply_creates_everything(store: Store) -> None:
+    changes = store.apply()
+
+    assert kinds(changes) == [
+        ("create", "tenant", "acme"),
+        ("create", "connection", "warehouse"),
+        ("create", "connection", "crm"),
+        ("create", "sync", "customers"),
+        ("create", "schedule", "customers"),
+    ]
+    assert sync_spec_from_json(store.rows("SELECT spec FROM wsync.sync")[0]["spec"]) == SYNC
+    assert store.rows("SELECT next_due_at IS NOT NULL AS due FROM wsync.schedule_clock") == [{"due": True}]
+
+
+def test_applying_twice_changes_nothing(store: Store) -> None:
+    store.apply()
+    query = "SELECT spec_version, updated_at FROM wsync.{} ORDER BY 1, 2"
+    before = [store.rows(query.format(table)) for table in ("connection", "sync", "schedule")]
+
+    changes = store.apply()
+
+    assert {change.kind for change in changes} == {"unchanged"}
+    assert [store.rows(query.format(table)) for table in ("connection", "sync", "schedule")] == before
+
+
+def test_a_plan_says_what_apply_does_and_writes_nothing(store: Store) -> None:
+    planned = store.plan()
+
+    assert store.rows("SELECT * FROM wsync.tenant") == []
+    assert store.apply() == planned
+
+
+def test_a_changed_query_shows_both_texts(store: Store) -> None:
+    store.apply()
+
+    planned = store.plan(with_sync(query="SELECT 1"))
+
+    changed = [change for change in planned if change.kind == "change"]
+    assert [change.fields for change in changed] == [(FieldChange(path="query", old=SYNC.query, new="SELECT 1"),)]
+
+
+def test_secrets_are_stored_encrypted_and_shown_nowhere(store: Store) -> None:
+    changes = store.apply()
+
+    stored = store.rows("SELECT config, secrets FROM wsync.connection WHERE name = 'warehouse'")[0]
+    assert stored["config"] == {"url": "env:WAREHOUSE_URL"}
+    assert b"hunter2" not in bytes(stored["secrets"])
+    decrypted = json.loads(store.keyring.tenant(store.tenant_id).decrypt(bytes(stored["secrets"])))
+    assert decrypted == {"env:WAREHOUSE_URL": "postgresql://reader:hunter2@warehouse/db"}
+    assert "hunter2" not in repr(changes)
+
+
+def test_a_new_value_behind_a_reference_is_a_change(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.apply()
+    monkeypatch.setenv("CRM_URL", "postgresql://writer:hunter4@crm/db")
+
+    changes = store.apply()
+
+    changed = [change for change in changes if change.kind == "change"]
+    assert changed == [
+        Change(
+            kind="change",
+            object="connection",
+            name="crm",
+            fields=(FieldChange(path="secrets.env:CRM_URL", old="stored", new="another value"),),
+        )
+    ]
+    assert {change.kind for change in store.plan()} == {"unchanged"}
+
+
+def test_a_variable_that_is_not_set_stops_before_anything_is_written(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CRM_URL")
+
+    with pytest.raises(ConfigError, match="env:CRM_URL"):
+        store.apply()
+
+    assert store.rows("SELECT * FROM wsync.tenant") == []
+
+
+def test_what_is_no_longer_declared_goes_with_its_schedules_and_open_runs(store: Store) -> None:
+    store.apply()
+    sync_id = store.rows("SELECT sync_id FROM wsync.sync")[0]["sync_id"]
+    with tenant_transaction(store.api, store.tenant_id):
+        create_schedule(
+            store.api, store.tenant_id, ScheduleSpec(name="other", sync_id=sync_id, kind="cron", cron="@daily", zone="UTC"), actor="test"
+        )
+        trigger_run(store.api, store.tenant_id, sync_id=sync_id, actor="test")
+
+    changes = store.apply(replace(DECLARATION, connections=DECLARATION.connections[:1], syncs=()))
+
+    assert kinds([change for change in changes if change.kind != "unchanged"]) == [
+        ("delete", "connection", "crm"),
+        ("delete", "sync", "customers"),
+        ("delete", "schedule", "customers"),
+        ("delete", "schedule", "other"),
+    ]
+    assert store.rows("SELECT state::text, cancel_reason FROM wsync.run") == [
+        {"state": "cancelled", "cancel_reason": "the sync was deleted"}
+    ]
+    assert store.rows("SELECT secrets FROM wsync.connection WHERE deleted_at IS NOT NULL") == [{"secrets": None}]
+
+
+def test_what_was_deleted_can_come_back(store: Store) -> None:
+    store.apply()
+    store.apply(replace(DECLARATION, syncs=()))
+
+    changes = store.apply()
+
+    assert ("create", "sync", "customers") in kinds(changes)
+
+
+def test_a_schedule_of_another_name_stays(store: Store) -> None:
+    store.apply()
+    sync_id = store.rows("SELECT sync_id FROM wsync.sync")[0]["sync_id"]
+    with tenant_transaction(store.api, store.tenant_id):
+        create_schedule(
+            store.api, store.tenant_id, ScheduleSpec(name="other", sync_id=sync_id, kind="cron", cron="@daily", zone="UTC"), actor="test"
+        )
+
+    store.apply(with_schedule(None))
+
+    assert store.rows("SELECT name FROM wsync.schedule WHERE deleted_at IS NULL") == [{"name": "other"}]
+
+
+def test_a_schedule_changes_from_cron_to_an_interval_and_back(store: Store) -> None:
+    store.apply()
+
+    store.apply(with_schedule(ScheduleDeclaration(every_ms=60_000, priority=Priority.HIGH)))
+    changed = store.rows("SELECT kind, cron, every_ms, priority, anchor_at IS NOT NULL AS anchored FROM wsync.schedule")
+    store.apply()
+
+    assert changed == [{"kind": "interval", "cron": None, "every_ms": 60_000, "priority": 2, "anchored": True}]
+    assert store.rows("SELECT kind, zone, spec_version FROM wsync.schedule") == [
+        {"kind": "cron", "zone": "Europe/Berlin", "spec_version": 3}
+    ]
+
+
+def test_a_sync_that_moves_to_another_source_takes_its_schedule_along(store: Store) -> None:
+    store.apply()
+    second = ConnectionSpec(name="replica", plugin="postgres", config={"url": "env:WAREHOUSE_URL"})
+    declaration = replace(DECLARATION, connections=(*DECLARATION.connections, second))
+
+    store.apply(with_sync(declaration, source="replica"))
+
+    names = store.rows("SELECT k.name FROM wsync.schedule s JOIN wsync.connection k USING (connection_id)")
+    assert names == [{"name": "replica"}]
+
+
+def test_a_schedule_that_never_fires_changes_nothing(store: Store) -> None:
+    with pytest.raises(ConfigError):
+        store.apply(with_schedule(ScheduleDeclaration(cron="0 0 30 2 *")))
+
+    assert store.rows("SELECT * FROM wsync.sync") == []
