@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck, settings
 from psycopg import sql
 from redis import Redis
 
@@ -17,6 +18,9 @@ from wsync_engine.embedded.servers import DATABASE, EmbeddedServers
 # A crash of the machine may cost a test's data: nothing is forced to disk.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "200"}
 VALKEY_DATABASES = 16
+# A busy machine is not a failed test: examples may take as long as they take.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 _numbers = itertools.count()
 
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from wsync_engine.settings import Settings
 from wsync_sdk.errors import ConfigError
 
