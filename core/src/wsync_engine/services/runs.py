@@ -1,0 +1,148 @@
+"""Runs: list, show, cancel, and what a person decides about one that a guard or a dry run left blocked."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg import errors
+
+from wsync_engine.index.due_index import Index
+from wsync_engine.index.entries import ReadyRun
+from wsync_engine.model.ids import RunId, TenantId
+from wsync_engine.model.run import RunState
+from wsync_engine.scheduler.rows import Event, Row, ready_run, select, write_events
+from wsync_engine.scheduler.runs import request_cancel
+from wsync_engine.scheduler.schedules import announce
+from wsync_engine.services.catalog import service_statements
+from wsync_engine.state.database import tenant_transaction
+from wsync_sdk.errors import ConfigError
+
+__all__ = ["RunDetails", "approve_run", "cancel_run", "discard_run", "find_run", "list_runs", "show_run"]
+
+_SQL = service_statements("runs")
+FEWEST_DIGITS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDetails:
+    """A run as `run_show` gives it, and its events in order."""
+
+    run: Row
+    events: tuple[Row, ...]
+
+
+def list_runs(
+    conn: psycopg.Connection[Any],
+    tenant_id: TenantId,
+    *,
+    sync: str | None = None,
+    states: Sequence[RunState] | None = None,
+    count: int = 20,
+) -> list[Row]:
+    """The newest runs first. `states` None: in any state."""
+    columns = {"tenant_id": tenant_id, "sync_name": sync, "states": [str(state) for state in states] if states else None, "count": count}
+    with tenant_transaction(conn, tenant_id):
+        return select(conn, _SQL["run_list"], columns)
+
+
+def find_run(conn: psycopg.Connection[Any], tenant_id: TenantId, text: str) -> RunId:
+    """The run whose id begins with these digits; hyphens don't count.
+
+    :raises ConfigError: none does, or more than one.
+    """
+    digits = text.replace("-", "").lower()
+    if len(digits) < FEWEST_DIGITS or any(digit not in string.hexdigits for digit in digits):
+        raise ConfigError(f"`{text}` is no run's id", next_step="`wsync-engine runs list` shows the ids")
+    with tenant_transaction(conn, tenant_id):
+        found = select(conn, _SQL["run_find"], {"tenant_id": tenant_id, "digits": digits})
+    if len(found) != 1:
+        what = "more than one run begins" if found else "no run begins"
+        raise ConfigError(f"{what} with `{text}`", next_step="`wsync-engine runs list` shows the ids")
+    return RunId(found[0]["run_id"])
+
+
+def show_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID) -> RunDetails:
+    """Everything of one run: state, reason, guards, counts, rejections, events.
+
+    :raises ConfigError: there is no such run.
+    """
+    columns = {"tenant_id": tenant_id, "run_id": run_id}
+    with tenant_transaction(conn, tenant_id):
+        found = select(conn, _SQL["run_show"], columns)
+        if not found:
+            raise _no_run(run_id)
+        return RunDetails(run=found[0], events=tuple(select(conn, _SQL["run_events"], columns)))
+
+
+def cancel_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, *, reason: str, actor: str) -> RunState:
+    """Ask a run to end; what nobody executes ends at once, what was delivered stays delivered. Returns its state.
+
+    :raises ConfigError: it had ended, or there is none.
+    """
+    with tenant_transaction(conn, tenant_id):
+        state = request_cancel(conn, run_id, reason=reason, actor=actor)
+        if state is None:
+            now = _review(conn, tenant_id, run_id)["state"]
+            if now == RunState.CANCELLING:  # asked before: asking again is no mistake
+                return RunState.CANCELLING
+            raise ConfigError(f"the run has ended: {now}", next_step=f"`wsync-engine runs show {run_id}`")
+    return state
+
+
+def approve_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, *, actor: str, index: Index | None = None) -> ReadyRun:
+    """Let a blocked run deliver exactly its saved change log; a dry run becomes a real one.
+
+    :raises ConfigError: it is not blocked, another run of its sync is open, or the snapshot has moved on since its plan.
+    """
+    try:
+        with tenant_transaction(conn, tenant_id):
+            run = _blocked(conn, tenant_id, run_id)
+            if run["base_version"] is not None and run["base_version"] != run["version"]:
+                raise ConfigError("stale plan: another run has changed the snapshot since", next_step="discard it, and run the sync again")
+            approved = select(conn, _SQL["run_approve"], {"run_id": run_id, "actor": actor})[0]
+            _tell(conn, tenant_id, run, "run.approved", actor)
+    except errors.UniqueViolation:
+        raise ConfigError("another run of the sync is open", next_step="wait for its end, then approve again") from None
+    ready = ready_run(approved)
+    if index is not None:
+        announce(index, runs=[ready])
+    return ready
+
+
+def discard_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, *, actor: str) -> None:
+    """Drop a blocked run: nothing of it is sent.
+
+    :raises ConfigError: it is not blocked.
+    """
+    with tenant_transaction(conn, tenant_id):
+        run = _blocked(conn, tenant_id, run_id)
+        select(conn, _SQL["run_discard"], {"run_id": run_id})
+        _tell(conn, tenant_id, run, "run.discarded", actor)
+
+
+def _blocked(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID) -> Row:
+    run = _review(conn, tenant_id, run_id)
+    if run["state"] != RunState.BLOCKED:
+        raise ConfigError(f"the run is {run['state']}, not blocked", next_step=f"`wsync-engine runs show {run_id}`")
+    return run
+
+
+def _review(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID) -> Row:
+    found = select(conn, _SQL["run_review"], {"tenant_id": tenant_id, "run_id": run_id})
+    if not found:
+        raise _no_run(run_id)
+    return found[0]
+
+
+def _tell(conn: psycopg.Connection[Any], tenant_id: TenantId, run: Row, kind: str, actor: str) -> None:
+    event = Event(kind=kind, tenant_id=tenant_id, schedule_id=run["schedule_id"], run_id=run["run_id"], detail={"actor": actor})
+    write_events(conn, [event])
+
+
+def _no_run(run_id: UUID) -> ConfigError:
+    return ConfigError(f"there is no run {run_id}", next_step="`wsync-engine runs list` shows the ids")

@@ -1,0 +1,54 @@
+-- name: run_list
+SELECT r.run_id, y.name AS sync_name, r.state::text AS state, r.phase, r.trigger, r.dry_run, r.attempt, r.created_at, r.started_at,
+    r.finished_at, r.counts, r.outcome_reason, r.error
+FROM wsync.run AS r
+JOIN wsync.sync AS y ON y.tenant_id = r.tenant_id AND y.sync_id = r.sync_id
+WHERE r.tenant_id = :tenant_id
+    AND (CAST(:sync_name AS text) IS NULL OR y.name = :sync_name)
+    AND (CAST(:states AS text[]) IS NULL OR r.state::text = ANY(CAST(:states AS text[])))
+ORDER BY r.run_id DESC
+LIMIT :count;
+
+-- name: run_show
+SELECT r.run_id, y.name AS sync_name, r.state::text AS state, r.phase, r.trigger, r.dry_run, r.attempt, r.crashes, r.nominal_at, r.created_at,
+    r.started_at, r.finished_at, r.deadline_at, r.counts, r.progress, r.progress_at, r.guards, r.outcome_reason, r.error_class, r.error,
+    r.cancel_reason, r.approved_by, r.approved_at,
+    (SELECT count(*) FROM wsync.rejection AS x WHERE x.tenant_id = r.tenant_id AND x.run_id = r.run_id) AS rejections
+FROM wsync.run AS r
+JOIN wsync.sync AS y ON y.tenant_id = r.tenant_id AND y.sync_id = r.sync_id
+WHERE r.tenant_id = :tenant_id AND r.run_id = :run_id;
+
+-- name: run_events
+SELECT e.at, e.kind, e.detail
+FROM wsync.run_event AS e
+WHERE e.run_id = :run_id AND e.tenant_id = :tenant_id
+ORDER BY e.at;
+
+-- name: run_find
+-- People type the first digits of an id, as git does; two rows are enough to know that it is not one.
+SELECT r.run_id
+FROM wsync.run AS r
+WHERE r.tenant_id = :tenant_id AND replace(CAST(r.run_id AS text), '-', '') LIKE :digits || '%'
+LIMIT 2;
+
+-- name: run_review
+-- What approve and discard decide on; locked, so that two people can't decide at once.
+SELECT r.run_id, r.schedule_id, r.state::text AS state, r.dry_run, r.base_version, coalesce(s.version, 0) AS version
+FROM wsync.run AS r
+LEFT JOIN wsync.snapshot AS s ON s.sync_id = r.sync_id
+WHERE r.tenant_id = :tenant_id AND r.run_id = :run_id
+FOR UPDATE OF r;
+
+-- name: run_approve
+-- Its time starts again: waiting for a person must not use it up. Exclusive from now on: it will deliver.
+UPDATE wsync.run
+SET state = 'queued', exclusive = true, approved_by = :actor, approved_at = wsync.clock(), ready_at = wsync.clock(),
+    deadline_at = wsync.clock() + (deadline_at - created_at)
+WHERE run_id = :run_id AND state = 'blocked'
+RETURNING run_id, schedule_id, tenant_id, priority, nominal_at, due_at, ready_at;
+
+-- name: run_discard
+UPDATE wsync.run
+SET state = 'cancelled', outcome_reason = 'discarded', cancel_reason = 'discarded', finished_at = wsync.clock()
+WHERE run_id = :run_id AND state = 'blocked'
+RETURNING run_id;

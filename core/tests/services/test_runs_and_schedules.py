@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+from uuid import UUID
+
+import pytest
+
+from wsync_engine.model.ids import uuid7
+from wsync_engine.model.run import RunState
+from wsync_engine.services.runs import approve_run, cancel_run, discard_run, find_run, list_runs, show_run
+from wsync_engine.services.schedules import list_schedules, pause_schedule, resume_schedule, trigger_schedule
+from wsync_engine.services.syncs import trigger_sync
+from wsync_sdk.errors import ConfigError
+
+from .conftest import Store
+
+
+@pytest.fixture
+def applied(store: Store) -> Store:
+    store.apply()
+    return store
+
+
+def triggered(store: Store, *, dry_run: bool = False) -> UUID:
+    return trigger_sync(store.api, store.tenant_id, "customers", actor="test", dry_run=dry_run).run_id
+
+
+def blocked(store: Store, *, dry_run: bool = False, base_version: int = 0) -> UUID:
+    run_id = triggered(store, dry_run=dry_run)
+    store.engine.execute(
+        "UPDATE wsync.run SET state = 'blocked', guards = '[\"too many deletes\"]', base_version = %s WHERE run_id = %s",
+        [base_version, run_id],
+    )
+    return run_id
+
+
+def state_of(store: Store, run_id: UUID) -> str:
+    return str(store.rows("SELECT state::text FROM wsync.run WHERE run_id = %s", run_id)[0]["state"])
+
+
+def kinds_of(store: Store, run_id: UUID) -> list[str]:
+    return [event["kind"] for event in show_run(store.api, store.tenant_id, run_id).events]
+
+
+def test_a_second_trigger_while_a_run_is_open_makes_none(applied: Store) -> None:
+    first = trigger_sync(applied.api, applied.tenant_id, "customers", actor="test")
+
+    second = trigger_sync(applied.api, applied.tenant_id, "customers", actor="test")
+
+    assert (second.run_id, second.run, second.is_new) == (first.run_id, None, False)
+
+
+def test_a_sync_that_is_not_there_is_refused_by_name(applied: Store) -> None:
+    with pytest.raises(ConfigError, match="no sync `nobody`"):
+        trigger_sync(applied.api, applied.tenant_id, "nobody", actor="test")
+
+
+def test_runs_are_listed_newest_first_by_sync_and_state(applied: Store) -> None:
+    older = triggered(applied, dry_run=True)
+    newer = triggered(applied)
+
+    assert [row["run_id"] for row in list_runs(applied.api, applied.tenant_id)] == [newer, older]
+    assert list_runs(applied.api, applied.tenant_id, sync="nobody") == []
+    assert list_runs(applied.api, applied.tenant_id, states=[RunState.FAILED]) == []
+
+
+def test_a_run_is_found_by_the_first_digits_of_its_id(applied: Store) -> None:
+    run_id = triggered(applied)
+
+    assert find_run(applied.api, applied.tenant_id, run_id.hex[:14]) == run_id
+    with pytest.raises(ConfigError):
+        find_run(applied.api, applied.tenant_id, "ffffffff")
+    with pytest.raises(ConfigError):
+        find_run(applied.api, applied.tenant_id, "%%%%%")
+
+
+def test_a_queued_run_is_cancelled_at_once_and_only_once(applied: Store) -> None:
+    run_id = triggered(applied)
+
+    assert cancel_run(applied.api, applied.tenant_id, run_id, reason="wrong", actor="test") == RunState.CANCELLED
+    with pytest.raises(ConfigError, match="has ended"):
+        cancel_run(applied.api, applied.tenant_id, run_id, reason="wrong", actor="test")
+
+
+def test_an_approved_run_is_queued_and_tells_who_approved_it(applied: Store) -> None:
+    run_id = blocked(applied)
+
+    ready = approve_run(applied.api, applied.tenant_id, run_id, actor="ann")
+
+    shown = show_run(applied.api, applied.tenant_id, run_id).run
+    assert (ready.run_id, shown["state"], shown["approved_by"]) == (run_id, "queued", "ann")
+    assert kinds_of(applied, run_id) == ["run.queued", "run.approved"]
+
+
+def test_a_dry_run_is_not_approved_while_another_run_is_open(applied: Store) -> None:
+    dry = blocked(applied, dry_run=True)
+    other = triggered(applied)
+
+    with pytest.raises(ConfigError, match="another run"):
+        approve_run(applied.api, applied.tenant_id, dry, actor="ann")
+    cancel_run(applied.api, applied.tenant_id, other, reason="", actor="test")
+    approve_run(applied.api, applied.tenant_id, dry, actor="ann")
+
+    assert applied.rows("SELECT exclusive FROM wsync.run WHERE run_id = %s", dry) == [{"exclusive": True}]
+
+
+def test_a_plan_whose_base_has_moved_on_is_not_approved(applied: Store) -> None:
+    run_id = blocked(applied)
+    applied.engine.execute(
+        "INSERT INTO wsync.snapshot (sync_id, tenant_id, version, manifest) SELECT sync_id, tenant_id, 1, '{}' FROM wsync.sync"
+    )
+
+    with pytest.raises(ConfigError, match="stale plan"):
+        approve_run(applied.api, applied.tenant_id, run_id, actor="ann")
+
+    assert state_of(applied, run_id) == "blocked"
+
+
+def test_a_discarded_run_ends_and_can_not_be_approved_any_more(applied: Store) -> None:
+    run_id = blocked(applied)
+
+    discard_run(applied.api, applied.tenant_id, run_id, actor="ann")
+
+    assert state_of(applied, run_id) == "cancelled"
+    with pytest.raises(ConfigError, match="not blocked"):
+        approve_run(applied.api, applied.tenant_id, run_id, actor="ann")
+
+
+def test_a_run_of_another_tenant_is_not_there(applied: Store) -> None:
+    with pytest.raises(ConfigError):
+        show_run(applied.api, applied.tenant_id, uuid7())
+
+
+def test_a_schedule_is_paused_resumed_and_triggered_by_name(applied: Store) -> None:
+    pause_schedule(applied.api, applied.tenant_id, "customers", note="holiday", actor="ann")
+    paused = list_schedules(applied.api, applied.tenant_id)[0]
+    made = trigger_schedule(applied.api, applied.tenant_id, "customers", actor="ann")
+    resume_schedule(applied.api, applied.tenant_id, "customers", actor="ann")
+    resumed = list_schedules(applied.api, applied.tenant_id)[0]
+
+    assert (paused["paused"], paused["pause_note"], paused["next_due_at"]) == (True, "holiday", None)
+    assert made.is_new
+    assert (resumed["paused"], resumed["next_due_at"] is not None) == (False, True)
