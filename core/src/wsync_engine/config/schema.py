@@ -1,0 +1,187 @@
+"""The words of `wsync.yaml`: one pydantic model per block, checked once, turned into our own values."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from wsync_engine.model.declaration import ConnectionSpec, Declaration, ScheduleDeclaration, SyncDeclaration
+from wsync_engine.model.run import Priority
+from wsync_engine.model.sync import Duplicates, Guards, MappingEntry, Mode, SyncSpec
+
+__all__ = ["ConnectionBlock", "FileBlock", "GuardsBlock", "ScheduleBlock", "SyncBlock"]
+
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}$"
+Name = Annotated[str, Field(pattern=NAME)]
+Constant = bool | int | float | str | None
+_DURATION = re.compile(r"(\d+)\s*(ms|s|m|h|d)")
+_UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+def _milliseconds(value: Any) -> Any:
+    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("a duration is a whole number with its unit: 30s, 15m, 6h, 1d")
+    return int(match[1]) * _UNIT_MS[match[2]]
+
+
+DurationMs = Annotated[int, BeforeValidator(_milliseconds)]
+
+
+def _one_or_more(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class _Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class ConnectionBlock(_Block):
+    """A configured source or sink."""
+
+    plugin: str = Field(description="Name of the source or sink; `wsync-engine plugins list` shows them.")
+    config: dict[str, Any] = Field(default_factory=dict, description="The plugin's own settings; secrets are `env:NAME` or `file:PATH`.")
+
+
+class ScheduleBlock(_Block):
+    """When the sync runs."""
+
+    cron: str | None = Field(default=None, description="Five fields, or @hourly, @daily, @weekly, @monthly, @yearly.")
+    timezone: str = Field(default="UTC", description="IANA name, e.g. Europe/Berlin; for `cron`.")
+    every: DurationMs | None = Field(default=None, ge=1_000, description="Instead of `cron`: 30s, 15m, 6h, 1d.")
+    priority: Literal["low", "medium", "high"] = Field(default="medium", description="Share of the workers where runs compete.")
+    jitter: DurationMs = Field(
+        default=0, le=3_600_000, description="Spreads the start over this time, the same at each run.", validate_default=False
+    )
+    overlap: Literal["skip"] = Field(default="skip", description="What a fire does while a run of the sync is open.")
+
+    @model_validator(mode="after")
+    def _one_timing(self) -> ScheduleBlock:
+        if (self.cron is None) == (self.every is None):
+            raise ValueError("either `cron` or `every` says when")
+        return self
+
+    def to_declaration(self) -> ScheduleDeclaration:
+        """As ours."""
+        return ScheduleDeclaration(
+            cron=self.cron, timezone=self.timezone, every_ms=self.every, priority=Priority[self.priority.upper()], jitter_ms=self.jitter
+        )
+
+
+class FieldBlock(_Block):
+    """The long form of one field of the mapping."""
+
+    column: str | None = Field(default=None, description="Column of the query.")
+    constant: Constant = Field(default=None, description="Instead of a column: this value for every row.")
+    cast: Literal["text", "integer", "number", "boolean", "date", "timestamp", "json"] | None = None
+    required: bool = Field(default=False, description="NULL refuses the row.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> FieldBlock:
+        if (self.column is None) == ("constant" not in self.model_fields_set):
+            raise ValueError("either `column` or `constant` says what is sent")
+        return self
+
+
+def _long_form(value: Any) -> Any:
+    return {"column": value} if isinstance(value, str) else value
+
+
+FieldEntry = Annotated[FieldBlock, BeforeValidator(_long_form)]
+
+
+class DuplicatesBlock(_Block):
+    """What happens to rows of one key."""
+
+    rule: Literal["refuse", "first", "last"] = "refuse"
+    by: str | None = Field(default=None, description="Field of the mapping that orders them; for first and last.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DuplicatesBlock:
+        if (self.rule == "refuse") != (self.by is None):
+            raise ValueError("`by` goes with `first` and `last`, and only with these")
+        return self
+
+
+class GuardsBlock(_Block):
+    """What stops a run before it delivers; null: no such guard."""
+
+    max_delete_percent: float | None = Field(default=20.0, ge=0, le=100)
+    max_deletes: int | None = Field(default=None, ge=0)
+    allow_empty: bool = False
+    max_shrink_percent: float | None = Field(default=None, ge=0, le=100)
+    max_rejection_percent: float | None = Field(default=None, ge=0, le=100)
+
+
+class SyncBlock(_Block):
+    """A query, where its result goes, and how."""
+
+    source: str = Field(description="A connection.")
+    sink: str = Field(description="A connection.")
+    query: str | None = Field(default=None, min_length=1, description="SQL; instead of `table`.")
+    table: str | None = Field(default=None, min_length=1, description="A whole table; instead of `query`.")
+    parameters: dict[str, Constant] = Field(default_factory=dict, description="Values of `:name` in the query.")
+    split_by: str | None = None
+    key: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = Field(min_length=1, description="Fields that identify a subscriber.")
+    stream: str = Field(min_length=1, description="Of the sink: profiles, a table …")
+    mode: Mode = Field(description="upsert: new and changed rows; mirror: also deletes what left the result.")
+    mapping: dict[str, FieldEntry] = Field(
+        default_factory=dict, description="target: column, or target: {column | constant, cast, required}."
+    )
+    duplicates: DuplicatesBlock = DuplicatesBlock()
+    guards: GuardsBlock = GuardsBlock()
+    schedule: ScheduleBlock | None = None
+
+    @model_validator(mode="after")
+    def _one_query(self) -> SyncBlock:
+        if (self.query is None) == (self.table is None):
+            raise ValueError("either `query` or `table` says what is read")
+        return self
+
+    def to_declaration(self, name: str) -> SyncDeclaration:
+        """As ours."""
+        mapping = tuple(MappingEntry(target=target, **block.model_dump()) for target, block in self.mapping.items())
+        spec = SyncSpec(
+            name=name,
+            source=self.source,
+            sink=self.sink,
+            query=self.query,
+            table=self.table,
+            parameters=self.parameters,
+            split_by=self.split_by,
+            key=_targets(self.key, mapping),
+            stream=self.stream,
+            mode=self.mode,
+            mapping=mapping,
+            duplicates=Duplicates(**self.duplicates.model_dump()),
+            guards=Guards(**self.guards.model_dump()),
+        )
+        return SyncDeclaration(spec=spec, schedule=None if self.schedule is None else self.schedule.to_declaration())
+
+
+class FileBlock(_Block):
+    """The whole file."""
+
+    version: Literal[1]
+    tenant: Name
+    connections: dict[Name, ConnectionBlock] = Field(default_factory=dict)
+    syncs: dict[Name, SyncBlock] = Field(default_factory=dict)
+
+    def to_declaration(self) -> Declaration:
+        """As ours."""
+        return Declaration(
+            tenant=self.tenant,
+            connections=tuple(
+                ConnectionSpec(name=name, plugin=block.plugin, config=block.config) for name, block in self.connections.items()
+            ),
+            syncs=tuple(block.to_declaration(name) for name, block in self.syncs.items()),
+        )
+
+
+def _targets(key: tuple[str, ...], mapping: tuple[MappingEntry, ...]) -> tuple[str, ...]:
+    """The key in the mapping's words: a key that names a column means the field that the column goes to."""
+    names = {entry.target for entry in mapping}
+    by_column = {entry.column: entry.target for entry in reversed(mapping) if entry.column is not None}
+    return tuple(part if part in names else by_column.get(part, part) for part in key)
