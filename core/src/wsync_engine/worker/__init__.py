@@ -1,0 +1,1 @@
+"""Workers: a supervisor that holds leases, and warm child processes that execute one run at a time."""

@@ -1,0 +1,263 @@
+"""A task child: executes one run at a time, told by its supervisor over a pipe, and ends when that pipe closes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import Literal
+
+import psycopg
+import structlog
+from psycopg.rows import TupleRow
+
+from wsync_engine.pipeline.context import Cancelled, RunContext
+from wsync_engine.pipeline.run import Job, conclude, execute
+from wsync_engine.secrets.keyring import TenantCipher
+from wsync_engine.state import database
+from wsync_engine.state.books import RunBooks
+from wsync_engine.storage import LocalStorage
+from wsync_engine.worker import fork_server
+from wsync_engine.worker.connectors import Opener
+from wsync_engine.worker.fence import Fence
+from wsync_engine.worker.messages import Assignment, Cancel, CancelReason, Drain, Ended, Lost, Renewed, Tick
+from wsync_sdk import FatalError, PluginError, RetryableError, Sink, Source, StateError, WsyncError
+
+__all__ = ["ChildSetup", "child_main"]
+
+TICK_S = 1.0
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildSetup:
+    """What all runs of a child share. `api_url`: the login under row-level security, the only one a child has."""
+
+    api_url: str = field(repr=False)
+    storage_url: str
+    opener: Opener
+
+
+def child_main(pipe: Connection, setup: ChildSetup) -> None:
+    """A child's whole life, called in the new process."""
+    fork_server.die_with_parent(fork_server.process_id())
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    link = _Link(pipe)
+    while True:
+        run = link.next_run()
+        link.say(_execute(run, setup))
+        link.end(run)
+
+
+class _Run:
+    """An assignment in progress: its fence, its end if one was asked for, and its counters."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self.fence = Fence(assignment.write_until_s)
+        self.counters: dict[str, int] = {}
+        self.cancel_reason: CancelReason | None = None
+        self.is_drained = False
+        self.stop_reading: Callable[[], None] = lambda: None
+
+    def is_cancelled(self) -> bool:
+        return self.is_drained or self.cancel_reason is not None
+
+    def count(self, counters: dict[str, int]) -> None:
+        self.counters = dict(counters)
+
+    def take(self, message: Renewed | Cancel | Drain | Lost) -> None:
+        """What the supervisor says of this run; called by the pipe's thread."""
+        match message:
+            case Renewed():
+                self.fence.renew(message.write_until_s)
+            case Lost():
+                self.fence.lose()
+            case Drain():
+                self.is_drained = True
+                self.fence.open_gate()
+            case Cancel():
+                self.cancel_reason = message.reason
+                self.fence.open_gate()
+                threading.Thread(target=self.stop_reading, name="cancel", daemon=True).start()
+
+
+class _Link:
+    """The pipe: one thread reads, one ticks, the main thread executes."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._sending = threading.Lock()
+        self._runs: SimpleQueue[_Run] = SimpleQueue()
+        self._run: _Run | None = None
+        threading.Thread(target=self._listen, name="pipe", daemon=True).start()
+        threading.Thread(target=self._tick, name="tick", daemon=True).start()
+
+    def next_run(self) -> _Run:
+        return self._runs.get()
+
+    def end(self, run: _Run) -> None:
+        if self._run is run:
+            self._run = None
+
+    def say(self, message: Tick | Ended) -> None:
+        try:
+            with self._sending:
+                self._pipe.send(message)
+        except OSError:
+            os._exit(0)  # nobody is there any more
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                message = self._pipe.recv()
+            except (EOFError, OSError):
+                os._exit(0)
+            if isinstance(message, Assignment):
+                self._run = _Run(message)
+                self._runs.put(self._run)
+                continue
+            run = self._run
+            if run is not None and (run.assignment.run_id, run.assignment.epoch) == (message.run_id, message.epoch):
+                run.take(message)
+
+    def _tick(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(TICK_S):
+            run = self._run
+            self.say(Tick(counters=run.counters if run is not None else {}))
+
+
+def _execute(run: _Run, setup: ChildSetup) -> Ended:
+    a = run.assignment
+    log = _log.bind(tenant_id=str(a.tenant_id), run_id=str(a.run_id), epoch=a.epoch)
+    try:
+        connection = database.connect(setup.api_url, application_name=f"wsync run {a.run_id}")
+    except WsyncError as exc:
+        return _ended(run, "back", exc)
+    try:
+        return _Execution(run, setup, connection).run()
+    except StateError:
+        log.warning("run.dropped")
+        return _ended(run, "dropped")
+    except RetryableError as exc:
+        # Its own connection broke: the run did nothing wrong.
+        return _ended(run, "back" if connection.broken else "retry", exc)
+    except Exception as exc:
+        log.exception("run.failed")
+        return _ended(run, "failed", _one_line(exc))
+    finally:
+        connection.close()
+
+
+class _Execution:
+    """One assignment, with what it holds open."""
+
+    def __init__(self, run: _Run, setup: ChildSetup, connection: psycopg.Connection[TupleRow]) -> None:
+        self._run = run
+        self._setup = setup
+        self._a = run.assignment
+        self._connection = connection
+        self._cipher = TenantCipher.from_text(run.assignment.tenant_key)
+
+    def run(self) -> Ended:
+        try:
+            source, sink = self._setup.opener(self._a)
+        except WsyncError as exc:
+            return _ended(self._run, "failed", exc)
+        self._run.stop_reading = partial(_stop_reading, self._setup, self._a, self._cipher, source)
+        if self._run.cancel_reason is not None:
+            self._run.stop_reading()
+        try:
+            return self._settle(self._job(source, sink))
+        finally:
+            for connector in (source, sink):
+                with suppress(WsyncError):
+                    connector.close()
+
+    def _settle(self, job: Job) -> Ended:
+        """Execute, and store the end that fits what happened."""
+        try:
+            outcome = execute(job)
+        except StateError:
+            raise
+        except Exception as exc:
+            return self._settle_failure(job, exc)
+        return _ended(self._run, "concluded", state=outcome.state)
+
+    def _settle_failure(self, job: Job, exc: Exception) -> Ended:
+        state = "failed"
+        error = exc if isinstance(exc, WsyncError) else _one_line(exc)
+        if self._run.cancel_reason == "cancelled":
+            state, error = "cancelled", Cancelled("cancelled", next_step="`wsync-engine sync run` starts a new run")
+        elif self._run.cancel_reason == "timeout":
+            error = FatalError("out of time", next_step="raise the schedule's timeout, or make the query faster")
+        elif isinstance(exc, Cancelled):
+            return _ended(self._run, "back")
+        elif isinstance(exc, RetryableError) and (self._connection.broken or not self._a.is_last_attempt):
+            raise exc
+        _log.warning("run.ending", run_id=str(self._a.run_id), state=state, error=type(error).__name__, exc_info=exc)
+        return _ended(self._run, "concluded", state=conclude(job, error, outcome=state).state)
+
+    def _job(self, source: Source, sink: Sink) -> Job:
+        a = self._a
+        tenant = str(a.tenant_id)
+        context = RunContext(
+            tag=f"wsync/{a.sync_name}/{a.run_id}",
+            is_cancelled=self._run.is_cancelled,
+            await_right_to_write=self._run.fence.wait,
+            progress=self._run.count,
+        )
+        return Job(
+            sync_id=a.sync_id,
+            sync_name=a.sync_name,
+            spec=a.spec,
+            source=source,
+            sink=sink,
+            books=RunBooks(self._connection, tenant_id=a.tenant_id, run_id=a.run_id, epoch=a.epoch),
+            storage=LocalStorage.of_url(self._setup.storage_url, tenant_id=tenant),
+            cipher=self._cipher,
+            context=context,
+            seed=tenant,
+        )
+
+
+def _stop_reading(setup: ChildSetup, assignment: Assignment, cipher: TenantCipher, source: Source) -> None:
+    """Make the warehouse stop; its handle was stored before the query ran. A failure leaves it to the border check and the kill."""
+    try:
+        with (
+            database.connect(setup.api_url, application_name=f"wsync cancel {assignment.run_id}") as connection,
+            database.tenant_transaction(connection, assignment.tenant_id),
+        ):
+            row = connection.execute("SELECT warehouse_query FROM wsync.run WHERE run_id = %s", (assignment.run_id,)).fetchone()
+        if row is not None and row[0] is not None:
+            source.cancel(cipher.decrypt(row[0]))
+    except Exception as exc:
+        _log.warning("run.cancel_failed", run_id=str(assignment.run_id), error=type(exc).__name__)
+
+
+def _ended(
+    run: _Run, kind: Literal["concluded", "retry", "back", "failed", "dropped"], error: WsyncError | None = None, *, state: str = ""
+) -> Ended:
+    return Ended(
+        run_id=run.assignment.run_id,
+        epoch=run.assignment.epoch,
+        kind=kind,
+        state=state,
+        error_class=type(error).__name__ if error is not None else "",
+        error=error.message if error is not None else "",
+        retry_after_s=error.retry_after_s if isinstance(error, RetryableError) else None,
+    )
+
+
+def _one_line(exc: Exception) -> WsyncError:
+    """For people: the exception's type only, as its text may hold a row's value; the log has all of it."""
+    return PluginError(f"the run failed with an unexpected {type(exc).__name__}", next_step="report it, with the worker's log")

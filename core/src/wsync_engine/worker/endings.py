@@ -1,0 +1,128 @@
+"""How a run leaves its slot, as one write to Postgres that is repeated until it went through or turned out to be no longer ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, assert_never
+from uuid import UUID
+
+import psycopg
+
+from wsync_engine.index.entries import ReadyRun
+from wsync_engine.scheduler.runs import Outcome, finish_run, give_back_run, retry_run
+from wsync_engine.worker.messages import Ended
+from wsync_engine.worker.slots import Tenure
+from wsync_engine.worker.store import crash_run
+from wsync_sdk.errors import StateError
+
+__all__ = ["Ending", "ending_of_death", "ending_of_report", "failed", "given_back"]
+
+Write = Callable[[psycopg.Connection[Any]], ReadyRun | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """A run that left its slot.
+
+    :param is_ours: its lease is kept until this is written. :param write: gives the run if it is queued again; StateError: it was not ours.
+    """
+
+    run_id: UUID
+    epoch: int
+    is_ours: bool
+    write: Write
+
+
+def ending_of_report(ended: Ended) -> Ending | None:
+    """What a child said at the end of its run; None: it was taken from it, and its holder or the reaper decides."""
+    run_id, epoch = ended.run_id, ended.epoch
+    match ended.kind:
+        case "concluded":
+            return _ending(run_id, epoch, _finish(run_id, epoch, ended.state), is_ours=False)
+        case "retry":
+            write = _retry(run_id, epoch, error_class=ended.error_class, error=ended.error, retry_after_s=ended.retry_after_s)
+            return _ending(run_id, epoch, write)
+        case "back":
+            return given_back(run_id, epoch)
+        case "failed":
+            return failed(run_id, epoch, error_class=ended.error_class, error=ended.error)
+        case "dropped":
+            return None
+        case other:
+            assert_never(other)
+
+
+def ending_of_death(tenure: Tenure, how: str, *, crash_backoff_s: float) -> Ending:
+    """What becomes of a run whose process is gone."""
+    run_id, epoch = tenure.assignment.run_id, tenure.assignment.epoch
+    match tenure.stopping:
+        case None:
+            return _ending(run_id, epoch, partial(crash_run, run_id=run_id, epoch=epoch, error=how, backoff_s=crash_backoff_s))
+        case "cancelled":
+            return _ending(run_id, epoch, _finish(run_id, epoch, "cancelled", reason="cancelled; its process did not end and was killed"))
+        case "timeout":
+            return failed(run_id, epoch, error_class="timeout", error="out of time; its process did not end and was killed")
+        case "drain":
+            return given_back(run_id, epoch)
+        case "memory":
+            return _ending(
+                run_id, epoch, _retry(run_id, epoch, error_class="memory_limit", error="its process used more memory than a task may")
+            )
+        case "lost":  # if its child had ended it under our epoch, that is counted; else this writes nothing
+            return _ending(run_id, epoch, _finish(run_id, epoch, "failed"), is_ours=False)
+        case other:
+            assert_never(other)
+
+
+def given_back(run_id: UUID, epoch: int) -> Ending:
+    """Queued again, without using an attempt."""
+    return _ending(run_id, epoch, _or_cancelled(run_id, epoch, partial(give_back_run, run_id=run_id, epoch=epoch)))
+
+
+def failed(run_id: UUID, epoch: int, *, error_class: str, error: str) -> Ending:
+    """Failed for good."""
+    return _ending(run_id, epoch, _finish(run_id, epoch, "failed", reason=error, error_class=error_class))
+
+
+def _ending(run_id: UUID, epoch: int, write: Write, *, is_ours: bool = True) -> Ending:
+    return Ending(run_id=run_id, epoch=epoch, is_ours=is_ours, write=write)
+
+
+def _finish(run_id: UUID, epoch: int, state: str, *, reason: str | None = None, error_class: str | None = None) -> Write:
+    outcome: Outcome = _OUTCOMES[state]
+
+    def write(conn: psycopg.Connection[Any]) -> None:
+        finish_run(conn, run_id, epoch, outcome, reason=reason, error_class=error_class, error=reason if error_class else None)
+
+    return write
+
+
+_OUTCOMES: dict[str, Outcome] = {
+    "succeeded": "succeeded",
+    "partial": "partial",
+    "failed": "failed",
+    "cancelled": "cancelled",
+    "blocked": "blocked",
+}
+
+
+def _retry(run_id: UUID, epoch: int, *, error_class: str, error: str, retry_after_s: float | None = None) -> Write:
+    def write(conn: psycopg.Connection[Any]) -> ReadyRun | None:
+        return retry_run(conn, run_id, epoch, error_class=error_class, error=error, retry_after_s=retry_after_s).run
+
+    return _or_cancelled(run_id, epoch, write)
+
+
+def _or_cancelled(run_id: UUID, epoch: int, write: Write) -> Write:
+    """What can't go back to the queue because somebody asked for its end meanwhile, ends."""
+
+    def write_or_end(conn: psycopg.Connection[Any]) -> ReadyRun | None:
+        try:
+            return write(conn)
+        except StateError:
+            finish_run(conn, run_id, epoch, "cancelled", reason="cancelled")
+            return None
+
+    return write_or_end

@@ -1,0 +1,93 @@
+"""What the index is told for live views only, and the wake-ups that come through it: losing any of it costs lateness."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from uuid import UUID
+
+import redis
+from redis.exceptions import RedisError
+
+from wsync_engine.index.wakes import Wakes
+from wsync_sdk.errors import RetryableError
+
+__all__ = ["LiveProgress", "WakeListener"]
+
+_AGAIN_S = 1.0
+
+
+class LiveProgress:
+    """Hash `prog`: run → counters, at most one write a second."""
+
+    def __init__(self, client: redis.Redis, shard: int) -> None:
+        self._client = client
+        self._key = f"ws:{{{shard}}}:prog"
+        self._shown: dict[UUID, Mapping[str, int]] = {}
+        self._next_s = 0.0
+
+    def show(self, tenant_by_run: Mapping[UUID, UUID], counters_by_run: Mapping[UUID, Mapping[str, int]]) -> None:
+        """Store the counters that changed and tell who watches the tenant."""
+        changed = {run_id: counters for run_id, counters in counters_by_run.items() if counters and self._shown.get(run_id) != counters}
+        if not changed or time.monotonic() < self._next_s:
+            return
+        self._next_s = time.monotonic() + 1.0
+        try:
+            with self._client.pipeline(transaction=False) as pipeline:
+                pipeline.hset(self._key, mapping={run_id.hex: json.dumps(dict(counters)) for run_id, counters in changed.items()})
+                for run_id in changed:
+                    pipeline.publish(f"ws:ev:{tenant_by_run[run_id].hex}", run_id.hex)
+                pipeline.execute()
+        except RedisError:
+            return
+        self._shown |= changed
+
+    def forget(self, run_id: UUID) -> None:
+        """The run ended here."""
+        self._shown.pop(run_id, None)
+        with suppress(RedisError):
+            self._client.hdel(self._key, run_id.hex)
+
+
+class WakeListener:
+    """Turns messages on the worker's channel into bytes of a pipe, beside which the supervisor waits for its children."""
+
+    def __init__(self, client: redis.Redis, channel: str) -> None:
+        self._wakes = Wakes(client, channel)
+        self._stop = threading.Event()
+        self.reading, self._writing = os.pipe()
+        os.set_blocking(self.reading, False)
+        os.set_blocking(self._writing, False)
+        self._thread = threading.Thread(target=self._listen, name="wakes", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """From any thread, and from a signal handler."""
+        with suppress(OSError):  # full: it will wake anyway
+            os.write(self._writing, b"w")
+
+    def clear(self) -> None:
+        """Forget the wake-ups so far."""
+        with suppress(BlockingIOError):
+            while os.read(self.reading, 4096):
+                pass
+
+    def close(self) -> None:
+        """End the thread, then the pipe."""
+        self._stop.set()
+        self._thread.join()
+        os.close(self.reading)
+        os.close(self._writing)
+
+    def _listen(self) -> None:
+        while not self._stop.is_set():
+            try:
+                if self._wakes.wait(0.5):
+                    self.wake()
+            except RetryableError:
+                self._stop.wait(_AGAIN_S)
+        self._wakes.close()

@@ -1,0 +1,102 @@
+"""What supervisor and child say to each other, over a pipe that only the two of them hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from uuid import UUID
+
+from wsync_engine.model.sync import SyncSpec
+
+__all__ = ["Assignment", "Cancel", "CancelReason", "ConnectionPart", "Drain", "Ended", "Lost", "Renewed", "Tick"]
+
+CancelReason = Literal["cancelled", "timeout"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionPart:
+    """A configured source or sink; `secret_by_reference` holds what its config refers to, and nothing else does."""
+
+    plugin: str
+    config: Mapping[str, Any]
+    secret_by_reference: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """A claimed run and all that its child needs to execute it.
+
+    :param write_until_s: until when a sink call may start, by `boot_time_s`.
+    :param is_last_attempt: a failure that might pass ends the run none the less.
+    """
+
+    tenant_id: UUID
+    run_id: UUID
+    epoch: int
+    sync_id: UUID
+    sync_name: str
+    spec: SyncSpec
+    source: ConnectionPart
+    sink: ConnectionPart
+    tenant_key: str = field(repr=False)
+    write_until_s: float
+    is_last_attempt: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renewed:
+    """The run is ours for longer: sink calls may start until then."""
+
+    run_id: UUID
+    epoch: int
+    write_until_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """End the run; what it sent stays sent."""
+
+    run_id: UUID
+    epoch: int
+    reason: CancelReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drain:
+    """Stop the run at the next border; it goes back to the queue."""
+
+    run_id: UUID
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """The run is no longer ours: write nothing more."""
+
+    run_id: UUID
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """The child lives; its run's counters so far."""
+
+    counters: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How the child left its run.
+
+    `concluded`: its end, or a guard's block, is stored (`state`). `retry`: a failure that may pass. `back`: to be queued again without using an attempt.
+    `failed`: the end could not be stored by the child. `dropped`: the run was not ours any more.
+    """
+
+    run_id: UUID
+    epoch: int
+    kind: Literal["concluded", "retry", "back", "failed", "dropped"]
+    state: str = ""
+    error_class: str = ""
+    error: str = ""
+    retry_after_s: float | None = None

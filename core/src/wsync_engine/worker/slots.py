@@ -1,0 +1,114 @@
+"""A slot: one warm child process and the run it executes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from typing import Literal
+
+import psutil
+
+from wsync_engine.worker.child import ChildSetup, child_main
+from wsync_engine.worker.messages import Assignment, Cancel, Drain, Ended, Lost, Renewed, Tick
+
+__all__ = ["Slot", "StopReason", "Tenure"]
+
+StopReason = Literal["cancelled", "timeout", "drain", "memory", "lost"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Tenure:
+    """A run in a slot.
+
+    :param ends_at_s: when its time is over, monotonic. :param stopping: why it shall end, once it shall.
+    :param kill_at_s: when its process is killed, if it has not ended by then.
+    """
+
+    assignment: Assignment
+    ends_at_s: float
+    stopping: StopReason | None = None
+    kill_at_s: float | None = None
+    counters: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def is_lost(self) -> bool:
+        """Another holder may have the run."""
+        return self.stopping == "lost"
+
+
+class Slot:
+    """One warm child at a time; the supervisor's side. One thread."""
+
+    def __init__(self, context: ForkServerContext, setup: ChildSetup) -> None:
+        self._context = context
+        self._setup = setup
+        self.tenure: Tenure | None = None
+        self.runs_done = 0
+        self.start()
+
+    def start(self) -> None:
+        """Fork a child; the one before, if any, ends because its pipe closes."""
+        with suppress(AttributeError):
+            self.pipe.close()
+        self.pipe: Connection
+        self.pipe, theirs = self._context.Pipe()
+        self.process = self._context.Process(target=child_main, args=(theirs, self._setup), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.runs_done = 0
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a run may be assigned."""
+        return self.tenure is None and self.is_alive
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the child's process is there."""
+        return self.process.is_alive()
+
+    def assign(self, assignment: Assignment, *, ends_at_s: float) -> None:
+        """Hand over a run."""
+        self.tenure = Tenure(assignment=assignment, ends_at_s=ends_at_s)
+        self.tell(assignment)
+
+    def tell(self, message: Assignment | Renewed | Cancel | Drain | Lost) -> None:
+        """Send; a child that is gone is found out by its process."""
+        with suppress(OSError):
+            self.pipe.send(message)
+
+    def messages(self) -> list[Tick | Ended]:
+        """What the child said since the last call."""
+        found: list[Tick | Ended] = []
+        with suppress(EOFError, OSError):
+            while self.pipe.poll():
+                found.append(self.pipe.recv())
+        return found
+
+    def rss_bytes(self) -> int:
+        """Memory of the child now; 0 when it is gone."""
+        try:
+            return int(psutil.Process(self.process.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
+
+    def kill(self) -> None:
+        """End the child and all that it started."""
+        if self.process.pid is None or not self.is_alive:
+            return
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:  # it has no group of its own yet
+            self.process.kill()
+
+    def how_it_died(self) -> str:
+        """In words."""
+        code = self.process.exitcode
+        if code is not None and code < 0:
+            return f"its process was killed by signal {-code}"
+        return f"its process ended by itself with status {code}"

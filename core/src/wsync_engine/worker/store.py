@@ -1,0 +1,124 @@
+"""What only workers write: that they are there, and that a run's process died; and what they read to hand a run to a child."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from wsync_engine.index.entries import ReadyRun
+from wsync_engine.model.declaration import sync_spec_from_json
+from wsync_engine.scheduler.rows import ready_run, select
+from wsync_engine.scheduler.runs import MAX_CRASHES, ClaimedRun, finish_run
+from wsync_engine.secrets.keyring import Keyring, TenantCipher
+from wsync_engine.secrets.references import is_reference, resolve
+from wsync_engine.state.statements import load_statements
+from wsync_engine.worker.messages import Assignment, ConnectionPart
+from wsync_sdk.errors import ConfigError, StateError
+
+__all__ = ["Presence", "crash_run", "leave", "load_assignment", "show_presence"]
+
+_SQL = load_statements("worker", Path(__file__).with_name("sql"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Presence:
+    """A worker as lists show it."""
+
+    worker_id: UUID
+    host: str
+    pid: int
+    version: str
+    slots: int
+    running: int
+    is_draining: bool
+
+
+def show_presence(conn: psycopg.Connection[Any], presence: Presence) -> None:
+    """Say that the worker is there."""
+    conn.execute(_SQL["worker_beat"], {name: getattr(presence, name) for name in Presence.__slots__})
+
+
+def leave(conn: psycopg.Connection[Any], worker_id: UUID) -> None:
+    """The worker ends in order; one that dies is recognised by its old heartbeat."""
+    conn.execute(_SQL["worker_leave"], {"worker_id": worker_id})
+
+
+def crash_run(conn: psycopg.Connection[Any], run_id: UUID, epoch: int, *, error: str, backoff_s: float) -> ReadyRun | None:
+    """A run's process died by itself: queued again with a growing wait, the third time failed as `crash_loop`; None when it ended.
+
+    :raises StateError: the epoch is old; nothing was written.
+    """
+    columns = {"run_id": run_id, "epoch": epoch, "error": error, "backoff_s": backoff_s, "most": MAX_CRASHES}
+    with conn.transaction():
+        rows = select(conn, _SQL["run_crashed"], columns)
+        if not rows:
+            raise StateError("the run's lease was lost", next_step="nothing: another worker goes on with it")
+        row = rows[0]
+        if row["state"] == "queued":
+            return ready_run(row)
+        if row["state"] == "cancelling" and row["cancel_reason"] != "timeout":
+            finish_run(conn, run_id, epoch, "cancelled", reason="cancelled")
+        else:
+            reason = f"its process died {MAX_CRASHES} times: {error}"
+            finish_run(conn, run_id, epoch, "failed", reason=reason, error_class="crash_loop", error=reason)
+        return None
+
+
+def load_assignment(conn: psycopg.Connection[Any], claimed: ClaimedRun, keyring: Keyring, *, write_until_s: float) -> Assignment:
+    """All that the run's child must be told.
+
+    :raises ConfigError: a stored secret can't be decrypted.
+    :raises StateError: the run or its sync is gone, or can't be read by this engine.
+    """
+    rows = select(conn, _SQL["assignment_load"], {"run_id": claimed.run_id})
+    if not rows:
+        raise StateError("the run's sync does not exist any more", next_step="nothing: it was purged")
+    row = rows[0]
+    cipher = keyring.tenant(claimed.tenant_id)
+    return Assignment(
+        tenant_id=claimed.tenant_id,
+        run_id=claimed.run_id,
+        epoch=claimed.epoch,
+        sync_id=claimed.sync_id,
+        sync_name=row["sync_name"],
+        spec=sync_spec_from_json(row["spec"]),
+        source=_part(row["source_plugin"], row["source_config"], row["source_secrets"], cipher),
+        sink=_part(row["sink_plugin"], row["sink_config"], row["sink_secrets"], cipher),
+        tenant_key=cipher.to_text(),
+        write_until_s=write_until_s,
+        is_last_attempt=row["is_last_attempt"],
+    )
+
+
+def _part(plugin: str, config: Mapping[str, Any], secrets: bytes | None, cipher: TenantCipher) -> ConnectionPart:
+    stored: dict[str, str] = {} if secrets is None else json.loads(cipher.decrypt(secrets))
+    resolved = {reference: _resolved(reference) for reference in _references(config) if reference not in stored}
+    known = {reference: value for reference, value in resolved.items() if value is not None}
+    return ConnectionPart(plugin=plugin, config=config, secret_by_reference={**known, **stored})
+
+
+def _references(value: Any) -> Iterator[str]:
+    if isinstance(value, str) and is_reference(value):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _references(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _references(item)
+
+
+def _resolved(reference: str) -> str | None:
+    """None where it leads nowhere: the child says so where it matters. The installation's own settings are no tenant's secrets."""
+    if reference.upper().startswith("ENV:WSYNC_"):
+        return None
+    try:
+        return resolve(reference)
+    except ConfigError:
+        return None

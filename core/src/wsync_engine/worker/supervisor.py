@@ -1,0 +1,418 @@
+"""A worker: claims runs, keeps their leases, and watches the children that execute them. Any number of them, on any number of hosts.
+
+It may be killed at any step: its children die with it, and its runs come back when their leases are over.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from multiprocessing.connection import wait
+from types import FrameType
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import redis
+import structlog
+
+from wsync_engine.index.due_index import Index
+from wsync_engine.index.entries import ReadyRun
+from wsync_engine.model.ids import uuid7
+from wsync_engine.scheduler.runs import LEASE_S, Beat, ClaimedRun, Held, claim_runs, heartbeat
+from wsync_engine.secrets.keyring import Keyring
+from wsync_engine.worker import fork_server
+from wsync_engine.worker.child import ChildSetup
+from wsync_engine.worker.connectors import InstalledPlugins, Opener
+from wsync_engine.worker.endings import Ending, ending_of_death, ending_of_report, failed, given_back
+from wsync_engine.worker.fence import boot_time_s
+from wsync_engine.worker.live import LiveProgress, WakeListener
+from wsync_engine.worker.messages import Cancel, Drain, Ended, Lost, Renewed
+from wsync_engine.worker.slots import Slot, Tenure
+from wsync_engine.worker.store import Presence, leave, load_assignment, show_presence
+from wsync_sdk.errors import RetryableError, StateError, WsyncError
+
+__all__ = ["Worker", "WorkerOptions"]
+
+MIB = 1024 * 1024
+TIMER_S = 1.0
+LOST_GRACE_S = 2.0
+"""A run that is gone may have been ended by its child a moment ago: its last word is on the way."""
+LONGEST_BACKOFF_S = 2.0
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """How a worker works.
+
+    :param api_url: the children's login. :param lease_s: a heartbeat comes six times in it, sink calls start in the first two thirds.
+    :param drain_timeout_s: how long runs may go on after the first signal. :param stop_grace_s: from asking a run to end until its process is killed.
+    :param memory_limit_bytes: of one child. :param recycle_bytes: a child that is larger after a run is replaced.
+    """
+
+    api_url: str = field(repr=False)
+    storage_url: str
+    slots: int = 2
+    lease_s: float = LEASE_S
+    drain_timeout_s: float = 30.0
+    stop_grace_s: float = 30.0
+    drain_grace_s: float = 9.0
+    memory_limit_bytes: int = 2_048 * MIB
+    recycle_bytes: int = 768 * MIB
+    runs_per_child: int = 100
+    crash_backoff_s: float = 1.0
+    shard: int = 0
+
+
+class _Backoff:
+    """Whether to ask a server again, after it failed."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        self._failures = 0
+        self._again_s = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._again_s
+
+    def failed(self, exc: Exception) -> None:
+        self._failures += 1
+        limit_s: float = min(LONGEST_BACKOFF_S, 0.05 * 2.0 ** min(self._failures, 10))
+        self._again_s = time.monotonic() + limit_s * random.uniform(0.5, 1)
+        if isinstance(exc, psycopg.Error | WsyncError):
+            _log.warning("worker.waiting", server=self._server, error=type(exc).__name__, failures=self._failures)
+        else:
+            _log.error("worker.failed", server=self._server, error=type(exc).__name__, next_step="report this: the worker goes on")
+
+    def succeeded(self) -> None:
+        if self._failures:
+            _log.info("worker.recovered", server=self._server, failures=self._failures)
+        self._failures = 0
+
+
+class Worker:
+    """One worker of one shard. `run` is for one thread, which must live as long as the worker: its children die with that thread.
+
+    :param client: of the index, for messages; `index` has one of its own.
+    :param connect: opens a connection as the engine's login, autocommit.
+    """
+
+    def __init__(
+        self,
+        options: WorkerOptions,
+        *,
+        index: Index,
+        client: redis.Redis,
+        connect: Callable[[], psycopg.Connection[Any]],
+        keyring: Keyring,
+        opener: Opener | None = None,
+    ) -> None:
+        self.worker_id = uuid7()
+        self._options = options
+        self._index = index
+        self._client = client
+        self._connect = connect
+        self._keyring = keyring
+        self._setup = ChildSetup(api_url=options.api_url, storage_url=options.storage_url, opener=opener or InstalledPlugins())
+        self._slots: list[Slot] = []
+        self._endings: list[Ending] = []
+        self._connection: psycopg.Connection[Any] | None = None
+        self._postgres_backoff = _Backoff("postgres")
+        self._index_backoff = _Backoff("redis")
+        self._live = LiveProgress(client, options.shard)
+        self._listener: WakeListener | None = None
+        self._stops = 0
+        self._drain_until_s: float | None = None
+        self._beat_at_s = self._watch_at_s = self._ask_at_s = 0.0
+
+    # -- life
+
+    def run(self) -> None:
+        """Until `stop` or a signal, and the drain after it; survives Redis and Postgres being away."""
+        context = fork_server.start()
+        self._listener = WakeListener(self._client, Index.worker_channel(self.worker_id))
+        before = self._handle_signals()
+        try:
+            self._slots = [Slot(context, self._setup) for _ in range(self._options.slots)]
+            _log.info("worker.started", worker_id=str(self.worker_id), slots=self._options.slots)
+            while not self._is_done():
+                self._step()
+                self._rest()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._close()
+        _log.info("worker.stopped", worker_id=str(self.worker_id))
+
+    def stop(self) -> None:
+        """Drain; a second call ends the runs at once. From any thread or signal handler."""
+        self._stops += 1
+        if self._listener is not None:
+            self._listener.wake()
+
+    def _handle_signals(self) -> dict[int, Any]:
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+
+        def on_signal(_number: int, _frame: FrameType | None) -> None:
+            self.stop()
+
+        return {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def _is_done(self) -> bool:
+        if self._drain_until_s is None:
+            return False
+        is_idle = not self._endings and all(slot.tenure is None for slot in self._slots)
+        return is_idle or time.monotonic() > self._drain_until_s + self._options.drain_grace_s + self._options.lease_s
+
+    def _close(self) -> None:
+        for slot in self._slots:
+            slot.kill()
+            slot.process.join(5)
+            slot.pipe.close()
+        if self._listener is not None:
+            self._listener.close()
+        with suppress(psycopg.Error, WsyncError):  # else it is recognised as gone by its heartbeat
+            leave(self._postgres(), self.worker_id)
+        self._drop_connection()
+
+    def _step(self) -> None:
+        self._listen()
+        self._watch()
+        self._drain()
+        if self._postgres_backoff.is_over:
+            try:
+                self._beat()
+                self._write_endings()
+                self._take_work()
+                self._postgres_backoff.succeeded()
+            except Exception as exc:
+                self._drop_connection()
+                self._postgres_backoff.failed(exc)
+        self._live.show(
+            {x.assignment.run_id: x.assignment.tenant_id for x in self._tenures()},
+            {x.assignment.run_id: x.counters for x in self._tenures()},
+        )
+
+    def _rest(self) -> None:
+        assert self._listener is not None
+        ready = wait([self._listener.reading, *[x for slot in self._slots for x in (slot.pipe, slot.process.sentinel)]], self._rest_s())
+        if self._listener.reading in ready:
+            self._listener.clear()
+            self._ask_at_s = 0.0
+
+    def _rest_s(self) -> float:
+        now_s = time.monotonic()
+        kills = [tenure.kill_at_s - now_s for tenure in self._tenures() if tenure.kill_at_s is not None]
+        return max(0.01, min([TIMER_S, self._options.lease_s / 6, *kills]))
+
+    # -- children
+
+    def _tenures(self) -> list[Tenure]:
+        return [slot.tenure for slot in self._slots if slot.tenure is not None]
+
+    def _listen(self) -> None:
+        """What the children said; those that died get successors."""
+        for slot in self._slots:
+            is_alive = slot.is_alive  # asked first: what it said before it died is read below
+            for message in slot.messages():
+                if isinstance(message, Ended):
+                    self._take_end(slot, message)
+                elif slot.tenure is not None:
+                    slot.tenure.counters = message.counters
+            if not is_alive:
+                self._replace_dead(slot)
+
+    def _take_end(self, slot: Slot, ended: Ended) -> None:
+        tenure, slot.tenure = slot.tenure, None
+        if tenure is None:
+            return
+        self._ask_at_s = 0.0
+        slot.runs_done += 1
+        ending = ending_of_report(ended)
+        if ending is not None:
+            self._endings.append(ending)
+        if slot.runs_done >= self._options.runs_per_child or slot.rss_bytes() > self._options.recycle_bytes:
+            slot.start()
+
+    def _replace_dead(self, slot: Slot) -> None:
+        tenure, slot.tenure = slot.tenure, None
+        if tenure is not None:
+            ending = ending_of_death(tenure, slot.how_it_died(), crash_backoff_s=self._options.crash_backoff_s)
+            self._endings.append(ending)
+        if self._drain_until_s is None:
+            slot.start()
+
+    def _watch(self) -> None:
+        """Kill what is due to be killed; once a second also look at time and memory."""
+        now_s = time.monotonic()
+        for slot in self._slots:
+            if slot.tenure is not None and slot.tenure.kill_at_s is not None and now_s >= slot.tenure.kill_at_s:
+                slot.kill()
+        if now_s < self._watch_at_s:
+            return
+        self._watch_at_s = now_s + TIMER_S
+        for slot in self._slots:
+            tenure = slot.tenure
+            if tenure is None or tenure.stopping is not None:
+                continue
+            if slot.rss_bytes() > self._options.memory_limit_bytes:
+                tenure.stopping, tenure.kill_at_s = "memory", now_s
+                slot.kill()
+            elif now_s >= tenure.ends_at_s:
+                self._end_run(slot, tenure, "timeout")
+
+    def _end_run(self, slot: Slot, tenure: Tenure, reason: str) -> None:
+        run_id, epoch = tenure.assignment.run_id, tenure.assignment.epoch
+        tenure.stopping = "timeout" if reason == "timeout" else "cancelled"
+        tenure.kill_at_s = time.monotonic() + self._options.stop_grace_s
+        slot.tell(Cancel(run_id=run_id, epoch=epoch, reason=tenure.stopping))
+
+    def _drain(self) -> None:
+        now_s = time.monotonic()
+        if self._stops and self._drain_until_s is None:
+            self._drain_until_s = now_s + self._options.drain_timeout_s
+            self._beat_at_s = 0.0
+            _log.info("worker.draining", runs=len(self._tenures()))
+        if self._drain_until_s is None or (self._stops < 2 and now_s < self._drain_until_s):
+            return
+        for slot in self._slots:
+            tenure = slot.tenure
+            if tenure is None:
+                continue
+            if tenure.stopping is None:
+                tenure.stopping, tenure.kill_at_s = "drain", now_s + self._options.drain_grace_s
+                slot.tell(Drain(run_id=tenure.assignment.run_id, epoch=tenure.assignment.epoch))
+            if self._stops >= 2:
+                tenure.kill_at_s = now_s
+                slot.kill()
+
+    # -- Postgres
+
+    def _beat(self) -> None:
+        """Renew all leases, tell the children, learn who shall end."""
+        if time.monotonic() < self._beat_at_s:
+            return
+        sent_s = boot_time_s()
+        tenures = [(slot, slot.tenure) for slot in self._slots if slot.tenure is not None and not slot.tenure.is_lost]
+        beats = [
+            Beat(run_id=x.assignment.run_id, epoch=x.assignment.epoch, progress={"counters": dict(x.counters)} if x.counters else None)
+            for _, x in tenures
+        ]
+        beats += [Beat(run_id=ending.run_id, epoch=ending.epoch) for ending in self._endings if ending.is_ours]
+        conn = self._postgres()
+        held = {answer.run_id: answer for answer in heartbeat(conn, self.worker_id, beats, lease_s=self._options.lease_s)} if beats else {}
+        show_presence(conn, self._presence())
+        self._beat_at_s = time.monotonic() + self._options.lease_s / 6
+        for slot, tenure in tenures:
+            self._take_answer(slot, tenure, held.get(tenure.assignment.run_id), sent_s)
+        if held:
+            self._tell_index(lambda: self._index.renew(list(held), lease_ms=round(self._options.lease_s * 1000)))
+
+    def _take_answer(self, slot: Slot, tenure: Tenure, answer: Held | None, sent_s: float) -> None:
+        run_id, epoch = tenure.assignment.run_id, tenure.assignment.epoch
+        if answer is None:
+            tenure.stopping, tenure.kill_at_s = "lost", time.monotonic() + LOST_GRACE_S
+            slot.tell(Lost(run_id=run_id, epoch=epoch))
+            return
+        slot.tell(Renewed(run_id=run_id, epoch=epoch, write_until_s=self._write_until_s(sent_s)))
+        if answer.is_cancelled and tenure.stopping is None:
+            self._end_run(slot, tenure, answer.cancel_reason or "")
+
+    def _write_until_s(self, sent_s: float) -> float:
+        return sent_s + self._options.lease_s * 2 / 3
+
+    def _presence(self) -> Presence:
+        return Presence(
+            worker_id=self.worker_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=version("wsync-engine"),
+            slots=self._options.slots,
+            running=len(self._tenures()),
+            is_draining=self._drain_until_s is not None,
+        )
+
+    def _write_endings(self) -> None:
+        while self._endings:
+            ending = self._endings[0]
+            try:
+                queued = ending.write(self._postgres())
+            except StateError:
+                _log.warning("run.lost", run_id=str(ending.run_id), epoch=ending.epoch)
+            else:
+                self._tell_end(ending, queued)
+            del self._endings[0]
+
+    def _tell_end(self, ending: Ending, queued: ReadyRun | None) -> None:
+        self._live.forget(ending.run_id)
+        self._tell_index(lambda: self._index.release([ending.run_id]))
+        if queued is not None:
+            self._tell_index(lambda: self._index.commit_fire([], [queued]))
+
+    def _tell_index(self, tell: Callable[[], object]) -> None:
+        """The index may be away or rebuilt: what it is not told now, the sweep or a lease repairs."""
+        if not self._index_backoff.is_over:
+            return
+        try:
+            tell()
+            self._index_backoff.succeeded()
+        except Exception as exc:
+            self._index_backoff.failed(exc)
+
+    def _take_work(self) -> None:
+        free = sum(slot.is_free for slot in self._slots)
+        if self._drain_until_s is not None or not free or time.monotonic() < self._ask_at_s:
+            return
+        self._ask_at_s = time.monotonic() + TIMER_S
+        dispatched: list[tuple[UUID, UUID]] = []
+        self._tell_index(lambda: dispatched.extend(self._index.dispatch(self.worker_id, free)))
+        if not dispatched:
+            return
+        sent_s = boot_time_s()
+        run_ids = [run_id for _, run_id in dispatched]
+        claimed = claim_runs(self._postgres(), run_ids, self.worker_id, lease_s=self._options.lease_s)
+        refused = set(run_ids) - {run.run_id for run in claimed}
+        for run in claimed:
+            self._assign(run, self._write_until_s(sent_s))
+        if refused:
+            self._tell_index(lambda: self._index.release(list(refused)))
+        self._tell_index(lambda: self._index.renew([run.run_id for run in claimed], lease_ms=round(self._options.lease_s * 1000)))
+
+    def _assign(self, run: ClaimedRun, write_until_s: float) -> None:
+        try:
+            assignment = load_assignment(self._postgres(), run, self._keyring, write_until_s=write_until_s)
+        except (RetryableError, psycopg.Error):
+            self._endings.append(given_back(run.run_id, run.epoch))
+            return
+        except WsyncError as exc:
+            self._endings.append(failed(run.run_id, run.epoch, error_class=type(exc).__name__, error=exc.message))
+            return
+        slot = next(slot for slot in self._slots if slot.is_free)
+        slot.assign(assignment, ends_at_s=time.monotonic() + self._time_left_s(run))
+
+    def _time_left_s(self, run: ClaimedRun) -> float:
+        left_s = run.attempt_timeout_ms / 1000
+        if run.deadline_at is not None:
+            left_s = min(left_s, (run.deadline_at - run.lease_until).total_seconds() + self._options.lease_s)
+        return left_s
+
+    def _postgres(self) -> psycopg.Connection[Any]:
+        if self._connection is None or self._connection.closed:
+            self._connection = self._connect()
+        return self._connection
+
+    def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()

@@ -1,0 +1,30 @@
+"""A worker as a process of its own: `python worker_process.py '{"engine_url": …, "options": {…}}'`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from wsync_engine.index.due_index import Index, connect
+from wsync_engine.secrets.keyring import Keyring
+from wsync_engine.state import database
+from wsync_engine.worker.supervisor import Worker, WorkerOptions
+
+
+def main() -> None:
+    from connectors_for_tests import open_connectors
+
+    told = json.loads(sys.argv[1])
+    worker = Worker(
+        WorkerOptions(**told["options"]),
+        index=Index(connect(told["redis_url"])),
+        client=connect(told["redis_url"]),
+        connect=lambda: database.connect(told["engine_url"], application_name="wsync worker"),
+        keyring=Keyring.from_text(told["key"]),
+        opener=open_connectors,
+    )
+    worker.run()
+
+
+if __name__ == "__main__":
+    main()
