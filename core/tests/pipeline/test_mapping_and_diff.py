@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from wsync_engine.model.sync import Duplicates, MappingEntry, Mode, SyncSpec
-from wsync_engine.pipeline.canonical import ALGORITHM
+from wsync_engine.pipeline.canonical import ALGORITHM, partition_of_key
 from wsync_engine.pipeline.diff import DiffCounts, DiffInput, diff_partition
 from wsync_engine.pipeline.extract import extract_split
 from wsync_engine.pipeline.fold import Verdicts, fold_partition
@@ -266,6 +266,17 @@ def test_dotted_targets_become_nested_fields(tmp_path: Path) -> None:
 
     assert changes[0]["channels"] == {"email": "it's", "kind": "personal"}
     assert changes[0]["n"] == 7
+
+
+@pytest.mark.parametrize("texts", [["t"], ["t", "'b'"]])
+def test_partitions_spread_keys_and_split_when_their_number_grows(texts: list[str]) -> None:
+    import duckdb
+
+    few, many = partition_of_key(texts, 4), partition_of_key(texts, 16)
+    found = duckdb.sql(f"SELECT {few}, {many}, count(*) FROM (SELECT 'k' || n AS t FROM range(16000) r(n)) GROUP BY ALL").fetchall()
+
+    assert len(found) == 16
+    assert all(coarse == fine & 3 and 800 < rows < 1200 for coarse, fine, rows in found)
 
 
 @pytest.mark.parametrize(

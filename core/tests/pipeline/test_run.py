@@ -483,3 +483,18 @@ def test_random_crashes_over_many_runs_keep_the_sink_equal_to_the_query(world: W
                 continue
         assert outcome.state == "succeeded"
         assert world.sink.contents == world.source.rows
+
+
+def test_a_growing_result_is_split_into_partitions_and_nothing_is_sent_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run()
+    world.sink.calls.clear()
+    change(world)
+    monkeypatch.setattr("wsync_engine.pipeline.manifest.ROWS_PER_PARTITION", 30)
+
+    outcome = world.run()
+
+    assert (outcome.counts["upserts"], outcome.counts["deletes"], outcome.counts["unchanged"]) == (15, 5, 85)
+    assert world.sink.contents == world.source.rows
+    assert world.scalar("SELECT manifest->>'partitions' FROM wsync.snapshot WHERE sync_id = %s", world.sync_id) == "4"
+    world.sink.calls.clear()
+    assert (world.run().counts["unchanged"], world.sink.calls) == (100, [])
