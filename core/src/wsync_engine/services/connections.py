@@ -20,7 +20,7 @@ from wsync_engine.state.database import tenant_transaction
 from wsync_sdk.errors import ConfigError
 from wsync_sdk.source import CheckReport
 
-__all__ = ["Checked", "Role", "check_config", "resolved_secrets", "roles_of", "test_connection"]
+__all__ = ["Checked", "Role", "check_config", "check_connection", "resolved_secrets", "roles_of"]
 
 Role = Literal["source", "sink"]
 STORED = "env:"
@@ -60,7 +60,7 @@ def resolved_secrets(host: PluginHost, plugin: str, config: Mapping[str, Any], r
     return {reference: resolve(reference) for reference in sorted(set(references)) if reference.startswith(STORED)}
 
 
-def test_connection(
+def check_connection(
     conn: psycopg.Connection[Any], tenant_id: TenantId, name: str, *, host: PluginHost, keyring: Keyring
 ) -> tuple[Checked, ...]:
     """Open a stored connection and let its plugin look at it, in each role that a sync uses, else in the first that the plugin offers.

@@ -22,7 +22,7 @@ from wsync_engine.services.catalog import service_statements
 from wsync_engine.state.database import tenant_transaction
 from wsync_sdk.errors import ConfigError
 
-__all__ = ["RunDetails", "approve_run", "cancel_run", "discard_run", "find_run", "list_runs", "show_run"]
+__all__ = ["RunDetails", "approve_run", "cancel_run", "discard_run", "find_run", "has_workers", "list_runs", "show_run", "states_named"]
 
 _SQL = service_statements("runs")
 FEWEST_DIGITS = 4
@@ -48,6 +48,23 @@ def list_runs(
     columns = {"tenant_id": tenant_id, "sync_name": sync, "states": [str(state) for state in states] if states else None, "count": count}
     with tenant_transaction(conn, tenant_id):
         return select(conn, _SQL["run_list"], columns)
+
+
+def states_named(names: Sequence[str]) -> list[RunState] | None:
+    """The states that a person typed; None for none.
+
+    :raises ConfigError: one of them is no state.
+    """
+    known = [state.value for state in RunState]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"there is no state `{name}`", next_step=f"there are: {', '.join(known)}")
+    return [RunState(name) for name in names] or None
+
+
+def has_workers(conn: psycopg.Connection[Any]) -> bool:
+    """Whether a worker has shown itself in the last minute; else a queued run waits."""
+    return bool(select(conn, _SQL["worker_count"], {})[0]["workers"])
 
 
 def find_run(conn: psycopg.Connection[Any], tenant_id: TenantId, text: str) -> RunId:

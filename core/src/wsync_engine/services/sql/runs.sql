@@ -52,3 +52,8 @@ UPDATE wsync.run
 SET state = 'cancelled', outcome_reason = 'discarded', cancel_reason = 'discarded', finished_at = wsync.clock()
 WHERE run_id = :run_id AND state = 'blocked'
 RETURNING run_id;
+
+-- name: worker_count
+SELECT count(*) AS workers
+FROM wsync.worker
+WHERE heartbeat_at > wsync.clock() - interval '1 minute' AND NOT draining;

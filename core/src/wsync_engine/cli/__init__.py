@@ -1,0 +1,1 @@
+"""The command line: parse, call one service, present. Nothing heavy is imported before a command runs."""

@@ -1,0 +1,142 @@
+"""`init`, `plan` and `apply`: from a file to the state store."""
+# ruff: noqa: PLC0415  what a command needs is imported when it runs, so that --help stays quick
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from wsync_engine.cli.boundary import Exit, reported
+from wsync_engine.cli.output import print_objects, say
+
+if TYPE_CHECKING:
+    from wsync_engine.services.changes import Change
+
+__all__ = ["add_commands"]
+
+FileArgument = Annotated[Path, typer.Argument(help="A wsync.yaml.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+_SIGNS = {"create": "+", "change": "~", "delete": "-"}
+_EXAMPLE = """\
+# What wsync keeps in step. `wsync-engine plan wsync.yaml` shows what would change, `apply` makes it so.
+version: 1
+tenant: main
+
+connections:
+  # Secrets are references, never values: env:NAME is read by `plan` and `apply`, file:PATH at each use.
+  warehouse:
+    plugin: postgres
+    config: {url: env:WAREHOUSE_URL}
+  # The destination. `wsync-engine plugins list` shows what is installed.
+  crm:
+    plugin: postgres
+    config: {url: env:CRM_URL}
+
+syncs:
+  customers:
+    source: warehouse
+    query: SELECT id, email, full_name FROM customers
+    key: id                 # identifies a subscriber; never NULL, and once per result
+    sink: crm
+    stream: customers       # for Postgres: the table to write
+    mode: upsert            # mirror: also deletes what left the result
+    mapping:                # target: column, or target: {column | constant, cast, required}
+      id: id
+      email: {column: email, required: true}
+      name: full_name
+    guards:                 # a run that would do more stops, and waits for `runs approve`
+      max_delete_percent: 20
+    schedule:
+      cron: "*/15 * * * *"  # or `every: 15m`
+      timezone: UTC
+"""
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register them."""
+    app.command("init")(init)
+    app.command("plan")(plan)
+    app.command("apply")(apply)
+
+
+@reported
+def init(file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path("wsync.yaml")) -> None:
+    """Write a commented wsync.yaml to start from."""
+    from wsync_sdk.errors import ConfigError
+
+    try:
+        with file.open("x", encoding="utf-8") as target:
+            target.write(_EXAMPLE)
+    except FileExistsError:
+        raise ConfigError(f"{file} is there already", next_step="name another file: `wsync-engine init FILE`") from None
+    except OSError as exc:
+        raise ConfigError(f"{file}: {exc.strerror}", next_step="name another file") from None
+    say(f"wrote {file}; next: set the connections, then `wsync-engine plan {file}`")
+
+
+@reported
+def plan(
+    file: FileArgument,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 3 if something would change.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what `apply` would change; nothing is written."""
+    from wsync_engine.cli.session import open_session
+    from wsync_engine.config.loader import load_declaration
+    from wsync_engine.services.apply import plan_changes
+
+    with open_session() as session:
+        declaration = load_declaration(file, session.host)
+        changes = plan_changes(session.api, declaration, host=session.host, keyring=session.keyring)
+    has_changes = _show(changes, as_json)
+    if exit_code and has_changes:
+        raise typer.Exit(Exit.CHANGES)
+
+
+@reported
+def apply(file: FileArgument, as_json: Json = False) -> None:
+    """Make connections, syncs and schedules what the file says; what it no longer declares is deleted."""
+    from wsync_engine.cli.session import actor, open_session
+    from wsync_engine.config.loader import load_declaration
+    from wsync_engine.services import apply as service
+
+    with open_session() as session:
+        declaration = load_declaration(file, session.host)
+        changes = service.apply(session.api, declaration, host=session.host, keyring=session.keyring, actor=actor(), index=session.index)
+    _show(changes, as_json)
+    say("applied")
+
+
+def _show(changes: Sequence[Change], as_json: bool) -> bool:
+    changed = [change for change in changes if change.kind != "unchanged"]
+    if as_json:
+        print_objects(asdict(change) for change in changed)
+    else:
+        for change in changed:
+            _show_change(change)
+    count = {kind: sum(change.kind == kind for change in changed) for kind in _SIGNS}
+    say(f"{count['create']} to create, {count['change']} to change, {count['delete']} to delete" if changed else "nothing to change")
+    return bool(changed)
+
+
+def _show_change(change: Change) -> None:
+    typer.echo(f"{_SIGNS[change.kind]} {change.object} {change.name}")
+    for field in change.fields:
+        if change.kind == "create":
+            typer.echo(f"    {field.path}: {field.new}")
+        else:
+            typer.echo(f"  {_sign(field.old, field.new)} {field.path}: {_text(field.old)} -> {_text(field.new)}")
+
+
+def _sign(old: object, new: object) -> str:
+    if old is None:
+        return "+"
+    return "-" if new is None else "~"
+
+
+def _text(value: object) -> str:
+    return "(none)" if value is None else str(value)

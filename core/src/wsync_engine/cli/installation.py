@@ -1,0 +1,80 @@
+"""`plugins list`, `connections test` and `db upgrade`."""
+# ruff: noqa: PLC0415  what a command needs is imported when it runs, so that --help stays quick
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from wsync_engine.cli.boundary import Exit, reported
+from wsync_engine.cli.output import print_objects, say, table
+
+__all__ = ["connections", "db", "plugins"]
+
+plugins = typer.Typer(help="Installed sources and sinks.", no_args_is_help=True)
+connections = typer.Typer(help="Configured sources and sinks.", no_args_is_help=True)
+db = typer.Typer(help="The state store.", no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+Tenant = Annotated[str | None, typer.Option("--tenant", help="Default: the tenant of ./wsync.yaml.")]
+
+
+@plugins.command("list")
+@reported
+def list_plugins(as_json: Json = False) -> None:
+    """Every installed plugin, and why one is left out."""
+    from wsync_engine.cli.session import load_plugins
+    from wsync_engine.settings import Settings
+
+    rows = [
+        {
+            "distribution": report.distribution,
+            "version": report.version,
+            "sources": list(report.sources),
+            "sinks": list(report.sinks),
+            "ok": report.ok,
+            "reason": report.reason,
+            "next_step": report.next_step,
+        }
+        for report in load_plugins(Settings.read()).reports
+    ]
+    if as_json:
+        print_objects(rows)
+    else:
+        table(rows, ("distribution", "version", "sources", "sinks", "ok", "reason", "next_step"))
+
+
+@connections.command("test")
+@reported
+def check(name: Annotated[str, typer.Argument(help="A connection.")], tenant: Tenant = None, as_json: Json = False) -> None:
+    """Connect, and say what works and what a person must fix."""
+    from wsync_engine.cli.session import open_session
+    from wsync_engine.services.connections import check_connection
+
+    with open_session(tenant) as session:
+        checked = check_connection(session.api, session.tenant_id, name, host=session.host, keyring=session.keyring)
+    rows = [
+        {"role": one.role, "check": finding.name, "ok": finding.ok, "message": finding.message, "next_step": finding.next_step}
+        for one in checked
+        for finding in one.report.findings
+    ]
+    if as_json:
+        print_objects(rows)
+    else:
+        table(rows, ("role", "check", "ok", "message", "next_step"))
+    if not all(one.report.ok for one in checked):
+        raise typer.Exit(Exit.FAILED)
+
+
+@db.command("upgrade")
+@reported
+def upgrade() -> None:
+    """Bring the state store's schema to this engine's version; does nothing when it is there."""
+    from wsync_engine.cli.session import urls_of
+    from wsync_engine.settings import Settings
+    from wsync_engine.state import database
+
+    with urls_of(Settings.read()) as urls:
+        database.upgrade(urls.owner)
+        database.check_schema(urls.api)
+    say("the schema is up to date")

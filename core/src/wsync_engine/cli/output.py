@@ -1,0 +1,53 @@
+"""Data on stdout, talk on stderr; `--json` prints one object per line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+__all__ = ["print_objects", "say", "table"]
+
+
+def say(text: str) -> None:
+    """To the person, not to whoever reads our data."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201  this is the command line
+
+
+def print_objects(rows: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object per line."""
+    for row in rows:
+        print(json.dumps(row, default=_plain, ensure_ascii=False), flush=True)  # noqa: T201  this is the command line
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Aligned columns, as wide as they need be; the same off a terminal."""
+    lines = [[column.replace("_", " ").upper() for column in columns], *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip(), flush=True)  # noqa: T201
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={item}" for name, item in value.items()) or "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value) or "-"
+    return str(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, UUID):
+        return str(value)
+    raise TypeError(f"no JSON form of {type(value).__name__}")

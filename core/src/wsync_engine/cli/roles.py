@@ -1,0 +1,116 @@
+"""`scheduler`, `worker` and `up`: the processes that stay. They end on SIGTERM or SIGINT."""
+# ruff: noqa: PLC0415  what a command needs is imported when it runs, so that --help stays quick
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from wsync_engine.cli.boundary import Exit, reported
+from wsync_engine.cli.output import say
+
+__all__ = ["add_commands"]
+
+Slots = Annotated[int, typer.Option(min=1, max=256, help="Runs at the same time.")]
+WATCH_S = 0.2
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register them."""
+    app.command("up")(up)
+    app.command("scheduler")(scheduler)
+    app.command("worker")(worker)
+
+
+@reported
+def scheduler() -> None:
+    """Fire schedules, hand runs to workers, repair. Any number of them may run."""
+    from wsync_engine.cli.session import log_to_stderr, urls_of
+    from wsync_engine.index.due_index import Index
+    from wsync_engine.index.due_index import connect as connect_index
+    from wsync_engine.scheduler.loop import Scheduler
+    from wsync_engine.settings import Settings
+    from wsync_engine.state.database import check_schema, connect
+
+    log_to_stderr()
+    with urls_of(Settings.read()) as urls:
+        check_schema(urls.engine)
+        client = connect_index(urls.redis)
+        index = Index(client)
+        index.check_server()
+        loop = Scheduler(
+            index=index, wakes=Scheduler.wakes_of(client), connect=lambda: connect(urls.engine, application_name="wsync scheduler")
+        )
+        loop.run(_stop_on_signal())
+
+
+@reported
+def worker(slots: Slots = 2) -> None:
+    """Execute runs. The first signal lets them finish, the second ends them."""
+    from wsync_engine.cli.session import keyring_of, log_to_stderr, urls_of
+    from wsync_engine.index.due_index import Index
+    from wsync_engine.index.due_index import connect as connect_index
+    from wsync_engine.settings import Settings
+    from wsync_engine.state.database import check_schema, connect
+    from wsync_engine.worker.supervisor import Worker, WorkerOptions
+
+    log_to_stderr()
+    settings = Settings.read()
+    with urls_of(settings) as urls:
+        check_schema(urls.engine)
+        index = Index(connect_index(urls.redis))
+        index.check_server()
+        options = WorkerOptions(api_url=urls.api, storage_url=settings.storage, slots=slots, lease_s=settings.lease_ttl_s)
+        Worker(
+            options,
+            index=index,
+            client=connect_index(urls.redis),
+            connect=lambda: connect(urls.engine, application_name="wsync worker"),
+            keyring=keyring_of(settings),
+        ).run()
+
+
+@reported
+def up(slots: Slots = 2) -> None:
+    """A scheduler and a worker, for one machine; if one of them ends, so does the other."""
+    from wsync_engine.cli.session import urls_of
+    from wsync_engine.settings import Settings
+
+    stop = _stop_on_signal()
+    with urls_of(Settings.read()):
+        roles = [["scheduler"], ["worker", "--slots", str(slots)]]
+        # In groups of their own: Ctrl-C reaches each once, through us.
+        children = [subprocess.Popen([sys.executable, "-m", "wsync_engine.cli", *role], start_new_session=True) for role in roles]
+        try:
+            say("running; Ctrl-C ends it")
+            while not stop.wait(WATCH_S) and all(child.poll() is None for child in children):
+                pass
+        finally:
+            _end(children)
+    if not stop.is_set():
+        raise typer.Exit(Exit.FAILED)
+
+
+def _end(children: list[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.terminate()
+    for child in children:
+        child.wait()
+
+
+def _stop_on_signal() -> threading.Event:
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    return stop

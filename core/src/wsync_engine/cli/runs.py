@@ -1,0 +1,192 @@
+"""`sync run` and `runs list|show|watch|cancel|approve|discard`."""
+# ruff: noqa: PLC0415  what a command needs is imported when it runs, so that --help stays quick
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from wsync_engine.cli.boundary import Exit, reported
+from wsync_engine.cli.output import print_objects, say, table
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from wsync_engine.cli.session import Session
+
+__all__ = ["runs", "syncs"]
+
+runs = typer.Typer(help="What ran, runs, or waits for a decision.", no_args_is_help=True)
+syncs = typer.Typer(help="Run a sync.", no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+Tenant = Annotated[str | None, typer.Option("--tenant", help="Default: the tenant of ./wsync.yaml.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or enough of its first digits.")]
+POLL_S = 0.25
+_LIST = ("run_id", "sync_name", "state", "trigger", "dry_run", "created_at", "finished_at", "outcome_reason")
+_OPEN = ("buffered", "queued", "running", "cancelling")
+
+
+@syncs.command("run")
+@reported
+def run_sync(
+    name: Annotated[str, typer.Argument(help="A sync.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Until it has ended, or waits for a decision.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Up to the change log: nothing is sent.")] = False,
+    tenant: Tenant = None,
+    as_json: Json = False,
+) -> None:
+    """Make a run now. With --wait: exit 0 succeeded, 1 not everything arrived, 4 a guard stopped it."""
+    from wsync_engine.cli.session import actor, open_session
+    from wsync_engine.services.runs import has_workers
+    from wsync_engine.services.syncs import trigger_sync
+
+    with open_session(tenant) as session:
+        made = trigger_sync(session.api, session.tenant_id, name, actor=actor(), dry_run=dry_run, index=session.index)
+        if not made.is_new:
+            say(f"skipped: run {made.run_id} of the sync is open")
+        elif not has_workers(session.api):
+            say("queued; no worker is running: start one with `wsync-engine worker`, and `wsync-engine scheduler` with it")
+        if wait and made.is_new:
+            ended = _watched(session, made.run_id)
+            _show(ended, as_json)
+            _exit_by(ended)
+            return
+    if as_json:
+        print_objects([{"run_id": made.run_id, "is_new": made.is_new}])
+    else:
+        typer.echo(made.run_id)
+
+
+@runs.command("list")
+@reported
+def list_runs(
+    sync: Annotated[str | None, typer.Option(help="Of this sync only.")] = None,
+    state: Annotated[list[str] | None, typer.Option(help="In this state only; may be repeated.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many at most.")] = 20,
+    tenant: Tenant = None,
+    as_json: Json = False,
+) -> None:
+    """The newest runs first."""
+    from wsync_engine.cli.session import open_session
+    from wsync_engine.services import runs as service
+
+    with open_session(tenant) as session:
+        found = service.list_runs(session.api, session.tenant_id, sync=sync, states=service.states_named(state or ()), count=limit)
+    if as_json:
+        print_objects(found)
+    else:
+        table(found, _LIST)
+
+
+@runs.command()
+@reported
+def show(run: RunArgument, tenant: Tenant = None, as_json: Json = False) -> None:
+    """State, reason, guards, counts, rejections and events of one run."""
+    from wsync_engine.cli.session import open_session
+    from wsync_engine.services.runs import find_run, show_run
+
+    with open_session(tenant) as session:
+        details = show_run(session.api, session.tenant_id, find_run(session.api, session.tenant_id, run))
+    if as_json:
+        print_objects([{**details.run, "events": list(details.events)}])
+        return
+    _show(details.run, as_json=False)
+    table(details.events, ("at", "kind", "detail"))
+
+
+@runs.command()
+@reported
+def watch(run: RunArgument, tenant: Tenant = None, as_json: Json = False) -> None:
+    """Follow a run until it has ended, or waits for a decision; exits as `sync run --wait`."""
+    from wsync_engine.cli.session import open_session
+    from wsync_engine.services.runs import find_run
+
+    with open_session(tenant) as session:
+        ended = _watched(session, find_run(session.api, session.tenant_id, run))
+    _show(ended, as_json)
+    _exit_by(ended)
+
+
+@runs.command()
+@reported
+def cancel(
+    run: RunArgument, reason: Annotated[str, typer.Option(help="Why, for others.")] = "cancelled by a person", tenant: Tenant = None
+) -> None:
+    """Ask a run to end; what it delivered stays delivered."""
+    from wsync_engine.cli.session import actor, open_session
+    from wsync_engine.services.runs import cancel_run, find_run
+
+    with open_session(tenant) as session:
+        run_id = find_run(session.api, session.tenant_id, run)
+        say(f"{run_id}: {cancel_run(session.api, session.tenant_id, run_id, reason=reason, actor=actor())}")
+
+
+@runs.command()
+@reported
+def approve(run: RunArgument, tenant: Tenant = None) -> None:
+    """Let a blocked run or a dry run deliver exactly what it shows."""
+    from wsync_engine.cli.session import actor, open_session
+    from wsync_engine.services.runs import approve_run, find_run
+
+    with open_session(tenant) as session:
+        run_id = find_run(session.api, session.tenant_id, run)
+        approve_run(session.api, session.tenant_id, run_id, actor=actor(), index=session.index)
+    say(f"{run_id}: approved, queued")
+
+
+@runs.command()
+@reported
+def discard(run: RunArgument, tenant: Tenant = None) -> None:
+    """Drop a blocked run: nothing of it is sent."""
+    from wsync_engine.cli.session import actor, open_session
+    from wsync_engine.services.runs import discard_run, find_run
+
+    with open_session(tenant) as session:
+        run_id = find_run(session.api, session.tenant_id, run)
+        discard_run(session.api, session.tenant_id, run_id, actor=actor())
+    say(f"{run_id}: discarded")
+
+
+def _watched(session: Session, run_id: UUID) -> Mapping[str, Any]:
+    """Polls the row, which is what counts; says what is new on stderr."""
+    from wsync_engine.services.runs import show_run
+
+    said = ""
+    while True:
+        run = show_run(session.api, session.tenant_id, run_id).run
+        now = _progress(run)
+        if now != said:
+            say(f"{run_id}: {now}")
+            said = now
+        if run["state"] not in _OPEN:
+            return run
+        time.sleep(POLL_S)
+
+
+def _progress(run: Mapping[str, Any]) -> str:
+    words = [str(run["state"])]
+    if run["state"] == "running" and run["phase"]:
+        words.append(str(run["phase"]))
+    if run["state"] == "running" and isinstance(run["progress"], Mapping):
+        words += [f"{name} {value}" for name, value in run["progress"].items()]
+    return ", ".join(words)
+
+
+def _show(run: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_objects([run])
+    else:
+        table([{"field": name, "value": value} for name, value in run.items() if value is not None], ("field", "value"))
+
+
+def _exit_by(run: Mapping[str, Any]) -> None:
+    if run["state"] == "blocked":
+        say(f"next: `wsync-engine runs approve {run['run_id']}`, or `discard`")
+        reasons = [reason for reason in run["guards"] or () if not str(reason).startswith("dry run")]
+        if reasons or not run["dry_run"]:
+            raise typer.Exit(Exit.GUARD)
+    elif run["state"] != "succeeded":
+        raise typer.Exit(Exit.FAILED)

@@ -1,0 +1,125 @@
+"""What a command works with: settings, servers (started here if none are set), one connection, plugins, keys and the tenant."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import structlog
+
+from wsync_engine.config.loader import tenant_of
+from wsync_engine.embedded.servers import EmbeddedServers
+from wsync_engine.index.due_index import Index
+from wsync_engine.index.due_index import connect as connect_index
+from wsync_engine.model.ids import TenantId
+from wsync_engine.plugins import PluginHost
+from wsync_engine.scheduler.schedules import ANNOUNCE_TIMEOUT_S
+from wsync_engine.secrets.keyring import Keyring
+from wsync_engine.settings import Settings
+from wsync_engine.state.database import check_schema, connect
+from wsync_engine.state.tenants import tenant_named
+from wsync_sdk.errors import ConfigError
+
+__all__ = ["FILE", "Session", "Urls", "actor", "keyring_of", "load_plugins", "log_to_stderr", "open_session", "urls_of"]
+
+FILE = Path("wsync.yaml")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Urls:
+    """Where the servers are, passwords included; never printed."""
+
+    owner: str = field(repr=False)
+    engine: str = field(repr=False)
+    api: str = field(repr=False)
+    redis: str = field(repr=False)
+
+
+class Session:
+    """One command's use of the installation."""
+
+    def __init__(self, settings: Settings, urls: Urls, api: psycopg.Connection[Any], tenant: str | None) -> None:
+        self.settings = settings
+        self.urls = urls
+        self.api = api
+        self._tenant = tenant
+
+    @cached_property
+    def tenant_id(self) -> TenantId:
+        """The tenant that the command is about: `--tenant`, else the one that ./wsync.yaml names."""
+        name = self._tenant or tenant_of(FILE)
+        if name is None:
+            raise ConfigError("which tenant?", next_step="add `--tenant NAME`, or run this where its wsync.yaml is")
+        return tenant_named(self.api, name)
+
+    @cached_property
+    def host(self) -> PluginHost:
+        """The plugins."""
+        return load_plugins(self.settings)
+
+    @cached_property
+    def keyring(self) -> Keyring:
+        """The installation's keys."""
+        return keyring_of(self.settings)
+
+    @cached_property
+    def index(self) -> Index:
+        """For announcements: a server that is slow or away costs little."""
+        return Index(connect_index(self.urls.redis, timeout_s=ANNOUNCE_TIMEOUT_S))
+
+
+@contextmanager
+def open_session(tenant: str | None = None) -> Iterator[Session]:
+    """Open it; servers that were started for it are stopped at the end, unless another process uses them."""
+    log_to_stderr()
+    settings = Settings.read()
+    with ExitStack() as stack:
+        urls = stack.enter_context(urls_of(settings))
+        check_schema(urls.api)
+        api = stack.enter_context(connect(urls.api, application_name="wsync cli"))
+        yield Session(settings, urls, api, tenant)
+
+
+def log_to_stderr() -> None:
+    """The log is talk: stdout is for data."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+
+
+@contextmanager
+def urls_of(settings: Settings) -> Iterator[Urls]:
+    """The servers that are set, else the embedded ones of the data folder."""
+    if settings.is_embedded:
+        with EmbeddedServers.start(settings.data_dir) as servers:
+            ends = servers.endpoints
+            yield Urls(owner=ends.database_url_owner, engine=ends.database_url_engine, api=ends.database_url_api, redis=ends.redis_url)
+        return
+    given = (settings.database_url_owner, settings.database_url_engine, settings.database_url_api, settings.redis_url)
+    owner, engine, api, redis = (url.get_secret_value() if url else "" for url in given)
+    yield Urls(owner=owner, engine=engine, api=api, redis=redis)
+
+
+def load_plugins(settings: Settings) -> PluginHost:
+    """The plugins that may load."""
+    return PluginHost.load(allow=settings.plugins_allow, block=settings.plugins_block, tried=settings.data_dir / "plugins.json")
+
+
+def keyring_of(settings: Settings) -> Keyring:
+    """The keys that are set, else those of the data folder's key file."""
+    if settings.secret_key is not None:
+        return Keyring.from_text(settings.secret_key.get_secret_value())
+    return Keyring.from_file(settings.data_dir / "secret.key")
+
+
+def actor() -> str:
+    """Who does it, for events and audits."""
+    try:
+        return f"cli:{getpass.getuser()}"
+    except (KeyError, OSError):  # a user id without a name, as in many containers
+        return "cli"

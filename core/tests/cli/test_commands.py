@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Run
+
+
+def objects(result: Any) -> list[dict[str, Any]]:
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("words", [[], ["runs"], ["sync", "run"], ["schedules"], ["apply"], ["worker"], ["up"]])
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    code = (
+        "import sys\nfrom wsync_engine.cli.main import app\n"
+        f"try: app({[*words, '--help']!r})\nexcept SystemExit as end: assert not end.code\n"
+        "heavy = {'pyarrow', 'duckdb', 'psycopg', 'redis', 'sqlalchemy'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_the_version_is_printed(run: Run) -> None:
+    assert run("--version").stdout.startswith("wsync-engine ")
+
+
+def test_plugins_are_listed_one_object_per_line(file: Path, run: Run) -> None:
+    found = {row["distribution"]: row for row in objects(run("plugins", "list", "--json"))}
+
+    assert found["wsync-postgres"]["ok"]
+    assert found["wsync-postgres"]["sources"] == ["postgres"]
+
+
+def test_init_writes_a_file_that_plan_accepts_and_never_overwrites(file: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WAREHOUSE_URL", "postgresql://h/d")
+    monkeypatch.setenv("CRM_URL", "postgresql://h/d")
+
+    first, again = run("init", "new.yaml"), run("init", "new.yaml")
+
+    assert (first.exit_code, again.exit_code) == (0, 2)
+    assert run("plan", "new.yaml").exit_code == 0
+
+
+def test_plan_shows_the_change_and_tells_by_its_exit_code(file: Path, run: Run) -> None:
+    before = run("plan", file, "--exit-code")
+    applied = run("apply", file)
+    after = run("plan", file, "--exit-code")
+
+    assert (before.exit_code, applied.exit_code, after.exit_code) == (3, 0, 0)
+    assert "+ sync customers" in before.stdout
+    assert "nothing to change" in after.stderr
+    assert after.stdout == ""
+
+
+def test_a_changed_field_is_shown_with_both_values(file: Path, run: Run) -> None:
+    run("apply", file)
+    file.write_text(file.read_text().replace("mode: mirror", "mode: upsert"))
+
+    assert run("plan", file).stdout == "~ sync customers\n  ~ mode: mirror -> upsert\n"
+    assert objects(run("plan", file, "--json"))[0]["fields"] == [{"path": "mode", "old": "mirror", "new": "upsert"}]
+
+
+def test_a_mistake_exits_with_2_and_says_what_to_do(file: Path, run: Run) -> None:
+    file.write_text(file.read_text().replace("mode:", "mod:"))
+
+    result = run("plan", file)
+
+    assert result.exit_code == 2
+    assert "syncs.customers.mod: `mod` is not known; next: did you mean `mode`?" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_state_store_that_is_away_exits_with_5(file: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WSYNC_DATABASE_URL_API", "postgresql://u:hunter2@127.0.0.1:1/d")
+
+    result = run("runs", "list")
+
+    assert result.exit_code == 5
+    assert result.stderr.splitlines()[-1].startswith("next: ")
+    assert "hunter2" not in result.output
+
+
+def test_without_a_file_the_tenant_must_be_named(file: Path, run: Run) -> None:
+    run("apply", file)
+    file.rename("other.yaml")
+
+    unnamed, named, unknown = run("runs", "list"), run("runs", "list", "--tenant", "acme"), run("runs", "list", "--tenant", "nobody")
+
+    assert (unnamed.exit_code, named.exit_code, unknown.exit_code) == (2, 0, 2)
+
+
+def test_a_connection_is_tested_in_each_role_it_has(file: Path, run: Run) -> None:
+    run("apply", file)
+
+    found = objects(run("connections", "test", "here", "--json"))
+
+    assert {row["role"] for row in found} == {"source", "sink"}
+    assert run("connections", "test", "nowhere").exit_code == 2
+
+
+def test_a_run_is_queued_listed_shown_and_cancelled(file: Path, run: Run) -> None:
+    run("apply", file)
+
+    queued = run("sync", "run", "customers")
+    run_id = queued.stdout.strip()
+
+    assert "no worker is running" in queued.stderr
+    assert [row["run_id"] for row in objects(run("runs", "list", "--json"))] == [run_id]
+    assert "skipped" in run("sync", "run", "customers", "--wait").stderr
+    assert run("runs", "cancel", run_id[:13]).exit_code == 0
+    shown = objects(run("runs", "show", run_id, "--json"))[0]
+    assert (shown["state"], [event["kind"] for event in shown["events"]]) == ("cancelled", ["run.queued", "run.cancelled"])
+    assert run("runs", "watch", run_id).exit_code == 1
+    assert run("runs", "list", "--state", "asleep").exit_code == 2
+
+
+def test_a_blocked_run_is_approved_only_once(file: Path, run: Run) -> None:
+    run("apply", file)
+    run_id = run("sync", "run", "customers").stdout.strip()
+
+    assert run("runs", "approve", run_id).exit_code == 2
+    assert run("runs", "discard", run_id).exit_code == 2
+
+
+def test_a_schedule_is_paused_and_resumed(file: Path, run: Run) -> None:
+    run("apply", file)
+
+    run("schedules", "pause", "customers", "--note", "holiday")
+    paused = objects(run("schedules", "list", "--json"))[0]
+    run("schedules", "resume", "customers")
+
+    assert (paused["paused"], paused["pause_note"], paused["next_due_at"]) == (True, "holiday", None)
+    assert objects(run("schedules", "list", "--json"))[0]["next_due_at"]
+    assert run("schedules", "trigger", "customers").exit_code == 0
+
+
+def test_upgrading_twice_does_nothing(file: Path, run: Run) -> None:
+    assert [run("db", "upgrade").exit_code for _ in range(2)] == [0, 0]
