@@ -353,7 +353,7 @@ class RunBooks:
             with self._conn.transaction(), self._conn.cursor() as cursor:
                 cursor.execute("SELECT set_config('wsync.tenant_id', %s, true)", (str(self.tenant_id),))
                 row = cursor.execute(
-                    "SELECT epoch = %s AND state IN ('running', 'cancelling') FROM wsync.run WHERE run_id = %s " + lock,  # type: ignore[operator]
+                    "SELECT epoch = %s AND state IN ('running', 'cancelling') FROM wsync.run WHERE run_id = %s " + lock,
                     (self.epoch, self.run_id),
                 ).fetchone()
                 if row is None or not row[0]:
