@@ -38,7 +38,8 @@ class World:
         self.redis_url = redis_url
         self.folder = folder
         self.engine = psycopg.connect(database.engine_url, autocommit=True, row_factory=dict_row)
-        client = connect(redis_url)
+        self.key = KEY
+        self.client = client = connect(redis_url)
         self.index = Index(client)
         self.scheduler = Scheduler(
             index=self.index,
@@ -85,7 +86,7 @@ class World:
             "INSERT INTO wsync.schedule_clock (schedule_id, tenant_id, shard) VALUES (%s, %s, 0)", (self.schedule_id, self.tenant_id)
         )
 
-    def add_run(self) -> UUID:
+    def add_run(self, *, is_announced: bool = True) -> UUID:
         run_id = uuid7()
         row = self.engine.execute(
             "INSERT INTO wsync.run (run_id, tenant_id, shard, schedule_id, sync_id, connection_id, credential_id, overlap_key, trigger,"
@@ -95,7 +96,8 @@ class World:
         ).fetchone()
         assert row is not None
         run = ReadyRun(tenant_id=self.tenant_id, run_id=run_id, priority=1, due_at=row["due_at"], ready_at=row["ready_at"])
-        self.index.commit_fire([], [run])
+        if is_announced:
+            self.index.commit_fire([], [run])
         return run_id
 
     def start_worker(self, **options: Any) -> subprocess.Popen[bytes]:

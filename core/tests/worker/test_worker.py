@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from typing import Any
 
 import psutil
+
+from wsync_engine.embedded.processes import is_running
+from wsync_engine.scheduler.runs import request_cancel
+from wsync_engine.state.database import connect
 
 
 def test_a_queued_run_is_executed_to_its_end(world: Any) -> None:
@@ -18,3 +23,291 @@ def test_a_queued_run_is_executed_to_its_end(world: Any) -> None:
 
     assert (row["state"], row["counts"]["accepted"], row["epoch"]) == ("succeeded", 40, 1), row["error"]
     assert sorted(i for chunk in world.sent() for i in chunk["ids"]) == list(range(40))
+
+
+def test_a_killed_worker_takes_its_children_along_and_another_one_finishes_after_the_lease(world: Any) -> None:
+    world.add_sync(rows=60)
+    run_id = world.add_run()
+    first = world.start_worker()
+    world.shut("write")
+    child = world.until_reached("write")
+
+    first.kill()
+    world.until(lambda: not is_running(child, words=()), timeout_s=1)
+    world.open("write")
+    world.start_worker()
+    row = world.until_state(run_id, "succeeded", "failed", "partial")
+
+    assert (row["state"], row["epoch"], row["crashes"], row["attempt"]) == ("succeeded", 2, 1, 0), row["error"]
+    assert row["counts"]["accepted"] == 60
+    ids_by_key: dict[str, list[int]] = {}
+    for chunk in world.sent():
+        assert ids_by_key.setdefault(chunk["key"], chunk["ids"]) == chunk["ids"]
+    assert sorted(i for ids in ids_by_key.values() for i in ids) == list(range(60))
+    assert len(world.sent()) > len(ids_by_key)
+
+
+def test_a_run_whose_child_is_killed_three_times_fails_as_a_crash_loop(world: Any) -> None:
+    world.add_sync()
+    run_id = world.add_run()
+    worker = world.start_worker()
+    for crashes in (1, 2, 3):
+        world.shut("plan")
+        os.kill(world.until_reached("plan"), signal.SIGKILL)
+        world.until(lambda crashes=crashes: world.run_row(run_id)["crashes"] == crashes)
+
+    row = world.run_row(run_id)
+    assert (row["state"], row["error_class"], row["attempt"]) == ("failed", "crash_loop", 0)
+    assert "signal 9" in row["error"]
+    assert worker.poll() is None
+
+
+def test_a_cancelled_run_stops_the_warehouse_and_ends_cancelled(world: Any) -> None:
+    world.add_sync()
+    run_id = world.add_run()
+    world.start_worker()
+    world.shut("read")
+    world.until_reached("read")
+
+    request_cancel(world.engine, run_id, reason="not now", actor="test")
+    row = world.until_state(run_id, "cancelled", "failed", "succeeded")
+
+    assert row["state"] == "cancelled", row["error"]
+    assert (world.folder / "cancelled").read_bytes() == b"handle"
+    assert world.sent() == []
+
+
+def test_a_cancelled_run_that_does_not_end_is_killed(world: Any) -> None:
+    world.add_sync(rows=60)
+    run_id = world.add_run()
+    world.start_worker(stop_grace_s=0.2)
+    world.shut("write")
+    child = world.until_reached("write")
+    os.kill(child, signal.SIGSTOP)
+
+    request_cancel(world.engine, run_id, reason="not now", actor="test")
+    row = world.until_state(run_id, "cancelled", "failed", "succeeded")
+
+    assert (row["state"], row["folded_at"]) == ("cancelled", None)
+    world.until(lambda: not is_running(child, words=()), timeout_s=5)
+
+
+def test_a_run_beyond_its_time_fails_as_such(world: Any) -> None:
+    world.add_sync(attempt_timeout_ms=500)
+    run_id = world.add_run()
+    world.start_worker()
+    world.shut("read")
+
+    row = world.until_state(run_id, "failed", "succeeded")
+
+    assert (row["state"], row["outcome_reason"]) == ("failed", "out of time")
+
+
+def test_a_draining_worker_finishes_its_run_takes_no_other_and_leaves(world: Any) -> None:
+    world.add_sync(rows=60)
+    run_id = world.add_run()
+    worker = world.start_worker()
+    world.shut("write")
+    world.until_reached("write")
+
+    worker.terminate()
+    world.until(lambda: world.engine.execute("SELECT draining FROM wsync.worker").fetchone()["draining"])
+    world.open("write")
+    world.until_state(run_id, "succeeded")
+
+    assert worker.wait(10) == 0
+    assert world.engine.execute("SELECT * FROM wsync.worker").fetchall() == []
+
+
+def test_a_run_that_outlasts_the_drain_goes_back_to_the_queue_without_using_an_attempt(world: Any) -> None:
+    world.add_sync(rows=60)
+    run_id = world.add_run()
+    worker = world.start_worker(drain_timeout_s=0.2)
+    world.shut("read")
+    world.until_reached("read")
+
+    worker.terminate()
+    world.until(lambda: "worker.draining" in world.logs())
+    world.open("read")
+    row = world.until_state(run_id, "queued", "succeeded")
+
+    assert worker.wait(10) == 0
+    assert row["state"] in {"queued", "succeeded"}
+    assert (row["attempt"], row["crashes"]) == (0, 0)
+
+
+def test_a_second_signal_gives_the_run_back_at_once(world: Any) -> None:
+    world.add_sync(rows=60)
+    run_id = world.add_run()
+    worker = world.start_worker()
+    world.shut("write")
+    world.until_reached("write")
+
+    worker.terminate()
+    world.until(lambda: "worker.draining" in world.logs())
+    worker.terminate()
+
+    assert worker.wait(5) == 0
+    row = world.run_row(run_id)
+    assert (row["state"], row["attempt"], row["crashes"]) == ("queued", 0, 0)
+
+
+def test_a_holder_of_an_old_epoch_writes_nothing(world: Any) -> None:
+    world.add_sync(rows=60)
+    run_id = world.add_run()
+    worker = world.start_worker()
+    world.shut("write")
+    child = world.until_reached("write")
+    sent = len(world.sent())
+
+    world.engine.execute("UPDATE wsync.run SET epoch = epoch + 1, worker_id = NULL, lease_until = now() + interval '1 hour'")
+    world.open("write")
+    world.until(lambda: "run.dropped" in world.logs() or not is_running(child, words=()))
+
+    row = world.run_row(run_id)
+    assert (row["state"], row["epoch"], row["worker_id"], row["attempt"]) == ("running", 2, None, 0)
+    acked = world.engine.execute("SELECT max(last_row) AS last FROM wsync.ack").fetchone()["last"]
+    assert acked is None or acked < 20
+    assert len(world.sent()) <= sent + 15
+    assert worker.poll() is None
+
+
+def test_a_child_beyond_its_memory_is_killed_and_the_run_says_why(world: Any) -> None:
+    world.add_sync(failure="memory", max_attempts=1)
+    run_id = world.add_run()
+    world.start_worker(memory_limit_bytes=350 * 1024 * 1024)
+    world.shut("plan")
+
+    row = world.until_state(run_id, "failed", "succeeded")
+
+    assert (row["state"], row["error_class"]) == ("failed", "memory_limit")
+    assert "memory" in row["error"]
+
+
+def test_a_failure_that_may_pass_is_tried_again_and_then_fails(world: Any) -> None:
+    world.add_sync(failure="retryable", max_attempts=2)
+    run_id = world.add_run()
+    world.start_worker()
+
+    row = world.until_state(run_id, "failed", "succeeded")
+
+    assert (row["state"], row["epoch"], row["error"]) == ("failed", 2, "the warehouse is busy")
+
+
+def test_a_bug_fails_the_run_in_one_line_that_repeats_no_value(world: Any) -> None:
+    world.add_sync(failure="bug")
+    run_id = world.add_run()
+    world.start_worker()
+
+    row = world.until_state(run_id, "failed", "succeeded")
+
+    assert (row["state"], row["error"]) == ("failed", "the run failed with an unexpected ZeroDivisionError")
+
+
+def test_a_child_has_neither_the_engines_logins_nor_the_master_key(world: Any) -> None:
+    world.add_sync()
+    run_id = world.add_run()
+    world.start_worker()
+    world.until_state(run_id, "succeeded", "failed")
+
+    for name in ("environment", "initial_environment"):
+        seen = (world.folder / name).read_text()
+        assert "hidden" not in seen
+        assert world.key not in seen
+
+
+def test_a_worker_outlives_redis_being_flushed_and_postgres_dropping_its_connections(world: Any) -> None:
+    world.add_sync()
+    worker = world.start_worker()
+    world.until(lambda: world.engine.execute("SELECT count(*) AS n FROM wsync.worker").fetchone()["n"] == 1)
+
+    world.engine.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'wsync worker'")
+    world.client.flushdb()
+    run_id = world.add_run(is_announced=False)
+    world.scheduler.rebuild()
+    row = world.until_state(run_id, "succeeded", "failed")
+
+    assert row["state"] == "succeeded", row["error"]
+    assert worker.poll() is None
+    assert "Traceback" not in world.logs()
+
+
+def test_the_fork_server_has_one_thread_and_dies_with_its_worker(world: Any) -> None:
+    world.add_sync()
+    run_id = world.add_run()
+    worker = world.start_worker()
+    world.until_state(run_id, "succeeded", "failed")
+    servers = [child for child in psutil.Process(worker.pid).children() if "forkserver" in " ".join(child.cmdline())]
+
+    assert [server.num_threads() for server in servers] == [1]
+    loaded = servers[0].memory_maps()
+    assert any("pyarrow" in part.path for part in loaded)
+
+    worker.kill()
+    world.until(lambda: not is_running(servers[0].pid, words=()), timeout_s=1)
+
+
+def test_a_worker_replaces_a_child_that_did_its_share_and_a_fork_server_that_died(world: Any) -> None:
+    world.add_sync()
+    worker = world.start_worker(runs_per_child=1)
+    pids = []
+    for _ in range(2):
+        run_id = world.add_run()
+        world.until_state(run_id, "succeeded", "failed")
+        pids.append((world.folder / "pid").read_text())
+    (server,) = (child for child in psutil.Process(worker.pid).children() if "forkserver" in " ".join(child.cmdline()))
+    server.kill()
+    run_id = world.add_run()
+    row = world.until_state(run_id, "succeeded", "failed")
+
+    pids.append((world.folder / "pid").read_text())
+    assert row["state"] == "succeeded", row["error"]
+    assert len(set(pids)) == 3
+    assert "hidden" not in (world.folder / "initial_environment").read_text()
+
+
+def test_progress_shows_in_postgres_and_in_redis_while_a_run_goes_on(world: Any) -> None:
+    world.add_sync(rows=60)
+    run_id = world.add_run()
+    world.start_worker()
+    world.shut("write")
+    world.until_reached("write")
+
+    world.until(lambda: (world.run_row(run_id)["progress"] or {}).get("read") == 60)
+    world.until(lambda: world.client.hget("ws:{0}:prog", run_id.hex) is not None)
+    assert json.loads(world.client.hget("ws:{0}:prog", run_id.hex))["read"] == 60
+    world.open("write")
+    world.until_state(run_id, "succeeded")
+    world.until(lambda: world.client.hget("ws:{0}:prog", run_id.hex) is None)
+
+
+def test_a_worker_that_lost_postgres_for_a_while_goes_on_under_the_same_epoch(world: Any) -> None:
+    world.add_sync(rows=60)
+    run_id = world.add_run()
+    world.start_worker()
+    world.shut("write")
+    world.until_reached("write")
+
+    world.engine.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'wsync worker'")
+    beaten_at = world.run_row(run_id)["heartbeat_at"]
+    world.until(lambda: world.run_row(run_id)["heartbeat_at"] > beaten_at)
+    world.open("write")
+    row = world.until_state(run_id, "succeeded", "failed")
+
+    assert (row["state"], row["epoch"]) == ("succeeded", 1)
+
+
+def test_a_run_whose_own_connection_broke_is_tried_again_without_using_an_attempt(world: Any) -> None:
+    world.add_sync(rows=60, max_attempts=1)
+    run_id = world.add_run()
+    world.start_worker()
+    world.shut("write")
+    world.until_reached("write")
+
+    with connect(world.database.api_url, application_name="test") as conn:
+        conn.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'wsync run %'")
+    world.open("write")
+    row = world.until_state(run_id, "succeeded", "failed", "partial")
+
+    assert (row["state"], row["attempt"], row["crashes"]) == ("succeeded", 0, 0), row["error"]
+    assert row["epoch"] == 2

@@ -142,7 +142,7 @@ def _execute(run: _Run, setup: ChildSetup) -> Ended:
     try:
         connection = database.connect(setup.api_url, application_name=f"wsync run {a.run_id}")
     except WsyncError as exc:
-        return _ended(run, "back", exc)
+        return _ended(run, "retry" if isinstance(exc, RetryableError) else "failed", exc)
     try:
         return _Execution(run, setup, connection).run()
     except StateError:

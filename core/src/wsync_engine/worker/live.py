@@ -19,6 +19,7 @@ from wsync_sdk.errors import RetryableError
 __all__ = ["LiveProgress", "WakeListener"]
 
 _AGAIN_S = 1.0
+_KEPT_S = 60
 
 
 class LiveProgress:
@@ -39,6 +40,7 @@ class LiveProgress:
         try:
             with self._client.pipeline(transaction=False) as pipeline:
                 pipeline.hset(self._key, mapping={run_id.hex: json.dumps(dict(counters)) for run_id, counters in changed.items()})
+                pipeline.expire(self._key, _KEPT_S)  # what a dead worker left is not kept for ever
                 for run_id in changed:
                     pipeline.publish(f"ws:ev:{tenant_by_run[run_id].hex}", run_id.hex)
                 pipeline.execute()

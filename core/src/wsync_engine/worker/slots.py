@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
 from typing import Literal
 
 import psutil
 
+from wsync_engine.worker import fork_server
 from wsync_engine.worker.child import ChildSetup, child_main
 from wsync_engine.worker.messages import Assignment, Cancel, Drain, Ended, Lost, Renewed, Tick
 
@@ -44,22 +45,24 @@ class Tenure:
 class Slot:
     """One warm child at a time; the supervisor's side. One thread."""
 
-    def __init__(self, context: ForkServerContext, setup: ChildSetup) -> None:
-        self._context = context
+    def __init__(self, setup: ChildSetup) -> None:
         self._setup = setup
         self.tenure: Tenure | None = None
         self.runs_done = 0
+        self.started_at_s = 0.0
         self.start()
 
     def start(self) -> None:
         """Fork a child; the one before, if any, ends because its pipe closes."""
-        with suppress(AttributeError):
+        if self.started_at_s:
             self.pipe.close()
+        context = fork_server.start()  # it may have died, and its children with it
         self.pipe: Connection
-        self.pipe, theirs = self._context.Pipe()
-        self.process = self._context.Process(target=child_main, args=(theirs, self._setup), daemon=True)
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=child_main, args=(theirs, self._setup), daemon=True)
         self.process.start()
         theirs.close()
+        self.started_at_s = time.monotonic()
         self.runs_done = 0
 
     @property

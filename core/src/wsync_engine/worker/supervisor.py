@@ -44,6 +44,8 @@ __all__ = ["Worker", "WorkerOptions"]
 
 MIB = 1024 * 1024
 TIMER_S = 1.0
+CHILD_PAUSE_S = 0.5
+"""A child that dies at its start is not replaced in a circle."""
 LOST_GRACE_S = 2.0
 """A run that is gone may have been ended by its child a moment ago: its last word is on the way."""
 LONGEST_BACKOFF_S = 2.0
@@ -139,11 +141,11 @@ class Worker:
 
     def run(self) -> None:
         """Until `stop` or a signal, and the drain after it; survives Redis and Postgres being away."""
-        context = fork_server.start()
+        fork_server.start()
         self._listener = WakeListener(self._client, Index.worker_channel(self.worker_id))
         before = self._handle_signals()
         try:
-            self._slots = [Slot(context, self._setup) for _ in range(self._options.slots)]
+            self._slots = [Slot(self._setup) for _ in range(self._options.slots)]
             _log.info("worker.started", worker_id=str(self.worker_id), slots=self._options.slots)
             while not self._is_done():
                 self._step()
@@ -206,7 +208,8 @@ class Worker:
 
     def _rest(self) -> None:
         assert self._listener is not None
-        ready = wait([self._listener.reading, *[x for slot in self._slots for x in (slot.pipe, slot.process.sentinel)]], self._rest_s())
+        living = [slot for slot in self._slots if slot.is_alive]  # the dead ones would be ready for ever
+        ready = wait([self._listener.reading, *[x for slot in living for x in (slot.pipe, slot.process.sentinel)]], self._rest_s())
         if self._listener.reading in ready:
             self._listener.clear()
             self._ask_at_s = 0.0
@@ -250,7 +253,7 @@ class Worker:
         if tenure is not None:
             ending = ending_of_death(tenure, slot.how_it_died(), crash_backoff_s=self._options.crash_backoff_s)
             self._endings.append(ending)
-        if self._drain_until_s is None:
+        if self._drain_until_s is None and time.monotonic() >= slot.started_at_s + CHILD_PAUSE_S:
             slot.start()
 
     def _watch(self) -> None:
@@ -305,10 +308,7 @@ class Worker:
             return
         sent_s = boot_time_s()
         tenures = [(slot, slot.tenure) for slot in self._slots if slot.tenure is not None and not slot.tenure.is_lost]
-        beats = [
-            Beat(run_id=x.assignment.run_id, epoch=x.assignment.epoch, progress={"counters": dict(x.counters)} if x.counters else None)
-            for _, x in tenures
-        ]
+        beats = [Beat(run_id=x.assignment.run_id, epoch=x.assignment.epoch, progress=x.counters or None) for _, x in tenures]
         beats += [Beat(run_id=ending.run_id, epoch=ending.epoch) for ending in self._endings if ending.is_ours]
         conn = self._postgres()
         held = {answer.run_id: answer for answer in heartbeat(conn, self.worker_id, beats, lease_s=self._options.lease_s)} if beats else {}
@@ -350,6 +350,10 @@ class Worker:
                 queued = ending.write(self._postgres())
             except StateError:
                 _log.warning("run.lost", run_id=str(ending.run_id), epoch=ending.epoch)
+            except (psycopg.OperationalError, RetryableError):
+                raise  # again, when Postgres is back
+            except Exception as exc:  # must not hold up the others; the run comes back with its lease
+                _log.error("run.ending_failed", run_id=str(ending.run_id), error=type(exc).__name__, next_step="report this")
             else:
                 self._tell_end(ending, queued)
             del self._endings[0]
@@ -395,10 +399,14 @@ class Worker:
         except (RetryableError, psycopg.Error):
             self._endings.append(given_back(run.run_id, run.epoch))
             return
-        except WsyncError as exc:
-            self._endings.append(failed(run.run_id, run.epoch, error_class=type(exc).__name__, error=exc.message))
+        except Exception as exc:
+            message = exc.message if isinstance(exc, WsyncError) else "what is stored of the run can't be read"
+            self._endings.append(failed(run.run_id, run.epoch, error_class=type(exc).__name__, error=message))
             return
-        slot = next(slot for slot in self._slots if slot.is_free)
+        slot = next((slot for slot in self._slots if slot.is_free), None)
+        if slot is None:  # its process died a moment ago
+            self._endings.append(given_back(run.run_id, run.epoch))
+            return
         slot.assign(assignment, ends_at_s=time.monotonic() + self._time_left_s(run))
 
     def _time_left_s(self, run: ClaimedRun) -> float:
