@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+import structlog
 from typer.testing import CliRunner
 
 from wsync_engine.cli.main import app
@@ -49,6 +50,13 @@ def file(tmp_path: Path, database: Any, redis_url: str, monkeypatch: pytest.Monk
     path = tmp_path / "wsync.yaml"
     path.write_text(TEXT)
     return path
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """Commands set up the log of their process; in a test it is everybody's."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -78,7 +79,7 @@ class Session:
 @contextmanager
 def open_session(tenant: str | None = None) -> Iterator[Session]:
     """Open it; servers that were started for it are stopped at the end, unless another process uses them."""
-    log_to_stderr()
+    log_to_stderr(logging.ERROR)  # that an announcement did not arrive is no news to a person: the sweep makes up for it
     settings = Settings.read()
     with ExitStack() as stack:
         urls = stack.enter_context(urls_of(settings))
@@ -87,9 +88,12 @@ def open_session(tenant: str | None = None) -> Iterator[Session]:
         yield Session(settings, urls, api, tenant)
 
 
-def log_to_stderr() -> None:
+def log_to_stderr(level: int = logging.INFO) -> None:
     """The log is talk: stdout is for data."""
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    structlog.configure(
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+    )
 
 
 @contextmanager

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from .conftest import Run
+
+
+def wait_for(is_met: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    until_s = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while not is_met():
+        assert time.monotonic() < until_s, "timed out"
+        pause.wait(0.05)
+
+
+def command(*words: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "wsync_engine.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+@pytest.fixture
+def up(file: Path, run: Run) -> Iterator[subprocess.Popen[bytes]]:
+    """A scheduler and a worker; what they say goes to the file `log`."""
+    assert run("apply", file).exit_code == 0
+    with (file.parent / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "wsync_engine.cli", "up", "--slots", "1"], stdout=log, stderr=log, start_new_session=True
+        )
+    yield process
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(40)
+    process.kill()
+    process.wait()
+
+
+def test_up_runs_a_sync_from_end_to_end_and_ends_on_a_signal(up: subprocess.Popen[bytes], file: Path, run: Run, database: Any) -> None:
+    first = run("sync", "run", "customers", "--wait", "--json")
+
+    assert first.exit_code == 0, first.output + (file.parent / "log").read_text()
+    assert json.loads(first.stdout.splitlines()[-1])["state"] == "succeeded"
+    with psycopg.connect(database.owner_url, autocommit=True) as owner:
+        row = owner.execute("SELECT count(*), min(id) FROM public.people").fetchone()
+        assert row == (10, 1)
+        owner.execute("DELETE FROM public.customers WHERE id > 2")
+    guarded = run("sync", "run", "customers", "--wait")
+    run_id = json.loads(run("runs", "list", "--state", "blocked", "--json").stdout)["run_id"]
+    assert guarded.exit_code == 4, guarded.output
+    assert run("runs", "approve", run_id).exit_code == 0
+    assert run("runs", "watch", run_id).exit_code == 0
+    with psycopg.connect(database.owner_url) as owner:
+        assert owner.execute("SELECT count(*) FROM public.people").fetchone() == (2,)
+    up.send_signal(signal.SIGTERM)
+    assert up.wait(40) == 0
+
+
+def test_a_dry_run_sends_nothing_and_exits_with_0(up: subprocess.Popen[bytes], file: Path, run: Run, database: Any) -> None:
+    result = run("sync", "run", "customers", "--dry-run", "--wait")
+
+    assert result.exit_code == 0, result.output + (file.parent / "log").read_text()
+    with psycopg.connect(database.owner_url) as owner:
+        assert owner.execute("SELECT count(*) FROM public.people").fetchone() == (0,)
+
+
+def test_waiting_can_be_interrupted_and_the_run_stays(file: Path, run: Run) -> None:
+    run("apply", file)
+    waiting = command("sync", "run", "customers", "--wait")
+    assert waiting.stderr is not None
+    assert b"queued" in waiting.stderr.readline()
+
+    os.kill(waiting.pid, signal.SIGINT)
+    waiting.communicate(timeout=20)
+
+    assert waiting.returncode == 130
+    assert json.loads(run("runs", "list", "--json").stdout)["state"] == "queued"
