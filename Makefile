@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DISTS := sdk core plugins/postgres plugins/http
 
-.PHONY: help setup test lint types contracts wheels clean
+.PHONY: help setup demo test up bench lint types contracts wheels clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,6 +16,15 @@ setup: .venv/.ready  ## make .venv with every package of this repository, editab
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt $(addprefix -e ./,$(DISTS))
 	touch $@
+
+demo: setup  ## a warehouse, a schedule and a store on this machine: 100,000 rows moved, then only the changes
+	$(BIN)/wsync-engine demo
+
+up: setup  ## a scheduler and a worker with embedded servers, until Ctrl-C
+	$(BIN)/wsync-engine up
+
+bench: setup  ## the benchmarks; each prints one JSON object as its last line
+	$(BIN)/python benchmarks/extract.py
 
 test: setup  ## set up and run all tests
 	$(BIN)/python -m pytest

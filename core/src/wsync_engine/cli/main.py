@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from wsync_engine import __version__
-from wsync_engine.cli import files, installation, roles
+from wsync_engine.cli import demo, files, installation, roles
 from wsync_engine.cli.runs import runs, syncs
 from wsync_engine.cli.schedules import schedules
 
@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+demo.add_commands(app)
 files.add_commands(app)
 app.add_typer(installation.plugins, name="plugins")
 app.add_typer(installation.connections, name="connections")
