@@ -127,7 +127,8 @@ def _show_change(change: Change) -> None:
     typer.echo(f"{_SIGNS[change.kind]} {change.object} {change.name}")
     for field in change.fields:
         if change.kind == "create":
-            typer.echo(f"    {field.path}: {field.new}")
+            if field.new not in (False, "", 0):  # a new object's defaults say nothing
+                typer.echo(f"    {field.path}: {_text(field.new)}")
         else:
             typer.echo(f"  {_sign(field.old, field.new)} {field.path}: {_text(field.old)} -> {_text(field.new)}")
 
@@ -139,4 +140,8 @@ def _sign(old: object, new: object) -> str:
 
 
 def _text(value: object) -> str:
-    return "(none)" if value is None else str(value)
+    if value is None:
+        return "(none)"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return ", ".join(str(item) for item in value) if isinstance(value, list | tuple) else str(value)

@@ -19,6 +19,7 @@ from wsync_engine.index.due_index import Index
 from wsync_engine.index.entries import DueEntry
 from wsync_engine.model.declaration import Declaration, ScheduleDeclaration, SyncDeclaration, sync_spec_to_json
 from wsync_engine.model.ids import TenantId, uuid7
+from wsync_engine.model.run import Priority
 from wsync_engine.plugins import PluginHost
 from wsync_engine.scheduler.rows import Row, select
 from wsync_engine.scheduler.runs import request_cancel
@@ -143,17 +144,22 @@ def _schedule_changes(wanted: _Wanted, catalog: Catalog) -> Iterator[Change]:
         owned = row if row is not None and row["sync_name"] == name else None
         if owned is not None or sync.schedule is not None:
             old = None if owned is None else _schedule_document(owned)
-            yield compared("schedule", name, old, None if sync.schedule is None else _declared_schedule(sync.schedule))
+            yield compared("schedule", name, old, None if sync.schedule is None else _declared_document(sync.schedule))
     for name, row in catalog.schedules.items():
         if row["sync_name"] not in wanted.syncs:
             yield compared("schedule", name, _schedule_document(row), None)
 
 
 def _schedule_document(row: Row) -> dict[str, Any]:
-    return {name: row[name] for name in ("cron", "zone", "every_ms", "priority", "jitter_ms", "overlap")}
+    columns = {name: row[name] for name in ("cron", "zone", "every_ms", "jitter_ms", "overlap")}
+    return {**columns, "priority": Priority(row["priority"]).name.lower()}
 
 
-def _declared_schedule(schedule: ScheduleDeclaration) -> dict[str, Any]:
+def _declared_document(schedule: ScheduleDeclaration) -> dict[str, Any]:
+    return {**_declared_columns(schedule), "priority": schedule.priority.name.lower()}
+
+
+def _declared_columns(schedule: ScheduleDeclaration) -> dict[str, Any]:
     return {
         "cron": schedule.cron,
         "zone": schedule.timezone if schedule.cron else None,
@@ -259,4 +265,4 @@ def _merged(row: Row | None, name: str, sync_id: UUID, declared: ScheduleDeclara
     kind: Any = "cron" if declared.cron else "interval"
     base = ScheduleSpec(name=name, sync_id=sync_id, kind=kind) if row is None else replace(schedule_spec_of(row), kind=kind)
     anchor_at = base.anchor_at if kind == "interval" else None
-    return replace(base, sync_id=sync_id, anchor_at=anchor_at, once_at=None, **_declared_schedule(declared))
+    return replace(base, sync_id=sync_id, anchor_at=anchor_at, once_at=None, **_declared_columns(declared))

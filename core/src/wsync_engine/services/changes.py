@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 __all__ = ["Change", "FieldChange", "compared"]
 
-SECRET = "(secret)"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldChange:
@@ -54,8 +52,8 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         path = f"{prefix}{key}"
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{path}.")
-        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-            flat |= _flat({str(item.get("target", place)): dict(item) for place, item in enumerate(value)}, f"{path}.")
+        elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):  # the mapping: by target
+            flat |= _flat({item["target"]: {name: item[name] for name in item if name != "target"} for item in value}, f"{path}.")
         elif value is not None:
             flat[path] = value
     return flat
