@@ -86,13 +86,13 @@ class World:
             "INSERT INTO wsync.schedule_clock (schedule_id, tenant_id, shard) VALUES (%s, %s, 0)", (self.schedule_id, self.tenant_id)
         )
 
-    def add_run(self, *, is_announced: bool = True) -> UUID:
+    def add_run(self, *, is_announced: bool = True, is_dry: bool = False) -> UUID:
         run_id = uuid7()
         row = self.engine.execute(
             "INSERT INTO wsync.run (run_id, tenant_id, shard, schedule_id, sync_id, connection_id, credential_id, overlap_key, trigger,"
-            " nominal_at, due_at, ready_at, priority, exclusive, state)"
-            " VALUES (%s, %s, 0, %s, %s, %s, %s, %s, 'manual', now(), now(), now(), 1, true, 'queued') RETURNING due_at, ready_at",
-            (run_id, self.tenant_id, self.schedule_id, self.sync_id, uuid7(), uuid7(), self.sync_id),
+            " nominal_at, due_at, ready_at, priority, exclusive, state, dry_run)"
+            " VALUES (%s, %s, 0, %s, %s, %s, %s, %s, 'manual', now(), now(), now(), 1, %s, 'queued', %s) RETURNING due_at, ready_at",
+            (run_id, self.tenant_id, self.schedule_id, self.sync_id, uuid7(), uuid7(), self.sync_id, not is_dry, is_dry),
         ).fetchone()
         assert row is not None
         run = ReadyRun(tenant_id=self.tenant_id, run_id=run_id, priority=1, due_at=row["due_at"], ready_at=row["ready_at"])
@@ -100,7 +100,7 @@ class World:
             self.index.commit_fire([], [run])
         return run_id
 
-    def start_worker(self, **options: Any) -> subprocess.Popen[bytes]:
+    def start_worker(self, *, is_host_used: bool = False, **options: Any) -> subprocess.Popen[bytes]:
         settings = {
             "api_url": self.database.api_url,
             "storage_url": (self.folder / "storage").as_uri(),
@@ -109,7 +109,13 @@ class World:
             "crash_backoff_s": 0.01,
             **options,
         }
-        told = {"engine_url": self.database.engine_url, "redis_url": self.redis_url, "key": KEY, "options": settings}
+        told = {
+            "engine_url": self.database.engine_url,
+            "redis_url": self.redis_url,
+            "key": KEY,
+            "options": settings,
+            "is_host_used": is_host_used,
+        }
         secrets = {
             "WSYNC_DATABASE_URL_ENGINE": "postgresql://hidden",
             "WSYNC_DATABASE_URL_OWNER": "postgresql://hidden",

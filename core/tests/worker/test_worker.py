@@ -311,3 +311,21 @@ def test_a_run_whose_own_connection_broke_is_tried_again_without_using_an_attemp
 
     assert (row["state"], row["attempt"], row["crashes"]) == ("succeeded", 0, 0), row["error"]
     assert row["epoch"] == 2
+
+
+def test_connectors_come_from_the_plugin_host_and_a_missing_one_fails_the_run_by_name(world: Any) -> None:
+    world.add_sync()
+    run_id = world.add_run()
+    world.start_worker(is_host_used=True)
+
+    row = world.until_state(run_id, "failed", "succeeded")
+
+    assert (row["state"], row["error_class"], row["error"]) == ("failed", "ConfigError", "there is no source plugin `test`")
+
+
+def test_a_dry_run_blocks_and_frees_its_slot(world: Any) -> None:
+    world.add_sync()
+    world.start_worker()
+    world.until_state(world.add_run(is_dry=True), "blocked")
+
+    assert world.until_state(world.add_run(), "succeeded", "failed")["state"] == "succeeded"

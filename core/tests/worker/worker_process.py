@@ -21,7 +21,7 @@ def main() -> None:
         client=connect(told["redis_url"]),
         connect=lambda: database.connect(told["engine_url"], application_name="wsync worker"),
         keyring=Keyring.from_text(told["key"]),
-        opener=open_connectors,
+        opener=None if told["is_host_used"] else open_connectors,
     )
     worker.run()
 

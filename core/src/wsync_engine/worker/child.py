@@ -204,7 +204,7 @@ class _Execution:
             return _ended(self._run, "back")
         elif isinstance(exc, RetryableError) and (self._connection.broken or not self._a.is_last_attempt):
             raise exc
-        _log.warning("run.ending", run_id=str(self._a.run_id), state=state, error=type(error).__name__, exc_info=exc)
+        _log.warning("run.ending", run_id=str(self._a.run_id), state=state, error=type(error).__name__, exc_info=_cause(exc))
         return _ended(self._run, "concluded", state=conclude(job, error, outcome=state).state)
 
     def _job(self, source: Source, sink: Sink) -> Job:
@@ -256,6 +256,11 @@ def _ended(
         error=error.message if error is not None else "",
         retry_after_s=error.retry_after_s if isinstance(error, RetryableError) else None,
     )
+
+
+def _cause(exc: Exception) -> Exception | None:
+    """What the log shows in full: faults of a connector or of the engine, not what a person can mend."""
+    return exc if isinstance(exc, PluginError) or not isinstance(exc, WsyncError) else None
 
 
 def _one_line(exc: Exception) -> WsyncError:

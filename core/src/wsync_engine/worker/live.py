@@ -6,8 +6,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from uuid import UUID
 
 import redis
@@ -22,6 +22,14 @@ _AGAIN_S = 1.0
 _KEPT_S = 60
 
 
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except RedisError as exc:
+        raise RetryableError("the index can't be reached", next_step="start Redis, or correct WSYNC_REDIS_URL") from exc
+
+
 class LiveProgress:
     """Hash `prog`: run → counters, at most one write a second."""
 
@@ -32,26 +40,26 @@ class LiveProgress:
         self._next_s = 0.0
 
     def show(self, tenant_by_run: Mapping[UUID, UUID], counters_by_run: Mapping[UUID, Mapping[str, int]]) -> None:
-        """Store the counters that changed and tell who watches the tenant."""
+        """Store the counters that changed and tell who watches the tenant.
+
+        :raises RetryableError: the index can't be reached.
+        """
         changed = {run_id: counters for run_id, counters in counters_by_run.items() if counters and self._shown.get(run_id) != counters}
         if not changed or time.monotonic() < self._next_s:
             return
         self._next_s = time.monotonic() + 1.0
-        try:
-            with self._client.pipeline(transaction=False) as pipeline:
-                pipeline.hset(self._key, mapping={run_id.hex: json.dumps(dict(counters)) for run_id, counters in changed.items()})
-                pipeline.expire(self._key, _KEPT_S)  # what a dead worker left is not kept for ever
-                for run_id in changed:
-                    pipeline.publish(f"ws:ev:{tenant_by_run[run_id].hex}", run_id.hex)
-                pipeline.execute()
-        except RedisError:
-            return
+        with _translated(), self._client.pipeline(transaction=False) as pipeline:
+            pipeline.hset(self._key, mapping={run_id.hex: json.dumps(dict(counters)) for run_id, counters in changed.items()})
+            pipeline.expire(self._key, _KEPT_S)  # what a dead worker left is not kept for ever
+            for run_id in changed:
+                pipeline.publish(f"ws:ev:{tenant_by_run[run_id].hex}", run_id.hex)
+            pipeline.execute()
         self._shown |= changed
 
     def forget(self, run_id: UUID) -> None:
-        """The run ended here."""
+        """The run ended here; raises as `show`."""
         self._shown.pop(run_id, None)
-        with suppress(RedisError):
+        with _translated():
             self._client.hdel(self._key, run_id.hex)
 
 

@@ -201,10 +201,12 @@ class Worker:
             except Exception as exc:
                 self._drop_connection()
                 self._postgres_backoff.failed(exc)
-        self._live.show(
-            {x.assignment.run_id: x.assignment.tenant_id for x in self._tenures()},
-            {x.assignment.run_id: x.counters for x in self._tenures()},
-        )
+        self._tell_index(self._show_progress)
+
+    def _show_progress(self) -> None:
+        tenures = self._tenures()
+        tenant_by_run = {tenure.assignment.run_id: tenure.assignment.tenant_id for tenure in tenures}
+        self._live.show(tenant_by_run, {tenure.assignment.run_id: tenure.counters for tenure in tenures})
 
     def _rest(self) -> None:
         assert self._listener is not None
@@ -359,10 +361,10 @@ class Worker:
             del self._endings[0]
 
     def _tell_end(self, ending: Ending, queued: ReadyRun | None) -> None:
-        self._live.forget(ending.run_id)
         self._tell_index(lambda: self._index.release([ending.run_id]))
         if queued is not None:
             self._tell_index(lambda: self._index.commit_fire([], [queued]))
+        self._tell_index(lambda: self._live.forget(ending.run_id))
 
     def _tell_index(self, tell: Callable[[], object]) -> None:
         """The index may be away or rebuilt: what it is not told now, the sweep or a lease repairs."""
