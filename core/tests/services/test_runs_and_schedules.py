@@ -11,7 +11,7 @@ from wsync_engine.services.schedules import list_schedules, pause_schedule, resu
 from wsync_engine.services.syncs import trigger_sync
 from wsync_sdk.errors import ConfigError
 
-from .conftest import Store
+from .conftest import Store, with_sync
 
 
 @pytest.fixture
@@ -113,6 +113,14 @@ def test_a_plan_whose_base_has_moved_on_is_not_approved(applied: Store) -> None:
         approve_run(applied.api, applied.tenant_id, run_id, actor="ann")
 
     assert state_of(applied, run_id) == "blocked"
+
+
+def test_a_run_is_not_approved_after_its_sync_was_changed(applied: Store) -> None:
+    run_id = blocked(applied)
+    applied.apply(with_sync(stream="other_people"))
+
+    with pytest.raises(ConfigError, match="the sync was changed"):
+        approve_run(applied.api, applied.tenant_id, run_id, actor="ann")
 
 
 def test_a_discarded_run_ends_and_can_not_be_approved_any_more(applied: Store) -> None:

@@ -114,13 +114,15 @@ def cancel_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID,
 def approve_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, *, actor: str, index: Index | None = None) -> ReadyRun:
     """Let a blocked run deliver exactly its saved change log; a dry run becomes a real one.
 
-    :raises ConfigError: it is not blocked, another run of its sync is open, or the snapshot has moved on since its plan.
+    :raises ConfigError: it is not blocked, another run of its sync is open, or the snapshot or the sync has changed since its plan.
     """
     try:
         with tenant_transaction(conn, tenant_id):
             run = _blocked(conn, tenant_id, run_id)
             if run["base_version"] is not None and run["base_version"] != run["version"]:
                 raise ConfigError("stale plan: another run has changed the snapshot since", next_step="discard it, and run the sync again")
+            if run["is_sync_changed"]:  # its change log was made for another mapping, or another stream
+                raise ConfigError("stale plan: the sync was changed since", next_step="discard it, and run the sync again")
             approved = select(conn, _SQL["run_approve"], {"run_id": run_id, "actor": actor})[0]
             _tell(conn, tenant_id, run, "run.approved", actor)
     except errors.UniqueViolation:
