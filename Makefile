@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-DISTS := sdk core plugins/postgres plugins/http
+DISTS := sdk core plugins/postgres
 
 .PHONY: help setup demo test up bench lint types contracts wheels clean
 
@@ -34,7 +34,7 @@ lint: setup  ## style and formatting
 	$(BIN)/ruff format --check .
 
 types: setup  ## strict types, package by package
-	$(BIN)/mypy sdk/src core/src plugins/postgres/src plugins/http/src benchmarks
+	$(BIN)/mypy sdk/src core/src plugins/postgres/src benchmarks
 
 contracts: setup  ## which package may import which
 	$(BIN)/lint-imports

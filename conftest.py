@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +35,12 @@ class Database:
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServers]:
-    """Postgres and Valkey of this session."""
-    folder: Path = tmp_path_factory.mktemp("servers")
-    with EmbeddedServers.start(folder, postgres_settings=FAST) as started:
+def servers() -> Iterator[EmbeddedServers]:
+    """Postgres and Valkey of this session, in a folder that no other session's start tightens the permissions of, as pytest's own are."""
+    with (
+        tempfile.TemporaryDirectory(prefix="wsync-tests-", ignore_cleanup_errors=True) as folder,
+        EmbeddedServers.start(Path(folder), postgres_settings=FAST) as started,
+    ):
         yield started
 
 

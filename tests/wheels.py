@@ -5,6 +5,7 @@ Catches what an editable install hides: a file left out of the wheel, an entry p
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DISTS = ("sdk", "core", "plugins/postgres", "plugins/http")
+DISTS = ("sdk", "core", "plugins/postgres")
 
 
 def build(into: Path) -> list[Path]:
@@ -30,8 +31,11 @@ def main() -> None:
         python = Path(scratch) / "venv" / "bin" / "python"
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt")]
         subprocess.run([*pip, *map(str, wheels)], check=True)
-        for arguments in (["-c", "import wsync_sdk, wsync_engine"],):
-            subprocess.run([str(python), *arguments], check=True, cwd=scratch)
+        engine = str(python.with_name("wsync-engine"))
+        subprocess.run([engine, "--version"], check=True, cwd=scratch)
+        listed = subprocess.run([engine, "plugins", "list", "--json"], check=True, cwd=scratch, stdout=subprocess.PIPE, text=True)
+        plugins = {line["distribution"]: line for line in map(json.loads, listed.stdout.splitlines())}
+        assert plugins["wsync-postgres"]["ok"], plugins
 
 
 if __name__ == "__main__":

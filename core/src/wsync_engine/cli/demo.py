@@ -19,8 +19,8 @@ def add_commands(app: typer.Typer) -> None:
 @reported
 def demo() -> None:
     """Load a warehouse, sync it on a schedule, change it, and compare the store row by row; needs nothing, leaves nothing."""
-    from wsync_engine.cli.session import log_to_stderr
     from wsync_engine.demo import run_demo
+    from wsync_engine.telemetry import log_to_stderr
 
     log_to_stderr()
     run_demo(say)

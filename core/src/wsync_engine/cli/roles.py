@@ -31,12 +31,13 @@ def add_commands(app: typer.Typer) -> None:
 @reported
 def scheduler() -> None:
     """Fire schedules, hand runs to workers, repair. Any number of them may run."""
-    from wsync_engine.cli.session import log_to_stderr, urls_of
+    from wsync_engine.cli.session import urls_of
     from wsync_engine.index.due_index import Index
     from wsync_engine.index.due_index import connect as connect_index
     from wsync_engine.scheduler.loop import Scheduler
     from wsync_engine.settings import Settings
     from wsync_engine.state.database import check_schema, connect
+    from wsync_engine.telemetry import log_to_stderr
 
     log_to_stderr()
     with urls_of(Settings.read()) as urls:
@@ -53,11 +54,12 @@ def scheduler() -> None:
 @reported
 def worker(slots: Slots = 2) -> None:
     """Execute runs. The first signal lets them finish, the second ends them."""
-    from wsync_engine.cli.session import keyring_of, log_to_stderr, urls_of
+    from wsync_engine.cli.session import keyring_of, urls_of
     from wsync_engine.index.due_index import Index
     from wsync_engine.index.due_index import connect as connect_index
     from wsync_engine.settings import Settings
     from wsync_engine.state.database import check_schema, connect
+    from wsync_engine.telemetry import log_to_stderr
     from wsync_engine.worker.supervisor import Worker, WorkerOptions
 
     log_to_stderr()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import getpass
 import logging
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-import structlog
 
 from wsync_engine.config.loader import tenant_of
 from wsync_engine.embedded.servers import EmbeddedServers
@@ -27,9 +24,10 @@ from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.settings import Settings
 from wsync_engine.state.database import check_schema, connect
 from wsync_engine.state.tenants import tenant_named
+from wsync_engine.telemetry import log_to_stderr
 from wsync_sdk.errors import ConfigError
 
-__all__ = ["FILE", "Session", "Urls", "actor", "keyring_of", "load_plugins", "log_to_stderr", "open_session", "urls_of"]
+__all__ = ["FILE", "Session", "Urls", "actor", "keyring_of", "load_plugins", "open_session", "urls_of"]
 
 FILE = Path("wsync.yaml")
 
@@ -87,22 +85,6 @@ def open_session(tenant: str | None = None) -> Iterator[Session]:
         check_schema(urls.api)
         api = stack.enter_context(connect(urls.api, application_name="wsync cli"))
         yield Session(settings, urls, api, tenant)
-
-
-def log_to_stderr(level: int = logging.INFO) -> None:
-    """The log is talk: stdout is for data. Tracebacks come without local variables: these hold secrets."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty() and not os.environ.get("NO_COLOR"), exception_formatter=structlog.dev.plain_traceback
-            ),
-        ],
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-    )
 
 
 @contextmanager

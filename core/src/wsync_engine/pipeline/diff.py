@@ -99,8 +99,8 @@ def diff_partition(task: DiffInput, *, withhold_deletes: bool, scratch: Path, bu
     with opened(scratch, budget) as connection:
         load_stage(connection, task)
         load_snapshot(connection, task.snapshot, task.manifest, task.key, task.partition)
-        settle_duplicates(connection, task)
-        counts = _count(connection, task)
+        has_repeated = settle_duplicates(connection, task)
+        counts = _count(connection, task, has_repeated=has_repeated)
         if withhold_deletes:
             counts = replace(counts, deletes=0, withheld_deletes=counts.deletes)
         _write_log(connection, task, with_deletes=task.mode is Mode.MIRROR and not withhold_deletes)
@@ -147,22 +147,24 @@ def _on(task: DiffInput, left: str, right: str) -> str:
     return " AND ".join(f"{left}.{identifier(column.name)} = {right}.{identifier(column.name)}" for column in task.key)
 
 
-def settle_duplicates(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> None:
-    """Views `offered` (rows that may be sent) and `present` (keys that are in the result, also of rows that may not)."""
+def settle_duplicates(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> bool:
+    """Views `offered` (rows that may be sent) and `present` (keys that are in the result, also of rows that may not); are there duplicates?"""
     readable = " AND ".join(f"{identifier(column.name)} IS NOT NULL" for column in task.key)
     connection.execute(f"CREATE TEMP VIEW readable AS SELECT * FROM stage WHERE {readable}")
     connection.execute(f"CREATE TEMP VIEW present AS SELECT {_keys(task)} FROM readable")
     connection.execute(f"CREATE TEMP TABLE repeated AS SELECT {_keys(task)} FROM readable GROUP BY ALL HAVING count(*) > 1")
-    connection.execute(
-        f"CREATE TEMP VIEW single AS SELECT * FROM readable s WHERE {REFUSAL} IS NULL AND NOT EXISTS (FROM repeated r WHERE {_on(task, 's', 'r')})"
-    )
-    winners = _winners(connection, task)
+    has_repeated = connection.execute("SELECT 1 FROM repeated LIMIT 1").fetchone() is not None
+    # Without duplicates each join with them would cost a pass over all keys, and find nothing.
+    unrepeated = f" AND NOT EXISTS (FROM repeated r WHERE {_on(task, 's', 'r')})" if has_repeated else ""
+    connection.execute(f"CREATE TEMP VIEW single AS SELECT * FROM readable s WHERE {REFUSAL} IS NULL{unrepeated}")
+    winners = _winners(connection, task) if has_repeated else ""
     connection.execute(f"CREATE TEMP VIEW offered AS SELECT * FROM single {winners}")
+    return has_repeated
 
 
 def _winners(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> str:
     """Of each repeated key the row that the rule names; a tie names none, and all of that key are refused."""
-    if task.duplicates.rule == "refuse" or connection.execute("SELECT 1 FROM repeated LIMIT 1").fetchone() is None:
+    if task.duplicates.rule == "refuse":
         return ""
     by = identifier(str(task.duplicates.by))
     order = f"{by} ASC NULLS LAST" if task.duplicates.rule == "first" else f"{by} DESC NULLS LAST"
@@ -191,16 +193,9 @@ def _departed(task: DiffInput) -> str:
     )
 
 
-def _count(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> DiffCounts:
+def _count(connection: duckdb.DuckDBPyConnection, task: DiffInput, *, has_repeated: bool) -> DiffCounts:
     """Each number by its own count, so that the books can disagree."""
     staged, refused = _row(connection, f"SELECT count(*), count(*) FILTER (WHERE {REFUSAL} IS NOT NULL) FROM stage")
-    offered = _row(connection, "SELECT count(*) FROM offered")[0]
-    (repeated_refused, repeated) = _row(
-        connection,
-        f"SELECT count(*) FILTER (WHERE {REFUSAL} IS NOT NULL), count(*) FROM readable s"
-        f" WHERE EXISTS (FROM repeated r WHERE {_on(task, 's', 'r')})",
-    )
-    winners = offered - _row(connection, "SELECT count(*) FROM single")[0]
     unchanged, held_back, upserts = _row(
         connection,
         f"SELECT count(*) FILTER (WHERE coalesce({_SAME}, false)),"
@@ -208,18 +203,29 @@ def _count(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> DiffCounts
         f" count(*) FILTER (WHERE NOT coalesce({_SAME}, false) AND NOT coalesce({_held_back(task)}, false))"
         f" FROM (SELECT {_keys(task)}, {HASH} FROM offered) s LEFT JOIN snapshot o ON {_on(task, 's', 'o')}",
     )
-    deletes = _row(connection, f"SELECT count(*) FROM ({_departed(task)})")[0] if task.mode is Mode.MIRROR else 0
+    duplicates, refused_keys = _count_duplicates(connection, task) if has_repeated else (0, 0)
     return DiffCounts(
         staged=staged,
         unchanged=unchanged,
         upserts=upserts,
-        duplicates=repeated - repeated_refused - winners,
+        duplicates=duplicates,
         refused=refused,
         held_back=held_back,
-        deletes=deletes,
+        deletes=_row(connection, f"SELECT count(*) FROM ({_departed(task)})")[0] if task.mode is Mode.MIRROR else 0,
         snapshot_rows=_row(connection, f"SELECT count(*) FROM snapshot WHERE {HASH} IS NOT NULL OR wsync_unsure")[0],
-        refused_duplicates=_row(connection, f"SELECT count(*) FROM ({refused_duplicates(task)})")[0],
+        refused_duplicates=refused_keys,
     )
+
+
+def _count_duplicates(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> tuple[int, int]:
+    """(rows that lost to another of their key, or that all were refused; keys of which none was offered)."""
+    refused, rows = _row(
+        connection,
+        f"SELECT count(*) FILTER (WHERE {REFUSAL} IS NOT NULL), count(*) FROM readable s"
+        f" WHERE EXISTS (FROM repeated r WHERE {_on(task, 's', 'r')})",
+    )
+    winners = _row(connection, "SELECT count(*) FROM offered")[0] - _row(connection, "SELECT count(*) FROM single")[0]
+    return rows - refused - winners, _row(connection, f"SELECT count(*) FROM ({refused_duplicates(task)})")[0]
 
 
 def refused_duplicates(task: DiffInput) -> str:

@@ -36,6 +36,8 @@ from wsync_sdk import FatalError, PlanExpired, Query, ReadLimits, ReadPlan, RunR
 __all__ = ["Job", "Outcome", "conclude", "execute"]
 
 MOST_PLANS = 3
+MOST_LISTED = 10_000
+"""Refused rows that a run lists one by one; its counts have all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,12 +271,20 @@ def _diff(job: Job, manifest: Manifest, mapping: CompiledMapping, generation: in
         withhold = unreadable > 0 and job.spec.mode is Mode.MIRROR
         counts = diff_partition(task, withhold_deletes=withhold, scratch=_scratch(job), budget=job.budget)
         totals += counts
-        rejections += refusals_of(task, job.cipher, _scratch(job), job.budget, limit=10_000 - len(rejections))
+        if counts.refused or counts.refused_duplicates:
+            rejections += refusals_of(task, job.cipher, _scratch(job), job.budget, limit=MOST_LISTED - len(rejections))
         files.append(job.storage.relative(log))
     read_rows = sum(split.read_rows for split in splits)
     _check_books(read_rows, totals)
     record = LogRecord(
-        partitions=manifest.partitions, files=tuple(files), stage=stage, base=manifest, key=key, schema=mapping.schema, mode=job.spec.mode
+        partitions=manifest.partitions,
+        files=tuple(files),
+        stage=stage,
+        base=manifest,
+        key=key,
+        schema=mapping.schema,
+        mode=job.spec.mode,
+        stream=job.spec.stream,
     )
     job.books.store_change_log(record.to_json(), {"read": read_rows, **totals.to_counts()}, rejections)
     job.context.faults("after_change_log")
@@ -315,8 +325,8 @@ def _stops(job: Job, record: RunRecord) -> list[str]:
 def _deliver(job: Job, record: RunRecord) -> None:
     log = _log_of(record)
     run = _run_ref(job, job.books.run_id, record)
-    stream = job.sink.stream(job.spec.stream)
-    target = Target(stream=job.spec.stream, key=tuple(column.name for column in log.key), schema=log.schema)
+    stream = job.sink.stream(log.stream)
+    target = Target(stream=log.stream, key=tuple(column.name for column in log.key), schema=log.schema)
     token = record.sink_token
     if token is None:
         for forgotten in job.sink.find_open(run):

@@ -23,6 +23,7 @@ from wsync_engine.secrets.keyring import TenantCipher
 from wsync_engine.state import database
 from wsync_engine.state.books import RunBooks
 from wsync_engine.storage import LocalStorage
+from wsync_engine.telemetry import log_to_stderr
 from wsync_engine.worker import fork_server
 from wsync_engine.worker.connectors import Opener
 from wsync_engine.worker.fence import Fence
@@ -50,6 +51,7 @@ def child_main(pipe: Connection, setup: ChildSetup) -> None:
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    log_to_stderr()  # without it a traceback would show local variables, passwords among them
     link = _Link(pipe)
     while True:
         run = link.next_run()

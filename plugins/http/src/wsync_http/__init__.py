@@ -1,1 +1,0 @@
-"""wsync connector: JSON over HTTP sink."""

@@ -1,1 +1,0 @@
-"""What this package offers to the engine."""
