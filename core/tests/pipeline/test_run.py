@@ -498,3 +498,22 @@ def test_a_growing_result_is_split_into_partitions_and_nothing_is_sent_again(wor
     assert world.scalar("SELECT manifest->>'partitions' FROM wsync.snapshot WHERE sync_id = %s", world.sync_id) == "4"
     world.sink.calls.clear()
     assert (world.run().counts["unchanged"], world.sink.calls) == (100, [])
+
+
+def test_a_holder_that_slept_through_its_end_removes_no_file_of_a_later_run(world: World) -> None:
+    change(world)
+    first = world.job(world.new_run())
+
+    def fall_asleep(step: str) -> None:
+        if step == "after_finish":  # a later run begins and ends before the sleeper tidies up
+            world.source.rows[1] = "later"
+            assert world.run().state == "succeeded"
+
+    first.context.faults = fall_asleep
+    assert execute(first).state == "succeeded"
+    world.sink.calls.clear()
+
+    following = world.run()
+
+    assert (following.state, world.sink.calls) == ("succeeded", [])
+    assert len(list(world.storage.snapshot_folder(str(world.sync_id)).iterdir())) == 1

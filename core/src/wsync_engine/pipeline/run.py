@@ -110,7 +110,7 @@ def conclude(job: Job, error: WsyncError | None, *, outcome: str = "failed") -> 
         outcome=state, reason=reason, counts=counts, error_class=type(error).__name__ if error else None, fold=fold, sync_id=job.sync_id
     )
     job.context.faults("after_finish")
-    _tidy(job, fold)
+    _tidy(job, job.books.run_id, record, fold)
     return Outcome(state=state, reason=reason, counts=counts)
 
 
@@ -371,8 +371,9 @@ def _log_of(record: RunRecord) -> LogRecord:
 def _fold_predecessors(job: Job) -> None:
     for run_id in job.books.unfolded(job.sync_id):
         record = job.books.record_of(run_id)
-        job.books.fold_other(run_id, job.sync_id, _fold(job, run_id, record))
-        job.storage.drop_run_leftovers(str(run_id))
+        fold = _fold(job, run_id, record)
+        job.books.fold_other(run_id, job.sync_id, fold)
+        _tidy(job, run_id, record, fold)
 
 
 def _verdicts(job: Job, run_id: UUID, partition: int) -> Verdicts:
@@ -401,7 +402,7 @@ def _fold(job: Job, run_id: UUID, record: RunRecord) -> tuple[int, dict[str, Any
         return None
     rows = 0
     for partition, verdict in enumerate(verdicts):
-        target = folder / f"{run_id}-{job.books.epoch}-{partition}.parquet"
+        target = folder / f"{run_id}-{uuid7()}.parquet"  # a holder that sleeps in mid-write must not share our file
         rows += fold_partition(
             log.diff_input(partition, job.storage),
             verdict,
@@ -416,11 +417,12 @@ def _fold(job: Job, run_id: UUID, record: RunRecord) -> tuple[int, dict[str, Any
     return log.base.version, manifest.to_json()
 
 
-def _tidy(job: Job, fold: tuple[int, dict[str, Any]] | None) -> None:
+def _tidy(job: Job, run_id: UUID, record: RunRecord, fold: tuple[int, dict[str, Any]] | None) -> None:
     """Drop files that nobody names any more; a failure here costs disk only."""
     try:
-        job.storage.drop_run_leftovers(str(job.books.run_id))
+        job.storage.drop_run_leftovers(str(run_id))
         if fold is not None:
-            job.storage.sweep_snapshots(str(job.sync_id), [name for name in fold[1]["files"] if name])
+            base = _log_of(record).base.files
+            job.storage.drop_superseded(str(job.sync_id), str(run_id), before=base, after=fold[1]["files"])
     except OSError:
         pass

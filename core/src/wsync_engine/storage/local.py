@@ -73,12 +73,15 @@ class LocalStorage:
             if entry.name != "log":
                 shutil.rmtree(entry, ignore_errors=True)
 
-    def sweep_snapshots(self, sync_id: str, keep: Iterable[str]) -> None:
-        """Remove the sync's snapshot files that no manifest names; the caller is the only one who may write them now."""
-        kept = {self.absolute(stored) for stored in keep}
-        for path in self.snapshot_folder(sync_id).iterdir():
-            if path not in kept:
-                path.unlink(missing_ok=True)
+    def drop_superseded(self, sync_id: str, run_id: str, *, before: Iterable[str | None], after: Iterable[str | None]) -> None:
+        """Remove the snapshot files that this run's manifest replaced, and those of its own tries that did not count.
+
+        Never any other: a later run may already be writing, and a process that slept through its own end must not sweep what it does not know.
+        """
+        kept = {name for name in after if name is not None}
+        own = {self.relative(path) for path in self.snapshot_folder(sync_id).glob(f"{run_id}-*.parquet")}
+        for name in ({name for name in before if name is not None} | own) - kept:
+            self.absolute(name).unlink(missing_ok=True)
 
     def _run(self, run_id: str) -> Path:
         return self.root / self.tenant_id / "runs" / run_id
