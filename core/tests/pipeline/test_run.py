@@ -517,3 +517,22 @@ def test_a_holder_that_slept_through_its_end_removes_no_file_of_a_later_run(worl
 
     assert (following.state, world.sink.calls) == ("succeeded", [])
     assert len(list(world.storage.snapshot_folder(str(world.sync_id)).iterdir())) == 1
+
+
+def test_two_runs_that_fold_the_same_predecessor_keep_its_snapshot(world: World) -> None:
+    crashed = world.new_run()
+    with pytest.raises(Crash):
+        execute(world.job(crashed, crash_at("after_ack", 2)))
+    world.engine.execute("UPDATE wsync.run SET state = 'failed', finished_at = now() WHERE run_id = %s", (crashed,))
+    dry = world.job(world.new_run(dry_run=True))
+
+    def overtaken(step: str) -> None:
+        if step == "fold":
+            dry.context.faults = no_faults
+            assert world.run().state == "succeeded"
+
+    dry.context.faults = overtaken
+    assert execute(dry).state == "blocked"
+    world.sink.calls.clear()
+
+    assert (world.run().state, world.sink.calls) == ("succeeded", [])

@@ -372,8 +372,9 @@ def _fold_predecessors(job: Job) -> None:
     for run_id in job.books.unfolded(job.sync_id):
         record = job.books.record_of(run_id)
         fold = _fold(job, run_id, record)
-        job.books.fold_other(run_id, job.sync_id, fold)
-        _tidy(job, run_id, record, fold)
+        # Another run of the sync (a dry one runs beside) may fold it too: only who swapped the manifest may remove what it replaced.
+        if job.books.fold_other(run_id, job.sync_id, fold):
+            _tidy(job, run_id, record, fold)
 
 
 def _verdicts(job: Job, run_id: UUID, partition: int) -> Verdicts:

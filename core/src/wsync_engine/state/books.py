@@ -327,16 +327,17 @@ class RunBooks:
                 (outcome, reason, Jsonb(dict(counts)), error_class, reason if error_class else None, self.run_id),
             )
 
-    def fold_other(self, run_id: UUID, sync_id: UUID, fold: tuple[int, Mapping[str, Any]] | None) -> None:
-        """Fold what an ended run left unfolded; a second call does nothing."""
+    def fold_other(self, run_id: UUID, sync_id: UUID, fold: tuple[int, Mapping[str, Any]] | None) -> bool:
+        """Fold what an ended run left unfolded; False: someone else has done it, and nothing was written."""
         with self._fenced() as cursor:
             row = cursor.execute("SELECT folded_at IS NULL FROM wsync.run WHERE run_id = %s FOR UPDATE", (run_id,)).fetchone()
             if row is None or not row[0]:
-                return
+                return False
             if fold is not None:
                 self._swap(cursor, sync_id, run_id, *fold)
             cursor.execute("UPDATE wsync.run SET folded_at = wsync.clock() WHERE run_id = %s", (run_id,))
             self._event(cursor, "run.folded", {"run": str(run_id)})
+        return True
 
     def event(self, kind: str, detail: Mapping[str, Any] | None = None) -> None:
         """Write one event of the run."""
