@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
 import wsync_sdk
+from wsync_engine.cli.main import app
 from wsync_sdk import WsyncError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,3 +68,25 @@ def test_every_public_name_is_documented(path: Path) -> None:
     public = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_")]
 
     assert [node.name for node in public if not ast.get_docstring(node)] == []
+
+
+def commands_named(path: Path) -> set[str]:
+    """Each `wsync-engine …` that a message tells a person to type, as far as it is words."""
+    texts = [node.value for node in ast.walk(tree_of(path)) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return {match.strip() for text in texts for match in re.findall(r"`wsync-engine ([a-z]+(?: [a-z]+)?)", text)}
+
+
+def test_every_command_that_a_message_names_is_there() -> None:
+    root = typer.main.get_command(app)
+    known = set(root.commands) | {
+        f"{group} {name}" for group, command in root.commands.items() for name in getattr(command, "commands", {})
+    }
+
+    missing = {
+        f"{name_of(path)}: {command}"
+        for path in SOURCES
+        for command in commands_named(path)
+        if command not in known and (command.split()[0] not in known or hasattr(root.commands[command.split()[0]], "commands"))
+    }
+
+    assert missing == set()

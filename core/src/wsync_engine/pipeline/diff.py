@@ -129,7 +129,8 @@ def load_snapshot(
         return
     if manifest.key and tuple(manifest.key) != tuple(key):
         raise ConfigError(
-            "the key's fields or types are not those of the snapshot", next_step="restore the key, or `wsync-engine sync resync` the sync"
+            "the key's fields or types are not those of the snapshot",
+            next_step="give the key its former fields and types again, or declare a sync of another name",
         )
     texts = [f"coalesce({canonical_value(identifier(column.name), column.type)}, '')" for column in key]
     connection.execute(

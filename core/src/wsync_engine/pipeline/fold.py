@@ -70,7 +70,10 @@ def fold_partition(task: DiffInput, verdicts: Verdicts, target: Path, *, now_us:
                 f" TO {text(str(target))} (FORMAT parquet, COMPRESSION snappy)"
             )
         except duckdb.InvalidInputException as exc:
-            raise FatalError("a file of the run or of the snapshot is damaged", next_step="`wsync-engine sync resync` the sync") from exc
+            raise FatalError(
+                "a file of the run or of the snapshot is damaged",
+                next_step="restore the storage folder from its backup, then run the sync again",
+            ) from exc
         row = connection.execute(f"SELECT count(*) FROM read_parquet({text(str(target))})").fetchone()
         assert row is not None
         return int(row[0])

@@ -234,7 +234,7 @@ def _manifest(job: Job) -> Manifest:
     if missing:
         raise FatalError(
             f"snapshot_lost: {len(missing)} of the snapshot's files are missing",
-            next_step=f"`wsync-engine sync resync {job.sync_name}` or `wsync-engine sync adopt {job.sync_name}`",
+            next_step="restore the storage folder from its backup, then run the sync again",
         )
     return manifest
 

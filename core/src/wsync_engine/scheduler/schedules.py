@@ -264,21 +264,21 @@ def _sync(conn: psycopg.Connection[Any], spec: ScheduleSpec) -> Row:
 def _sync_of(conn: psycopg.Connection[Any], sync_id: UUID) -> Row:
     found = select(conn, _SQL["sync_find"], {"sync_id": sync_id})
     if not found:
-        raise ConfigError(f"there is no sync {sync_id}", next_step="`wsync-engine export` lists the syncs")
+        raise ConfigError(f"there is no sync {sync_id}", next_step="name a sync that wsync.yaml declares, after `wsync-engine apply`")
     return found[0]
 
 
 def _definition(conn: psycopg.Connection[Any], schedule_id: UUID) -> Row:
     found = select(conn, _SQL["schedule_get"], {"schedule_id": schedule_id})
     if not found:
-        raise ConfigError(f"there is no schedule {schedule_id}", next_step="`wsync-engine export` lists the schedules")
+        raise ConfigError(f"there is no schedule {schedule_id}", next_step="`wsync-engine schedules list` shows those there are")
     return found[0]
 
 
 def _locked_clock(conn: psycopg.Connection[Any], schedule_id: UUID) -> Row:
     found = select(conn, _SQL["clock_lock"], {"schedule_id": schedule_id})
     if not found:
-        raise ConfigError(f"there is no schedule {schedule_id}", next_step="`wsync-engine export` lists the schedules")
+        raise ConfigError(f"there is no schedule {schedule_id}", next_step="`wsync-engine schedules list` shows those there are")
     return found[0]
 
 

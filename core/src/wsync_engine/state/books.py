@@ -363,7 +363,9 @@ class RunBooks:
                 if event is not None:
                     self._event(cursor, event, detail)
         except psycopg.OperationalError as exc:
-            raise RetryableError("the state store can't be reached", next_step="`wsync-engine doctor`") from exc
+            raise RetryableError(
+                "the state store can't be reached", next_step="nothing: it is tried again; if it stays so, look whether Postgres runs"
+            ) from exc
 
     def _event(self, cursor: psycopg.Cursor[Any], kind: str, detail: Mapping[str, Any] | None) -> None:
         cursor.execute(
