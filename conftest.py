@@ -36,14 +36,14 @@ class Database:
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """A folder of the test's own. Not pytest's: each start of another session as root closes the folder above those to the servers' user."""
+    """A folder of the test's own. Not pytest's: each start of another pytest as root closes the folder above those to the servers' user."""
     with tempfile.TemporaryDirectory(prefix="wsync-test-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="session")
 def servers() -> Iterator[EmbeddedServers]:
-    """Postgres and Valkey of this session, in a folder that no other session's start tightens the permissions of, as pytest's own are."""
+    """Postgres and Valkey for all tests of one pytest run, in a folder of their own for the reason given at `tmp_path`."""
     with (
         tempfile.TemporaryDirectory(prefix="wsync-tests-", ignore_cleanup_errors=True) as folder,
         EmbeddedServers.start(Path(folder), postgres_settings=FAST) as started,
