@@ -266,6 +266,25 @@ def test_a_worker_replaces_a_child_that_did_its_share_and_a_fork_server_that_die
     assert "hidden" not in (world.folder / "initial_environment").read_text()
 
 
+def test_a_worker_survives_a_fork_server_that_dies_while_it_makes_a_child(world: Any) -> None:
+    world.add_sync()
+    worker = world.start_worker(runs_per_child=1)
+    world.shut("write")
+    first = world.add_run()
+    child = world.until_reached("write")
+    (server,) = (child for child in psutil.Process(worker.pid).children() if "forkserver" in " ".join(child.cmdline()))
+    server.suspend()  # it takes the request for the next child, and never answers
+    world.open("write")
+    world.until_state(first, "succeeded")
+    world.until(lambda: not is_running(child, words=()))
+    server.kill()
+
+    row = world.until_state(world.add_run(), "succeeded", "failed")
+
+    assert row["state"] == "succeeded", row["error"]
+    assert worker.poll() is None
+
+
 def test_progress_shows_in_postgres_and_in_redis_while_a_run_goes_on(world: Any) -> None:
     world.add_sync(rows=60)
     run_id = world.add_run()

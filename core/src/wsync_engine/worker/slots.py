@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from typing import Literal
 
 import psutil
+import structlog
 
 from wsync_engine.worker import fork_server
 from wsync_engine.worker.child import ChildSetup, child_main
@@ -19,6 +20,7 @@ from wsync_engine.worker.messages import Assignment, Cancel, Drain, Ended, Lost,
 
 __all__ = ["Slot", "StopReason", "Tenure"]
 
+_log = structlog.get_logger()
 StopReason = Literal["cancelled", "timeout", "drain", "memory", "lost"]
 
 
@@ -53,17 +55,21 @@ class Slot:
         self.start()
 
     def start(self) -> None:
-        """Fork a child; the one before, if any, ends because its pipe closes."""
+        """Fork a child; the one before, if any, ends because its pipe closes. Where the fork server dies meanwhile, the slot stays without one."""
         if self.started_at_s:
             self.pipe.close()
+        self.started_at_s = time.monotonic()
+        self.runs_done = 0
         context = fork_server.start()  # it may have died, and its children with it
         self.pipe: Connection
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=child_main, args=(theirs, self._setup), daemon=True)
-        self.process.start()
-        theirs.close()
-        self.started_at_s = time.monotonic()
-        self.runs_done = 0
+        try:
+            self.process.start()
+        except (EOFError, OSError) as exc:  # it looked alive a moment ago
+            _log.warning("child.not_started", error=type(exc).__name__)
+        finally:
+            theirs.close()
 
     @property
     def is_free(self) -> bool:
@@ -74,6 +80,13 @@ class Slot:
     def is_alive(self) -> bool:
         """Whether the child's process is there."""
         return self.process.is_alive()
+
+    def end(self, timeout_s: float) -> None:
+        """Kill the child, if there is one, wait for it and free the slot's pipe."""
+        self.kill()
+        if self.process.pid is not None:
+            self.process.join(timeout_s)
+        self.pipe.close()
 
     def assign(self, assignment: Assignment, *, ends_at_s: float) -> None:
         """Hand over a run."""

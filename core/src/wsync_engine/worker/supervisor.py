@@ -179,9 +179,7 @@ class Worker:
 
     def _close(self) -> None:
         for slot in self._slots:
-            slot.kill()
-            slot.process.join(5)
-            slot.pipe.close()
+            slot.end(timeout_s=5)
         if self._listener is not None:
             self._listener.close()
         with suppress(psycopg.Error, WsyncError):  # else it is recognised as gone by its heartbeat
