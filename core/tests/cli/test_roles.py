@@ -77,6 +77,22 @@ def test_a_dry_run_sends_nothing_and_exits_with_0(up: subprocess.Popen[bytes], f
         assert owner.execute("SELECT count(*) FROM public.people").fetchone() == (0,)
 
 
+def test_a_full_sink_is_adopted_and_a_resync_offers_everything_again(
+    up: subprocess.Popen[bytes], file: Path, run: Run, database: Any
+) -> None:
+    with psycopg.connect(database.owner_url, autocommit=True) as owner:
+        owner.execute("INSERT INTO public.people SELECT id, 'older ' || email FROM public.customers")
+
+        adopted = run("sync", "adopt", "customers", "--wait", "--json")
+
+        assert adopted.exit_code == 0, adopted.output + (file.parent / "log").read_text()
+        assert "nothing was sent" in json.loads(adopted.stdout.splitlines()[-1])["outcome_reason"]
+        assert owner.execute("SELECT count(*) FROM public.people WHERE email LIKE 'older%'").fetchone() == (10,)
+        assert "10 subscribers" in run("sync", "resync", "customers").stderr
+        assert run("sync", "run", "customers", "--wait").exit_code == 0
+        assert owner.execute("SELECT count(*) FROM public.people WHERE email LIKE 'older%'").fetchone() == (0,)
+
+
 def test_waiting_can_be_interrupted_and_the_run_stays(file: Path, run: Run) -> None:
     run("apply", file)
     waiting = command("sync", "run", "customers", "--wait")

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from wsync_engine.model.declaration import ConnectionSpec, ScheduleDeclaration, sync_spec_from_json
+from wsync_engine.model.declaration import ConnectionSpec, Declaration, ScheduleDeclaration, sync_spec_from_json
 from wsync_engine.model.run import Priority
 from wsync_engine.scheduler.schedules import ScheduleSpec, create_schedule, trigger_run
 from wsync_engine.services.changes import Change, FieldChange
@@ -165,6 +165,31 @@ def test_a_sync_that_moves_to_another_source_takes_its_schedule_along(store: Sto
 
     names = store.rows("SELECT k.name FROM wsync.schedule s JOIN wsync.connection k USING (connection_id)")
     assert names == [{"name": "replica"}]
+
+
+CRM = ConnectionSpec(name="other", plugin="postgres", config={"url": "env:CRM_URL"})
+
+
+@pytest.mark.parametrize(
+    "moved", [with_sync(stream="others"), with_sync(replace(DECLARATION, connections=(*DECLARATION.connections, CRM)), sink="other")]
+)
+def test_a_sync_that_moves_to_another_destination_offers_everything_there(store: Store, moved: Declaration) -> None:
+    store.apply()
+    planned = store.plan(moved)
+
+    store.apply(moved)
+    store.apply(moved)
+
+    assert [change.name for change in planned if "offers everything" in change.note] == ["customers"]
+    assert store.rows("SELECT resync FROM wsync.sync") == [{"resync": 1}]
+
+
+def test_another_query_or_mapping_offers_only_what_changed(store: Store) -> None:
+    store.apply()
+
+    store.apply(with_sync(query="SELECT id, email FROM other"))
+
+    assert store.rows("SELECT resync FROM wsync.sync") == [{"resync": 0}]
 
 
 def test_a_schedule_that_never_fires_changes_nothing(store: Store) -> None:

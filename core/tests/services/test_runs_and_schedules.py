@@ -8,7 +8,7 @@ from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import RunState
 from wsync_engine.services.runs import approve_run, cancel_run, discard_run, find_run, list_runs, show_run
 from wsync_engine.services.schedules import list_schedules, pause_schedule, resume_schedule, trigger_schedule
-from wsync_engine.services.syncs import trigger_sync
+from wsync_engine.services.syncs import adopt_sync, resync_sync, trigger_sync
 from wsync_sdk.errors import ConfigError
 
 from .conftest import Store, with_sync
@@ -148,3 +148,20 @@ def test_a_schedule_is_paused_resumed_and_triggered_by_name(applied: Store) -> N
     assert (paused["paused"], paused["pause_note"], paused["next_due_at"]) == (True, "holiday", None)
     assert made.is_new
     assert (resumed["paused"], resumed["next_due_at"] is not None) == (False, True)
+
+
+def test_a_resync_is_counted_so_that_a_second_request_is_not_lost(applied: Store) -> None:
+    for _ in range(2):
+        asked = resync_sync(applied.api, applied.tenant_id, "customers", actor="test")
+
+    assert (asked.entries, asked.deletes) == (0, True)
+    assert applied.rows("SELECT resync FROM wsync.sync") == [{"resync": 2}]
+    assert len(applied.rows("SELECT 1 FROM wsync.run_event WHERE kind = 'sync.resync_requested'")) == 2
+
+
+def test_an_adoption_is_a_run_of_its_own_and_waits_for_no_other(applied: Store) -> None:
+    adopted = adopt_sync(applied.api, applied.tenant_id, "customers", actor="test")
+
+    assert applied.rows("SELECT adopt, exclusive FROM wsync.run") == [{"adopt": True, "exclusive": True}]
+    with pytest.raises(ConfigError, match=f"run {adopted.run_id} of the sync is open"):
+        adopt_sync(applied.api, applied.tenant_id, "customers", actor="test")

@@ -91,7 +91,7 @@ TABLES = {  # columns enough for a valid row; ID stands for a fresh uuid, CONNEC
     "run_event": {"kind": "'k'"},
 }
 TABLES["run_history"] = {**TABLES["run"], "finished_at": "now()", "created_at": "now()", "state": "'succeeded'"} | dict.fromkeys(
-    ("buffer_one", "fanned", "dry_run"), "false"
+    ("buffer_one", "fanned", "dry_run", "adopt"), "false"
 )
 TABLES["run_history"] |= dict.fromkeys(("epoch", "attempt", "crashes", "plan_generation"), "0")
 READ_ONLY = {"run_history"}

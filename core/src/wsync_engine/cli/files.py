@@ -124,7 +124,7 @@ def _show(changes: Sequence[Change], as_json: bool) -> bool:
 
 
 def _show_change(change: Change) -> None:
-    typer.echo(f"{_SIGNS[change.kind]} {change.object} {change.name}")
+    typer.echo(f"{_SIGNS[change.kind]} {change.object} {change.name}" + (f": {change.note}" if change.note else ""))
     for field in change.fields:
         if change.kind == "create":
             if field.new not in (False, "", 0):  # a new object's defaults say nothing

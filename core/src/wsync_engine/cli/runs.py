@@ -1,4 +1,4 @@
-"""`sync run` and `runs list|show|watch|cancel|approve|discard`."""
+"""`sync run|resync|adopt` and `runs list|show|watch|cancel|approve|discard`."""
 # ruff: noqa: PLC0415  what a command needs is imported when it runs, so that --help stays quick
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 __all__ = ["runs", "syncs"]
 
 runs = typer.Typer(help="What ran, runs, or waits for a decision.", no_args_is_help=True)
-syncs = typer.Typer(help="Run a sync.", no_args_is_help=True)
+syncs = typer.Typer(help="Run a sync now, or correct what is taken as delivered.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 Tenant = Annotated[str | None, typer.Option("--tenant", help="Default: the tenant of ./wsync.yaml.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or enough of its first digits.")]
 POLL_S = 0.25
-_LIST = ("run_id", "sync_name", "state", "trigger", "dry_run", "created_at", "finished_at", "outcome_reason")
+_LIST = ("run_id", "sync_name", "state", "trigger", "dry_run", "adopt", "created_at", "finished_at", "outcome_reason")
 _OPEN = ("buffered", "queued", "running", "cancelling")
 
 
@@ -40,15 +40,14 @@ def run_sync(
 ) -> None:
     """Make a run now. With --wait: exit 0 succeeded, 1 not everything arrived, 4 a guard stopped it."""
     from wsync_engine.cli.session import actor, open_session
-    from wsync_engine.services.runs import has_workers
     from wsync_engine.services.syncs import trigger_sync
 
     with open_session(tenant) as session:
         made = trigger_sync(session.api, session.tenant_id, name, actor=actor(), dry_run=dry_run, index=session.index)
         if not made.is_new:
             say(f"skipped: run {made.run_id} of the sync is open")
-        elif not has_workers(session.api):
-            say("queued; no worker is running: start one with `wsync-engine worker`, and `wsync-engine scheduler` with it")
+        else:
+            _tell_if_nobody_works(session)
         if wait and made.is_new:
             ended = _watched(session, made.run_id)
             _show(ended, as_json)
@@ -58,6 +57,58 @@ def run_sync(
         print_objects([{"run_id": made.run_id, "is_new": made.is_new}])
     else:
         typer.echo(made.run_id)
+
+
+@syncs.command()
+@reported
+def resync(name: Annotated[str, typer.Argument(help="A sync.")], tenant: Tenant = None, as_json: Json = False) -> None:
+    """Let the next run offer everything again, whatever was delivered before: for a sink that lost something."""
+    from wsync_engine.cli.session import actor, open_session
+    from wsync_engine.services.syncs import resync_sync
+
+    with open_session(tenant) as session:
+        done = resync_sync(session.api, session.tenant_id, name, actor=actor())
+    if as_json:
+        print_objects([{"sync": done.sync, "entries": done.entries, "deletes": done.deletes}])
+    departed = "are still deleted" if done.deletes else "stay, as the mode says"
+    say(
+        f"the next run of {name} offers everything again; of {done.entries} subscribers delivered so far, those that left the result {departed}"
+    )
+    say("if the snapshot's files are lost, nobody knows who left: those stay at the sink")
+    say(f"next: `wsync-engine sync run {name} --wait`, or wait for its schedule")
+
+
+@syncs.command()
+@reported
+def adopt(
+    name: Annotated[str, typer.Argument(help="A sync.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Until it has ended.")] = False,
+    tenant: Tenant = None,
+    as_json: Json = False,
+) -> None:
+    """Take the query's present result as delivered, and send nothing: for a sink that has it already."""
+    from wsync_engine.cli.session import actor, open_session
+    from wsync_engine.services.syncs import adopt_sync
+
+    with open_session(tenant) as session:
+        made = adopt_sync(session.api, session.tenant_id, name, actor=actor(), index=session.index)
+        _tell_if_nobody_works(session)
+        if wait:
+            ended = _watched(session, made.run_id)
+            _show(ended, as_json)
+            _exit_by(ended)
+            return
+    if as_json:
+        print_objects([{"run_id": made.run_id}])
+    else:
+        typer.echo(made.run_id)
+
+
+def _tell_if_nobody_works(session: Session) -> None:
+    from wsync_engine.services.runs import has_workers
+
+    if not has_workers(session.api):
+        say("queued; no worker is running: start one with `wsync-engine worker`, and `wsync-engine scheduler` with it")
 
 
 @runs.command("list")

@@ -133,8 +133,12 @@ def load_snapshot(
             next_step="give the key its former fields and types again, or declare a sync of another name",
         )
     texts = [f"coalesce({canonical_value(identifier(column.name), column.type)}, '')" for column in key]
+    # What was never acknowledged is not at the sink, whatever else is in doubt.
+    doubt = (
+        f"REPLACE (({HASH} IS NOT NULL OR wsync_unsure) AS wsync_unsure, CAST(0 AS BIGINT) AS wsync_offer_at)" if manifest.is_unsure else ""
+    )
     connection.execute(
-        f"CREATE TEMP VIEW snapshot AS SELECT * FROM read_parquet({path_list([path])}, hive_partitioning = false)"
+        f"CREATE TEMP VIEW snapshot AS SELECT * {doubt} FROM read_parquet({path_list([path])}, hive_partitioning = false)"
         f" WHERE {partition_of_key(texts, manifest.partitions)} = {partition}"
     )
 

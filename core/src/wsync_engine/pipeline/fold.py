@@ -10,7 +10,7 @@ New files are written beside the old ones; they count once the manifest that nam
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -22,7 +22,7 @@ from wsync_engine.pipeline.diff import DiffInput, load_snapshot, load_stage
 from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.mapping import HASH
 from wsync_engine.pipeline.sql import identifier, text
-from wsync_sdk import OP, FatalError, RowRange
+from wsync_sdk import OP, RowRange
 
 __all__ = ["Verdicts", "fold_partition"]
 
@@ -61,19 +61,13 @@ def fold_partition(task: DiffInput, verdicts: Verdicts, target: Path, *, now_us:
     :raises FatalError: the stage, log or old snapshot file is missing or damaged.
     """
     with opened(scratch, budget) as connection:
-        try:
-            load_stage(connection, replace(task))
-            load_snapshot(connection, task.snapshot, task.manifest, task.key, task.partition)
-            _load_judged(connection, task, verdicts)
-            connection.execute(
-                f"COPY ({_kept(task)} UNION ALL BY NAME {_judged_entries(task, now_us)})"
-                f" TO {text(str(target))} (FORMAT parquet, COMPRESSION snappy)"
-            )
-        except duckdb.InvalidInputException as exc:
-            raise FatalError(
-                "a file of the run or of the snapshot is damaged",
-                next_step="restore the storage folder from its backup, then run the sync again",
-            ) from exc
+        load_stage(connection, task)
+        load_snapshot(connection, task.snapshot, task.manifest, task.key, task.partition)
+        _load_judged(connection, task, verdicts)
+        connection.execute(
+            f"COPY ({_kept(task)} UNION ALL BY NAME {_judged_entries(task, now_us)})"
+            f" TO {text(str(target))} (FORMAT parquet, COMPRESSION snappy)"
+        )
         row = connection.execute(f"SELECT count(*) FROM read_parquet({text(str(target))})").fetchone()
         assert row is not None
         return int(row[0])

@@ -13,7 +13,13 @@ import pyarrow as pa
 from wsync_engine.pipeline.sql import text
 from wsync_sdk import FatalError
 
-__all__ = ["Budget", "arrow_table", "opened"]
+__all__ = ["LOST_NEXT_STEP", "Budget", "arrow_table", "is_damage", "opened"]
+
+
+LOST_NEXT_STEP = (
+    "restore the storage folder from its backup; or `wsync-engine sync resync NAME` offers everything again,"
+    " `wsync-engine sync adopt NAME` takes the present result as delivered"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +32,7 @@ class Budget:
 
 @contextmanager
 def opened(scratch: Path, budget: Budget) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection within `budget`; a full disk or too little memory becomes one clear FatalError."""
+    """A connection within `budget`; a full disk, a damaged file or too little memory becomes one clear FatalError."""
     connection = duckdb.connect()
     try:
         connection.execute(f"SET memory_limit = '{budget.memory_bytes}B'")
@@ -41,11 +47,29 @@ def opened(scratch: Path, budget: Budget) -> Iterator[duckdb.DuckDBPyConnection]
         connection.execute("SET arrow_large_buffer_size = false")
         yield connection
     except duckdb.IOException as exc:
+        if "No files found" in str(exc):
+            raise _damaged("missing") from exc
         raise FatalError("the storage folder can't be written or read", next_step="free space on its disk, then run again") from exc
     except duckdb.OutOfMemoryException as exc:
         raise FatalError("the task needs more memory or scratch space than it has", next_step="free disk space, then run again") from exc
+    except duckdb.Error as exc:
+        if is_damage(exc):
+            raise _damaged("damaged") from exc
+        raise
     finally:
         connection.close()
+
+
+def is_damage(exc: duckdb.Error) -> bool:
+    """Whether a Parquet file could not be decoded; its pages' headers are the one place that has no class of error of its own."""
+    return isinstance(exc, duckdb.InvalidInputException) or "TProtocolException" in str(exc)
+
+
+def _damaged(how: str) -> FatalError:
+    return FatalError(
+        f"snapshot_lost: a file of the snapshot, or of a run that is not folded yet, is {how}",
+        next_step=LOST_NEXT_STEP,
+    )
 
 
 def arrow_table(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:

@@ -21,7 +21,7 @@ class LogRecord:
     """A run's change log.
 
     :param files: one per partition. :param stage: per partition the staged files it was made from.
-    :param stream: where the log goes, whatever the sync says by the time it is delivered.
+    :param destination, stream: where the log goes, whatever the sync says by the time it is delivered.
     :param base: the snapshot it was compared with, seen in `partitions`. :param schema: of the stream's fields.
     """
 
@@ -32,6 +32,7 @@ class LogRecord:
     key: tuple[KeyColumn, ...]
     schema: pa.Schema
     mode: Mode
+    destination: str
     stream: str
 
     def to_json(self) -> dict[str, Any]:
@@ -44,6 +45,7 @@ class LogRecord:
             "key": [[column.name, column.type] for column in self.key],
             "schema": base64.b64encode(self.schema.serialize().to_pybytes()).decode("ascii"),
             "mode": str(self.mode),
+            "destination": self.destination,
             "stream": self.stream,
         }
 
@@ -58,6 +60,7 @@ class LogRecord:
             key=tuple(KeyColumn(name=name, type=kind) for name, kind in document["key"]),
             schema=pa.ipc.read_schema(pa.py_buffer(base64.b64decode(document["schema"]))),
             mode=Mode(document["mode"]),
+            destination=document["destination"],
             stream=document["stream"],
         )
 

@@ -30,6 +30,7 @@ class Manifest:
 
     :param version: 0 where there is none yet. :param files: per partition its file, None while it is empty; relative to the storage.
     :param partitions: power of two; never shrinks. :param seed: the hash's.
+    :param resync: up to which request every entry has been offered again. :param is_unsure: whatever the files say, every entry is `unsure`.
     """
 
     version: int
@@ -39,6 +40,8 @@ class Manifest:
     seed: str
     key: tuple[KeyColumn, ...] = ()
     rows: int = 0
+    resync: int = 0
+    is_unsure: bool = False
 
     def grown(self, partitions: int) -> Manifest:
         """The same snapshot seen as more partitions: each is read from the file of the one it was split from."""
@@ -56,6 +59,8 @@ class Manifest:
             "seed": self.seed,
             "key": [[column.name, column.type] for column in self.key],
             "rows": self.rows,
+            "resync": self.resync,
+            "is_unsure": self.is_unsure,
         }
 
     @classmethod
@@ -69,6 +74,8 @@ class Manifest:
             seed=document["seed"],
             key=tuple(KeyColumn(name=name, type=kind) for name, kind in document["key"]),
             rows=document["rows"],
+            resync=document["resync"],
+            is_unsure=document["is_unsure"],
         )
 
 

@@ -16,7 +16,6 @@ from uuid import UUID
 
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.sync import Mode, SyncSpec
-from wsync_engine.pipeline.canonical import ALGORITHM
 from wsync_engine.pipeline.change_log import ChangeLogReader
 from wsync_engine.pipeline.context import RunContext
 from wsync_engine.pipeline.deliver import Delivery, RetryPolicy, deliver_partition
@@ -29,13 +28,16 @@ from wsync_engine.pipeline.log_record import LogRecord
 from wsync_engine.pipeline.manifest import KeyColumn, Manifest, partitions_for
 from wsync_engine.pipeline.mapping import CompiledMapping, compile_mapping
 from wsync_engine.pipeline.refusals import refusals_of
-from wsync_engine.state.books import Cipher, NewRejection, PublishedSplit, RunBooks, RunRecord
+from wsync_engine.pipeline.snapshot import current_manifest, is_resync_wanted
+from wsync_engine.state.books import Ack, Cipher, NewRejection, PublishedSplit, RunBooks, RunRecord
 from wsync_engine.storage import LocalStorage
-from wsync_sdk import FatalError, PlanExpired, Query, ReadLimits, ReadPlan, RunRef, Sink, Source, StateError, Target, WsyncError
+from wsync_sdk import FatalError, PlanExpired, Query, ReadLimits, ReadPlan, RowRange, RunRef, Sink, Source, StateError, Target, WsyncError
 
 __all__ = ["Job", "Outcome", "conclude", "execute"]
 
 MOST_PLANS = 3
+_NEVER_LATER_US = 2**62
+"""No backoff ends after it."""
 MOST_LISTED = 10_000
 """Refused rows that a run lists one by one; its counts have all of them."""
 
@@ -44,7 +46,7 @@ MOST_LISTED = 10_000
 class Job:
     """All that one run needs.
 
-    :param sync_name: for messages. :param seed: the tenant's, for hashes. :param parameters: bound to the query.
+    :param sync_name: for messages. :param destination: the sink's connection and plugin, opaque. :param seed: the tenant's, for hashes. :param parameters: bound to the query.
     """
 
     sync_id: UUID
@@ -52,6 +54,7 @@ class Job:
     spec: SyncSpec
     source: Source
     sink: Sink
+    destination: str
     books: RunBooks
     storage: LocalStorage
     cipher: Cipher
@@ -80,7 +83,7 @@ def execute(job: Job) -> Outcome:
     record = job.books.load()
     if record.delivery is None:
         if record.change_log is None:
-            _prepare(job)
+            _prepare(job, adopt=record.adopt)
             record = job.books.load()
         reasons = _stops(job, record)
         if reasons:
@@ -89,7 +92,10 @@ def execute(job: Job) -> Outcome:
         job.books.start_delivery(job.sync_id)
         job.context.faults("after_start_delivery")
         record = job.books.load()
-    _deliver(job, record)
+    if record.adopt:
+        _adopt(job, record)
+    else:
+        _deliver(job, record)
     return conclude(job, None)
 
 
@@ -105,6 +111,8 @@ def conclude(job: Job, error: WsyncError | None, *, outcome: str = "failed") -> 
         counts |= _delivered_counts(job, job.books.run_id, record)
         fold = _fold(job, job.books.run_id, record)
     state, reason = _judge(counts, error, outcome)
+    if record.adopt and error is None:
+        reason = f"{counts['accepted']} rows taken as acknowledged, nothing was sent" + (f"; {reason}" if state != "succeeded" else "")
     job.context.faults("before_finish")
     job.books.finish(
         outcome=state, reason=reason, counts=counts, error_class=type(error).__name__ if error else None, fold=fold, sync_id=job.sync_id
@@ -137,11 +145,11 @@ _SHORTFALLS = {
 # -- plan and extract
 
 
-def _prepare(job: Job) -> None:
+def _prepare(job: Job, *, adopt: bool) -> None:
     """Everything before the first write: plan, extract, diff; leaves the change log stored."""
     for attempt in range(1, MOST_PLANS + 1):
         try:
-            manifest = _manifest(job)
+            manifest = _current_manifest(job, adopt=adopt)
             job.context.check()
             generation = job.books.begin_plan()
             job.context.faults("plan")
@@ -152,7 +160,7 @@ def _prepare(job: Job) -> None:
                 _extract(job, plan, mapping, partitions, generation)
             finally:
                 job.source.release(plan)
-            _diff(job, manifest.grown(partitions), mapping, generation)
+            _diff(job, manifest.grown(partitions), mapping, generation, adopt=adopt)
             return
         except PlanExpired:
             if attempt == MOST_PLANS:
@@ -225,24 +233,19 @@ def _published(job: Job, staged: StagedSplit) -> PublishedSplit:
     )
 
 
-def _manifest(job: Job) -> Manifest:
-    row = job.books.snapshot(job.sync_id)
-    if row.manifest is None:
-        return Manifest(version=row.version, partitions=1, files=(None,), algorithm=ALGORITHM, seed=job.seed)
-    manifest = Manifest.from_json(row.version, row.manifest)
-    missing = [name for name in manifest.files if name is not None and not job.storage.absolute(name).is_file()]
-    if missing:
-        raise FatalError(
-            f"snapshot_lost: {len(missing)} of the snapshot's files are missing",
-            next_step="restore the storage folder from its backup, then run the sync again",
-        )
+def _current_manifest(job: Job, *, adopt: bool) -> Manifest:
+    manifest, lost_files = current_manifest(
+        job.books.snapshot(job.sync_id), job.storage, seed=job.seed, is_adopting=adopt, scratch=_scratch(job), budget=job.budget
+    )
+    if lost_files:
+        job.books.event("snapshot.restarted", {"lost_files": lost_files})
     return manifest
 
 
 # -- diff
 
 
-def _diff(job: Job, manifest: Manifest, mapping: CompiledMapping, generation: int) -> None:
+def _diff(job: Job, manifest: Manifest, mapping: CompiledMapping, generation: int, *, adopt: bool) -> None:
     splits = job.books.splits(generation)
     unreadable = sum(split.unreadable_keys for split in splits)
     folder = job.storage.log_folder(str(job.books.run_id))
@@ -265,11 +268,13 @@ def _diff(job: Job, manifest: Manifest, mapping: CompiledMapping, generation: in
             fields=tuple(mapping.schema.names),
             mode=job.spec.mode,
             duplicates=job.spec.duplicates,
-            offer_before_us=int(time.time() * 1_000_000),
+            offer_before_us=_NEVER_LATER_US if adopt else int(time.time() * 1_000_000),
             log=log,
         )
-        withhold = unreadable > 0 and job.spec.mode is Mode.MIRROR
+        withhold = (unreadable > 0 or adopt) and job.spec.mode is Mode.MIRROR
         counts = diff_partition(task, withhold_deletes=withhold, scratch=_scratch(job), budget=job.budget)
+        if adopt:  # what left the result stays in the snapshot, for the next run to delete
+            counts = replace(counts, withheld_deletes=0)
         totals += counts
         if counts.refused or counts.refused_duplicates:
             rejections += refusals_of(task, job.cipher, _scratch(job), job.budget, limit=MOST_LISTED - len(rejections))
@@ -284,6 +289,7 @@ def _diff(job: Job, manifest: Manifest, mapping: CompiledMapping, generation: in
         key=key,
         schema=mapping.schema,
         mode=job.spec.mode,
+        destination=job.destination,
         stream=job.spec.stream,
     )
     job.books.store_change_log(record.to_json(), {"read": read_rows, **totals.to_counts()}, rejections)
@@ -310,7 +316,7 @@ def _scratch(job: Job) -> Path:
 
 def _stops(job: Job, record: RunRecord) -> list[str]:
     """Why the run may not deliver now; an approval answers all of it."""
-    if record.approved_by is not None:
+    if record.approved_by is not None or record.adopt:
         return []
     counts = DiffCounts.from_counts(record.counts)
     reasons = tripped(job.spec.guards, counts, read_rows=record.counts["read"])
@@ -324,6 +330,8 @@ def _stops(job: Job, record: RunRecord) -> list[str]:
 
 def _deliver(job: Job, record: RunRecord) -> None:
     log = _log_of(record)
+    if log.destination != job.destination:
+        raise FatalError("the sync was moved to another sink since the change log was made", next_step="run the sync again")
     run = _run_ref(job, job.books.run_id, record)
     stream = job.sink.stream(log.stream)
     target = Target(stream=log.stream, key=tuple(column.name for column in log.key), schema=log.schema)
@@ -353,6 +361,15 @@ def _deliver(job: Job, record: RunRecord) -> None:
     job.sink.commit(token, dict(record.counts))
 
 
+def _adopt(job: Job, record: RunRecord) -> None:
+    """Take every row of the log as acknowledged: the sink has it already."""
+    for partition, name in enumerate(_log_of(record).files):
+        reader = ChangeLogReader(job.storage.absolute(name), _log_of(record).schema)
+        reader.close()
+        if reader.rows:
+            job.books.record_acks([Ack(partition=partition, range=RowRange(0, reader.rows - 1), verdict="accepted")], [])
+
+
 def _run_ref(job: Job, run_id: UUID, record: RunRecord) -> RunRef:
     if record.delivery is None:
         raise StateError("the run has no delivery number", next_step="report this")
@@ -371,10 +388,21 @@ def _log_of(record: RunRecord) -> LogRecord:
 def _fold_predecessors(job: Job) -> None:
     for run_id in job.books.unfolded(job.sync_id):
         record = job.books.record_of(run_id)
-        fold = _fold(job, run_id, record)
+        fold = _fold_or_give_up(job, run_id, record)
         # Another run of the sync (a dry one runs beside) may fold it too: only who swapped the manifest may remove what it replaced.
         if job.books.fold_other(run_id, job.sync_id, fold):
             _tidy(job, run_id, record, fold)
+
+
+def _fold_or_give_up(job: Job, run_id: UUID, record: RunRecord) -> tuple[int, dict[str, Any]] | None:
+    """The fold of an ended run; where its files are lost a resync makes up for it, since all is offered again then."""
+    try:
+        return _fold(job, run_id, record)
+    except FatalError:
+        if not is_resync_wanted(job.books.snapshot(job.sync_id)):
+            raise
+        job.books.event("fold.given_up", {"run": str(run_id)})
+        return None
 
 
 def _verdicts(job: Job, run_id: UUID, partition: int) -> Verdicts:
@@ -414,7 +442,7 @@ def _fold(job: Job, run_id: UUID, record: RunRecord) -> tuple[int, dict[str, Any
         )
         files[partition] = job.storage.relative(target)
         job.context.faults("fold")
-    manifest = replace(log.base, files=tuple(files), key=log.key, rows=rows)
+    manifest = replace(log.base, files=tuple(files), key=log.key, rows=rows, is_unsure=False)
     return log.base.version, manifest.to_json()
 
 

@@ -210,6 +210,7 @@ def trigger_run(
     priority: int = 2,
     idem_key: str | None = None,
     dry_run: bool = False,
+    adopt: bool = False,
 ) -> Triggered:
     """Make a run now. It works while a schedule is paused and does not unpause it; a second call with `idem_key` returns the first run.
 
@@ -220,7 +221,7 @@ def trigger_run(
     sync = _sync_of(conn, sync_id)
     columns = {"run_id": uuid7(), "tenant_id": tenant_id, "shard": shard_of(tenant_id, shards), "schedule_id": schedule_id, **sync}
     columns |= {"spec_version": schedule["spec_version"], "total_timeout_ms": schedule["total_timeout_ms"], "now": now}
-    columns |= {"priority": priority, "idem_key": idem_key, "dry_run": dry_run}
+    columns |= {"priority": priority, "idem_key": idem_key, "dry_run": dry_run, "adopt": adopt}
     rows = select(conn, _RUN["run_trigger"], columns)
     if rows:
         event = Event(kind="run.queued", tenant_id=tenant_id, schedule_id=schedule_id, run_id=rows[0]["run_id"], detail={"actor": actor})

@@ -25,7 +25,7 @@ from wsync_engine.scheduler.rows import Row, select
 from wsync_engine.scheduler.runs import request_cancel
 from wsync_engine.scheduler.schedules import ScheduleSpec, announce, change_schedule, create_schedule, delete_schedule
 from wsync_engine.secrets.keyring import Keyring, TenantCipher
-from wsync_engine.services.catalog import Catalog, StoredConnection, named, read_catalog, schedule_spec_of, service_statements
+from wsync_engine.services.catalog import Catalog, StoredConnection, StoredSync, named, read_catalog, schedule_spec_of, service_statements
 from wsync_engine.services.changes import Change, compared
 from wsync_engine.services.connections import check_config, resolved_secrets, roles_of
 from wsync_engine.state.database import tenant_transaction
@@ -35,6 +35,7 @@ from wsync_sdk.errors import ConfigError
 __all__ = ["apply", "plan_changes"]
 
 _SQL = service_statements("catalog")
+MOVED = "its next run offers everything to the new destination; what the former one holds stays there"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +132,17 @@ def _sync_changes(wanted: _Wanted, catalog: Catalog) -> Iterator[Change]:
     for name in [*wanted.syncs, *(name for name in catalog.syncs if name not in wanted.syncs)]:
         stored, declared = catalog.syncs.get(name), wanted.syncs.get(name)
         old = None if stored is None else stored.spec
-        yield compared("sync", name, old, None if declared is None else sync_spec_to_json(declared.spec))
+        change = compared("sync", name, old, None if declared is None else sync_spec_to_json(declared.spec))
+        is_moved = stored is not None and declared is not None and _is_moved(stored, declared, wanted, catalog)
+        yield replace(change, note=MOVED) if is_moved else change
+
+
+def _is_moved(stored: StoredSync, declared: SyncDeclaration, wanted: _Wanted, catalog: Catalog) -> bool:
+    """Whether the sync goes to another destination than the one that acknowledged its snapshot."""
+    sinks = {connection.name: connection for connection in wanted.declaration.connections}
+    former = catalog.connections.get(declared.spec.sink)
+    is_same_sink = former is not None and former.connection_id == stored.sink_id and former.plugin == sinks[declared.spec.sink].plugin
+    return not is_same_sink or stored.spec["stream"] != declared.spec.stream
 
 
 def _schedule_changes(wanted: _Wanted, catalog: Catalog) -> Iterator[Change]:
@@ -217,6 +228,9 @@ class _Writer:
             "secrets": self._cipher.encrypt(json.dumps(dict(secrets)).encode()) if secrets else None,
         }
         self._conn.execute(_SQL["connection_insert" if change.kind == "create" else "connection_change"], columns)
+        former = self._catalog.connections.get(change.name)
+        if former is not None and former.plugin != spec.plugin:
+            self._conn.execute(_SQL["sync_resync_of_sink"], {"connection_id": former.connection_id})
 
     def _put_sync(self, change: Change) -> None:
         spec = self._wanted.syncs[change.name].spec
@@ -231,6 +245,7 @@ class _Writer:
             "source_id": source_id,
             "sink_id": sink_id,
             "spec": Jsonb(sync_spec_to_json(spec)),
+            "is_moved": change.note == MOVED,
         }
         self._conn.execute(_SQL["sync_insert" if change.kind == "create" else "sync_change"], columns)
 

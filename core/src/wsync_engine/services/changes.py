@@ -20,12 +20,13 @@ class FieldChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What becomes of one object."""
+    """What becomes of one object; `note`: what a person should know of it besides."""
 
     kind: Literal["create", "change", "delete", "unchanged"]
     object: Literal["tenant", "connection", "sync", "schedule"]
     name: str
     fields: tuple[FieldChange, ...] = ()
+    note: str = ""
 
 
 def compared(

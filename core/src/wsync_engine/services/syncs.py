@@ -1,7 +1,8 @@
-"""Syncs by name: make a run now."""
+"""Syncs by name: make a run now, offer everything again, or take what the sink already has as delivered."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
@@ -9,12 +10,14 @@ import psycopg
 from wsync_engine.index.due_index import Index
 from wsync_engine.model.ids import TenantId
 from wsync_engine.model.run import Priority
-from wsync_engine.scheduler.rows import Row, select
+from wsync_engine.model.sync import Mode
+from wsync_engine.scheduler.rows import Event, Row, select, write_events
 from wsync_engine.scheduler.schedules import Triggered, announce, trigger_run
 from wsync_engine.services.catalog import named, service_statements
 from wsync_engine.state.database import tenant_transaction
+from wsync_sdk.errors import ConfigError
 
-__all__ = ["list_syncs", "trigger_sync"]
+__all__ = ["Resync", "adopt_sync", "list_syncs", "resync_sync", "trigger_sync"]
 
 _SQL = service_statements("catalog")
 
@@ -41,9 +44,51 @@ def trigger_sync(
     :raises ConfigError: there is no such sync.
     """
     with tenant_transaction(conn, tenant_id):
-        syncs = {row["name"]: row["sync_id"] for row in select(conn, _SQL["sync_list"], {"tenant_id": tenant_id})}
-        sync_id = named(syncs, name, "sync")
+        sync_id = _sync_id(conn, tenant_id, name)
         triggered = trigger_run(conn, tenant_id, sync_id=sync_id, actor=actor, dry_run=dry_run, priority=int(priority), idem_key=idem_key)
     if index is not None and triggered.run is not None:
         announce(index, runs=[triggered.run])
     return triggered
+
+
+def adopt_sync(conn: psycopg.Connection[Any], tenant_id: TenantId, name: str, *, actor: str, index: Index | None = None) -> Triggered:
+    """Make a run that takes the query's result as acknowledged and sends nothing: for a sink that has it already.
+
+    :raises ConfigError: there is no such sync, or a run of it is open.
+    """
+    with tenant_transaction(conn, tenant_id):
+        sync_id = _sync_id(conn, tenant_id, name)
+        triggered = trigger_run(conn, tenant_id, sync_id=sync_id, actor=actor, adopt=True, priority=int(Priority.HIGH))
+    if not triggered.is_new:
+        raise ConfigError(
+            f"run {triggered.run_id} of the sync is open", next_step="wait for its end, or `wsync-engine runs cancel` it, then adopt again"
+        )
+    if index is not None and triggered.run is not None:
+        announce(index, runs=[triggered.run])
+    return triggered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resync:
+    """What a resync will do. `entries`: subscribers in the snapshot; `deletes`: those that left the result are deleted."""
+
+    sync: str
+    entries: int
+    deletes: bool
+
+
+def resync_sync(conn: psycopg.Connection[Any], tenant_id: TenantId, name: str, *, actor: str) -> Resync:
+    """Let the next run offer everything again, whatever was acknowledged.
+
+    :raises ConfigError: there is no such sync.
+    """
+    with tenant_transaction(conn, tenant_id):
+        sync_id = _sync_id(conn, tenant_id, name)
+        row = select(conn, _SQL["sync_resync"], {"tenant_id": tenant_id, "sync_id": sync_id})[0]
+        detail = {"sync": name, "sync_id": str(sync_id), "actor": actor}
+        write_events(conn, [Event(kind="sync.resync_requested", tenant_id=tenant_id, detail=detail)])
+    return Resync(sync=name, entries=(row["manifest"] or {}).get("rows", 0), deletes=row["spec"]["mode"] == Mode.MIRROR)
+
+
+def _sync_id(conn: psycopg.Connection[Any], tenant_id: TenantId, name: str) -> Any:
+    return named({row["name"]: row["sync_id"] for row in select(conn, _SQL["sync_list"], {"tenant_id": tenant_id})}, name, "sync")

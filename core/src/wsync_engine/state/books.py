@@ -42,6 +42,7 @@ class RunRecord:
     sync_id: UUID
     state: str
     dry_run: bool
+    adopt: bool
     plan: bytes | None
     plan_generation: int
     base_version: int | None
@@ -97,10 +98,11 @@ class NewRejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotRow:
-    """A sync's snapshot as stored; version 0 and no manifest before the first fold."""
+    """A sync's snapshot as stored; version 0 and no manifest before the first fold. `resync`: how often one was asked for."""
 
     version: int
     manifest: dict[str, Any] | None
+    resync: int
 
 
 class RunBooks:
@@ -143,8 +145,14 @@ class RunBooks:
     def snapshot(self, sync_id: UUID) -> SnapshotRow:
         """The sync's snapshot now."""
         with self._fenced() as cursor:
-            row = cursor.execute("SELECT version, manifest FROM wsync.snapshot WHERE sync_id = %s", (sync_id,)).fetchone()
-        return SnapshotRow(version=0, manifest=None) if row is None else SnapshotRow(version=row[0], manifest=row[1])
+            row = cursor.execute(
+                "SELECT coalesce(s.version, 0), s.manifest, y.resync FROM wsync.sync y LEFT JOIN wsync.snapshot s USING (tenant_id, sync_id)"
+                " WHERE y.sync_id = %s",
+                (sync_id,),
+            ).fetchone()
+        if row is None:
+            raise StateError("the run's sync does not exist any more", next_step="nothing to do: it was purged")
+        return SnapshotRow(version=row[0], manifest=row[1], resync=row[2])
 
     def splits(self, generation: int) -> list[PublishedSplit]:
         """The published splits of one plan."""
@@ -376,7 +384,7 @@ class RunBooks:
 
     def _record(self, cursor: psycopg.Cursor[Any], run_id: UUID) -> RunRecord:
         row = cursor.execute(
-            "SELECT run_id, sync_id, state::text, dry_run, plan, plan_generation, base_version, delivery, sink_token, change_log, counts,"
+            "SELECT run_id, sync_id, state::text, dry_run, adopt, plan, plan_generation, base_version, delivery, sink_token, change_log, counts,"
             " approved_by, folded_at IS NOT NULL FROM wsync.run WHERE run_id = %s",
             (run_id,),
         ).fetchone()

@@ -224,6 +224,7 @@ class _Execution:
             spec=a.spec,
             source=source,
             sink=sink,
+            destination=a.destination,
             books=RunBooks(self._connection, tenant_id=a.tenant_id, run_id=a.run_id, epoch=a.epoch),
             storage=LocalStorage.of_url(self._setup.storage_url, tenant_id=tenant),
             cipher=self._cipher,

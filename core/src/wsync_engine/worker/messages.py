@@ -27,7 +27,7 @@ class ConnectionPart:
 class Assignment:
     """A claimed run and all that its child needs to execute it.
 
-    :param write_until_s: until when a sink call may start, by `boot_time_s`.
+    :param destination: the sink's connection and plugin, opaque. :param write_until_s: until when a sink call may start, by `boot_time_s`.
     :param is_last_attempt: a failure that might pass ends the run none the less.
     """
 
@@ -39,6 +39,7 @@ class Assignment:
     spec: SyncSpec
     source: ConnectionPart
     sink: ConnectionPart
+    destination: str
     tenant_key: str = field(repr=False)
     write_until_s: float
     is_last_attempt: bool

@@ -90,6 +90,7 @@ def load_assignment(conn: psycopg.Connection[Any], claimed: ClaimedRun, keyring:
         spec=sync_spec_from_json(row["spec"]),
         source=_part(row["source_plugin"], row["source_config"], row["source_secrets"], cipher),
         sink=_part(row["sink_plugin"], row["sink_config"], row["sink_secrets"], cipher),
+        destination=f"{row['sink_connection_id']}/{row['sink_plugin']}",
         tenant_key=cipher.to_text(),
         write_until_s=write_until_s,
         is_last_attempt=row["is_last_attempt"],

@@ -1,9 +1,9 @@
 -- name: run_trigger
 -- A second one with the same idem_key, and one while a run of the sync is open, insert nothing.
 INSERT INTO wsync.run (run_id, tenant_id, shard, schedule_id, spec_version, sync_id, connection_id, credential_id, overlap_key, trigger, idem_key,
-    nominal_at, due_at, ready_at, priority, exclusive, dry_run, state, deadline_at, created_at)
+    nominal_at, due_at, ready_at, priority, exclusive, dry_run, adopt, state, deadline_at, created_at)
 VALUES (:run_id, :tenant_id, :shard, :schedule_id, :spec_version, :sync_id, :connection_id, :credential_id, :overlap_key, 'manual', :idem_key,
-    :now, :now, :now, :priority, NOT CAST(:dry_run AS bool), :dry_run, 'queued',
+    :now, :now, :now, :priority, NOT CAST(:dry_run AS bool), :dry_run, :adopt, 'queued',
     CAST(:now AS timestamptz) + CAST(:total_timeout_ms AS bigint) * interval '1 millisecond', wsync.clock())
 ON CONFLICT DO NOTHING
 RETURNING run_id, schedule_id, tenant_id, priority, nominal_at, due_at, ready_at;

@@ -1,5 +1,5 @@
 -- name: run_list
-SELECT r.run_id, y.name AS sync_name, r.state::text AS state, r.phase, r.trigger, r.dry_run, r.attempt, r.created_at, r.started_at,
+SELECT r.run_id, y.name AS sync_name, r.state::text AS state, r.phase, r.trigger, r.dry_run, r.adopt, r.attempt, r.created_at, r.started_at,
     r.finished_at, r.counts, r.outcome_reason, r.error
 FROM wsync.run AS r
 JOIN wsync.sync AS y ON y.tenant_id = r.tenant_id AND y.sync_id = r.sync_id
@@ -10,7 +10,7 @@ ORDER BY r.run_id DESC
 LIMIT :count;
 
 -- name: run_show
-SELECT r.run_id, y.name AS sync_name, r.state::text AS state, r.phase, r.trigger, r.dry_run, r.attempt, r.crashes, r.nominal_at, r.created_at,
+SELECT r.run_id, y.name AS sync_name, r.state::text AS state, r.phase, r.trigger, r.dry_run, r.adopt, r.attempt, r.crashes, r.nominal_at, r.created_at,
     r.started_at, r.finished_at, r.deadline_at, r.counts, r.progress, r.progress_at, r.guards, r.outcome_reason, r.error_class, r.error,
     r.cancel_reason, r.approved_by, r.approved_at,
     (SELECT count(*) FROM wsync.rejection AS x WHERE x.tenant_id = r.tenant_id AND x.run_id = r.run_id) AS rejections

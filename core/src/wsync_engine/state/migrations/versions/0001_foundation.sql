@@ -51,7 +51,7 @@ CREATE TABLE wsync.sync (
     spec_version int NOT NULL DEFAULT 1,
     delivery bigint NOT NULL DEFAULT 0,  -- number of the last run that was let deliver
     overlap_key uuid NOT NULL,
-    snapshot_lost boolean NOT NULL DEFAULT false,
+    resync int NOT NULL DEFAULT 0,  -- how often it was asked for; the manifest says up to which it has been done
     deleted_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),
@@ -217,6 +217,7 @@ CREATE TABLE wsync.run (  -- active and recently ended runs; not partitioned: ru
     -- What the pipeline keeps of a run.
     phase text,
     dry_run boolean NOT NULL DEFAULT false,
+    adopt boolean NOT NULL DEFAULT false,  -- take the result as acknowledged, send nothing
     base_version bigint,  -- of the snapshot that the change log was made from
     delivery bigint,  -- given once, when the run is let deliver
     plan bytea,  -- encrypted

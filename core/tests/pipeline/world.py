@@ -1,0 +1,238 @@
+"""A sync with its warehouse, sink and real state store, whose runs are executed, and killed, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pyarrow as pa
+
+from wsync_engine.model.ids import uuid7
+from wsync_engine.model.sync import Guards, Mode, SyncSpec
+from wsync_engine.pipeline.context import RunContext, no_faults
+from wsync_engine.pipeline.deliver import RetryPolicy
+from wsync_engine.pipeline.run import Job, Outcome, conclude, execute
+from wsync_engine.state.books import RunBooks
+from wsync_engine.storage import LocalStorage
+from wsync_sdk import (
+    CheckReport,
+    Chunk,
+    Estimate,
+    Held,
+    Operation,
+    PlanContext,
+    PlanExpired,
+    Preview,
+    Query,
+    ReadLimits,
+    ReadPlan,
+    RetryableError,
+    RowError,
+    Sink,
+    Source,
+    Split,
+    StreamLimits,
+    StreamSpec,
+    WriteResult,
+    WsyncError,
+)
+
+SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string())])
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+class TableSource(Source):
+    """A warehouse of one table, read in batches of ten rows through two splits."""
+
+    def __init__(self, rows: dict[int, str]) -> None:
+        self.rows = rows
+        self.plans = 0
+        self.expire_reads = 0
+
+    def check(self) -> CheckReport:
+        return CheckReport(findings=())
+
+    def estimate(self, query: Query) -> Estimate:
+        return Estimate()
+
+    def preview(self, query: Query, rows: int) -> Preview:
+        return Preview(schema=SCHEMA, rows=pa.RecordBatch.from_pylist([], schema=SCHEMA), estimate=Estimate())
+
+    def plan(self, query: Query, limits: ReadLimits, ctx: PlanContext) -> ReadPlan:
+        ctx.started(b"handle")
+        self.plans += 1
+        splits = (Split(index=0, token=b"0"), Split(index=1, token=b"1"))
+        return ReadPlan(schema=SCHEMA, splits=splits, lifetime=Held(), handle=b"handle", connector_version="1")
+
+    def read(self, split: Split, offset: int = 0) -> Iterator[pa.RecordBatch]:
+        mine = [{"id": key, "name": name} for key, name in self.rows.items() if key % 2 == split.index]
+        for start in range(0, len(mine), 10):
+            yield pa.RecordBatch.from_pylist(mine[start : start + 10], schema=SCHEMA)
+            if self.expire_reads:
+                self.expire_reads -= 1
+                raise PlanExpired("the snapshot is gone", next_step="plan again")
+
+    def release(self, plan: ReadPlan) -> None:
+        pass
+
+    def cancel(self, handle: bytes) -> None:
+        pass
+
+
+class RecordingSink(Sink):
+    """Applies what it is sent and remembers every call; does not deduplicate."""
+
+    def __init__(self) -> None:
+        self.contents: dict[int, str] = {}
+        self.calls: list[tuple[str, tuple[int, ...]]] = []
+        self.refuse: frozenset[int] = frozenset()
+        self.lose_replies = 0
+        self.fail: WsyncError | None = None
+        self.verdict: Callable[[Chunk], WriteResult] | None = None
+
+    def check(self) -> CheckReport:
+        return CheckReport(findings=())
+
+    def streams(self) -> Sequence[StreamSpec]:
+        limits = StreamLimits(max_rows=7, concurrency=3)
+        return [StreamSpec(name="people", title="People", operations=frozenset(Operation), limits=limits)]
+
+    def write(self, chunk: Chunk, token: bytes) -> WriteResult:
+        rows = chunk.to_rows()
+        if self.fail is not None:
+            raise self.fail
+        if any(row["id"] in self.refuse for row in rows):
+            raise RowError("refused", code="refused", next_step="mend the row")
+        self.calls.append((chunk.key, tuple(row["id"] for row in rows)))
+        if self.verdict is not None:
+            return self.verdict(chunk)
+        for row in rows:
+            if row["wsync_op"] == "delete":
+                self.contents.pop(row["id"], None)
+            else:
+                self.contents[row["id"]] = row["name"]
+        if self.lose_replies:
+            self.lose_replies -= 1
+            raise RetryableError("reply lost", next_step="wait", retry_after_s=0.0)
+        return WriteResult(accepted_rows=chunk.rows)
+
+
+class PlainCipher:
+    def encrypt(self, data: bytes) -> bytes:
+        return data
+
+    def decrypt(self, data: bytes) -> bytes:
+        return data
+
+
+class World:
+    """A sync with its warehouse, sink and state; `run` makes a run and executes it, again after each crash."""
+
+    def __init__(self, database: Any, folder: Path) -> None:
+        self.source = TableSource({n: f"name {n}" for n in range(100)})
+        self.sink = RecordingSink()
+        self.destination = "s/recording"
+        self.storage = LocalStorage(root=folder, tenant_id="t")
+        self.spec = SyncSpec(
+            name="people", source="w", sink="s", query="SELECT", key=("id",), stream="people", mode=Mode.MIRROR, guards=Guards()
+        )
+        self.tenant_id, self.sync_id = uuid7(), uuid7()
+        self.engine = psycopg.connect(database.engine_url, autocommit=True)
+        self.api = psycopg.connect(database.api_url, autocommit=True)
+        self.engine.execute("INSERT INTO wsync.tenant (tenant_id, name) VALUES (%s, %s)", (self.tenant_id, str(self.tenant_id)))
+        connection_id = uuid7()
+        self.engine.execute(
+            "INSERT INTO wsync.connection (connection_id, tenant_id, name, plugin) VALUES (%s, %s, 'c', 'none')",
+            (connection_id, self.tenant_id),
+        )
+        self.engine.execute(
+            "INSERT INTO wsync.sync (sync_id, tenant_id, name, source_connection_id, sink_connection_id, spec, overlap_key)"
+            " VALUES (%s, %s, 'people', %s, %s, '{}', %s)",
+            (self.sync_id, self.tenant_id, connection_id, connection_id, self.sync_id),
+        )
+
+    def close(self) -> None:
+        self.engine.close()
+        self.api.close()
+
+    def new_run(self, *, dry_run: bool = False, adopt: bool = False) -> UUID:
+        run_id = uuid7()
+        self.engine.execute(
+            "INSERT INTO wsync.run (run_id, tenant_id, shard, sync_id, connection_id, credential_id, overlap_key, trigger, nominal_at,"
+            " due_at, ready_at, priority, exclusive, state, dry_run, adopt)"
+            " VALUES (%s, %s, 0, %s, %s, %s, %s, 'manual', now(), now(), now(), 1, %s, 'queued', %s, %s)",
+            (run_id, self.tenant_id, self.sync_id, uuid7(), uuid7(), self.sync_id, not dry_run, dry_run, adopt),
+        )
+        return run_id
+
+    def job(self, run_id: UUID, faults: Callable[[str], None] = no_faults) -> Job:
+        """A claim by a new holder."""
+        row = self.engine.execute(
+            "UPDATE wsync.run SET state = 'running', epoch = epoch + 1 WHERE run_id = %s RETURNING epoch", (run_id,)
+        ).fetchone()
+        assert row is not None
+        return Job(
+            sync_id=self.sync_id,
+            sync_name="people",
+            spec=self.spec,
+            source=self.source,
+            sink=self.sink,
+            destination=self.destination,
+            books=RunBooks(self.api, tenant_id=self.tenant_id, run_id=run_id, epoch=row[0]),
+            storage=self.storage,
+            cipher=PlainCipher(),
+            context=RunContext(tag="test", faults=faults),
+            seed="seed",
+            retry=RetryPolicy(tries=3, first_wait_s=0.0),
+        )
+
+    def run(self, faults: Callable[[str], None] = no_faults) -> Outcome:
+        return execute(self.job(self.new_run(), faults))
+
+    def failed_run(self) -> WsyncError:
+        """A run that fails, and is ended as a child does it."""
+        job = self.job(self.new_run())
+        try:
+            raise AssertionError(f"the run did not fail: {execute(job)}")
+        except WsyncError as exc:
+            conclude(job, exc)
+            return exc
+
+    def adopt(self, faults: Callable[[str], None] = no_faults) -> Outcome:
+        return execute(self.job(self.new_run(adopt=True), faults))
+
+    def ask_for_resync(self) -> None:
+        self.engine.execute("UPDATE wsync.sync SET resync = resync + 1 WHERE sync_id = %s", (self.sync_id,))
+
+    def scalar(self, query: str, *values: object) -> Any:
+        row = self.engine.execute(query, values).fetchone()  # type: ignore[arg-type]
+        return None if row is None else row[0]
+
+
+def crash_at(step: str, occurrence: int) -> Callable[[str], None]:
+    seen = 0
+
+    def faults(name: str) -> None:
+        nonlocal seen
+        if name == step:
+            seen += 1
+            if seen == occurrence:
+                raise Crash(step)
+
+    return faults
+
+
+def change(world: World) -> None:
+    """100 rows: ten change, five leave, five come."""
+    for key in range(10):
+        world.source.rows[key] = f"changed {key}"
+    for key in range(20, 25):
+        del world.source.rows[key]
+    for key in range(200, 205):
+        world.source.rows[key] = f"new {key}"
