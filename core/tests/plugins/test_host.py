@@ -6,13 +6,14 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
 from wsync_engine.plugins import PluginHost, PluginReport
 from wsync_engine.plugins.configuration import secret_references
-from wsync_sdk import CheckReport, ConfigError, PluginError, Split
+from wsync_sdk import AddressPolicy, CheckReport, ConfigError, PluginError, Split
 
 WHOLE = """
 from pydantic import BaseModel, ConfigDict
@@ -211,3 +212,27 @@ def test_a_check_report_passes_the_fence_unchanged(install: Install) -> None:
     install("fine", WHOLE.replace('raise RuntimeError("row value 4711 leaked")', "return CheckReport(findings=())"))
 
     assert PluginHost.load().open_source("thing", {"password": "env:P"}, lambda r: "x").check() == CheckReport(findings=())
+
+
+SINK = """
+from pydantic import BaseModel
+from wsync_sdk import *
+class Config(BaseModel):
+    password: Secret
+class Caller(Sink):
+    def check(self): return CheckReport(findings=())
+    def streams(self): return []
+    def write(self, chunk, token): ...
+@hookimpl
+def wsync_sinks():
+    return [SinkSpec(name=NAME, title="T", config_model=Config, factory=lambda config: Caller(), capabilities=SinkCapabilities())]
+"""
+
+
+def test_a_sink_may_call_public_addresses_and_those_the_installation_allows(install: Install) -> None:
+    install("caller", SINK, spec="caller")
+    host, config = PluginHost.load(), {"password": "env:P"}
+    policy = AddressPolicy(allowed=(IPv4Network("10.0.0.0/8"),))
+
+    assert host.open_sink("caller", config, lambda _: "x").network == AddressPolicy()
+    assert host.open_sink("caller", config, lambda _: "x", network=policy).network == policy

@@ -8,6 +8,7 @@ import sys
 from wsync_engine.index.due_index import Index, connect
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.state import database
+from wsync_engine.worker.connectors import InstalledPlugins
 from wsync_engine.worker.supervisor import Worker, WorkerOptions
 
 
@@ -21,7 +22,7 @@ def main() -> None:
         client=connect(told["redis_url"]),
         connect=lambda: database.connect(told["engine_url"], application_name="wsync worker"),
         keyring=Keyring.from_text(told["key"]),
-        opener=None if told["is_host_used"] else open_connectors,
+        opener=InstalledPlugins() if told["is_host_used"] else open_connectors,
     )
     worker.run()
 

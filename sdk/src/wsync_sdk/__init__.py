@@ -15,6 +15,7 @@ from wsync_sdk.errors import (
     WsyncError,
 )
 from wsync_sdk.hooks import SinkSpec, SourceSpec, hookimpl
+from wsync_sdk.network import AddressPolicy, SocketAddress
 from wsync_sdk.secret import Secret
 from wsync_sdk.sink import (
     BEFORE,
@@ -58,6 +59,7 @@ __all__ = [
     "BEFORE",
     "OP",
     "REFUSED_COLUMNS",
+    "AddressPolicy",
     "CheckReport",
     "Chunk",
     "ConfigError",
@@ -88,6 +90,7 @@ __all__ = [
     "Sink",
     "SinkCapabilities",
     "SinkSpec",
+    "SocketAddress",
     "Source",
     "SourceCapabilities",
     "SourceSpec",

@@ -17,7 +17,7 @@ from typing import Any
 import pluggy
 from pydantic import BaseModel
 
-from wsync_sdk.sink import Sink, SinkCapabilities
+from wsync_sdk.sink import Operation, Sink, SinkCapabilities
 from wsync_sdk.source import Source, SourceCapabilities
 
 __all__ = ["ENTRY_POINT_GROUP", "SinkSpec", "SourceSpec", "hookimpl", "hookspec", "wsync_sinks", "wsync_sources"]
@@ -48,7 +48,11 @@ class SourceSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkSpec:
-    """A sink that a plugin offers; parameters as in SourceSpec."""
+    """A sink that a plugin offers; parameters as in SourceSpec.
+
+    :param operations: what every stream of a sink with this config can do, told without connecting, so that `apply` can refuse a `mirror` sync whose sink
+        can't delete. None: everything, or only a connected sink knows; the engine then asks `Sink.stream` before the run reads.
+    """
 
     name: str
     title: str
@@ -56,6 +60,7 @@ class SinkSpec:
     factory: Callable[[Any], Sink]
     capabilities: SinkCapabilities
     docs_url: str = ""
+    operations: Callable[[Any], frozenset[Operation]] | None = None
 
 
 @hookspec

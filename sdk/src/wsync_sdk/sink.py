@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from wsync_sdk.errors import ConfigError
+from wsync_sdk.network import AddressPolicy
 from wsync_sdk.source import CheckReport
 
 __all__ = [
@@ -254,7 +255,13 @@ class SinkCapabilities:
 
 
 class Sink(ABC):
-    """One configured destination. See the module's docstring for order and threads."""
+    """One configured destination. See the module's docstring for order and threads.
+
+    `network` says which addresses may be called. The engine sets it after the factory and before the first call; a sink that connects to hosts which its
+    config names asks it at every new connection, and connects to nothing but what `network.resolve` gave. Until it is set: public addresses only.
+    """
+
+    network: AddressPolicy = AddressPolicy()
 
     @abstractmethod
     def check(self) -> CheckReport:

@@ -48,11 +48,12 @@ def list_plugins(as_json: Json = False) -> None:
 @reported
 def check(name: Annotated[str, typer.Argument(help="A connection.")], tenant: Tenant = None, as_json: Json = False) -> None:
     """Connect, and say what works and what a person must fix."""
-    from wsync_engine.cli.session import open_session
+    from wsync_engine.cli.session import address_policy, open_session
     from wsync_engine.services.connections import check_connection
 
     with open_session(tenant) as session:
-        checked = check_connection(session.api, session.tenant_id, name, host=session.host, keyring=session.keyring)
+        network = address_policy(session.settings)
+        checked = check_connection(session.api, session.tenant_id, name, host=session.host, keyring=session.keyring, network=network)
     rows = [
         {"role": one.role, "check": finding.name, "ok": finding.ok, "message": finding.message, "next_step": finding.next_step}
         for one in checked

@@ -54,12 +54,13 @@ def scheduler() -> None:
 @reported
 def worker(slots: Slots = 2) -> None:
     """Execute runs. The first signal lets them finish, the second ends them."""
-    from wsync_engine.cli.session import keyring_of, urls_of
+    from wsync_engine.cli.session import address_policy, keyring_of, plugins_file, urls_of
     from wsync_engine.index.due_index import Index
     from wsync_engine.index.due_index import connect as connect_index
     from wsync_engine.settings import Settings
     from wsync_engine.state.database import check_schema, connect
     from wsync_engine.telemetry import log_to_stderr
+    from wsync_engine.worker.connectors import InstalledPlugins
     from wsync_engine.worker.supervisor import Worker, WorkerOptions
 
     log_to_stderr()
@@ -75,6 +76,12 @@ def worker(slots: Slots = 2) -> None:
             client=connect_index(urls.redis),
             connect=lambda: connect(urls.engine, application_name="wsync worker"),
             keyring=keyring_of(settings),
+            opener=InstalledPlugins(
+                allow=settings.plugins_allow,
+                block=settings.plugins_block,
+                tried=plugins_file(settings),
+                network=address_policy(settings),
+            ),
         ).run()
 
 

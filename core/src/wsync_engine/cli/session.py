@@ -26,8 +26,9 @@ from wsync_engine.state.database import check_schema, connect
 from wsync_engine.state.tenants import tenant_named
 from wsync_engine.telemetry import log_to_stderr
 from wsync_sdk.errors import ConfigError
+from wsync_sdk.network import AddressPolicy
 
-__all__ = ["FILE", "Session", "Urls", "actor", "keyring_of", "load_plugins", "open_session", "urls_of"]
+__all__ = ["FILE", "Session", "Urls", "actor", "address_policy", "keyring_of", "load_plugins", "open_session", "plugins_file", "urls_of"]
 
 FILE = Path("wsync.yaml")
 
@@ -102,7 +103,17 @@ def urls_of(settings: Settings) -> Iterator[Urls]:
 
 def load_plugins(settings: Settings) -> PluginHost:
     """The plugins that may load."""
-    return PluginHost.load(allow=settings.plugins_allow, block=settings.plugins_block, tried=settings.data_dir / "plugins.json")
+    return PluginHost.load(allow=settings.plugins_allow, block=settings.plugins_block, tried=plugins_file(settings))
+
+
+def plugins_file(settings: Settings) -> Path:
+    """Where it is remembered which third-party plugins survived their first import."""
+    return settings.data_dir.expanduser().absolute() / "plugins.json"
+
+
+def address_policy(settings: Settings) -> AddressPolicy:
+    """Which addresses sinks may call."""
+    return AddressPolicy(allowed=settings.allow_private_addresses)
 
 
 def keyring_of(settings: Settings) -> Keyring:

@@ -31,7 +31,22 @@ from wsync_engine.pipeline.refusals import refusals_of
 from wsync_engine.pipeline.snapshot import current_manifest, is_resync_wanted
 from wsync_engine.state.books import Ack, Cipher, NewRejection, PublishedSplit, RunBooks, RunRecord
 from wsync_engine.storage import LocalStorage
-from wsync_sdk import FatalError, PlanExpired, Query, ReadLimits, ReadPlan, RowRange, RunRef, Sink, Source, StateError, Target, WsyncError
+from wsync_sdk import (
+    ConfigError,
+    FatalError,
+    Operation,
+    PlanExpired,
+    Query,
+    ReadLimits,
+    ReadPlan,
+    RowRange,
+    RunRef,
+    Sink,
+    Source,
+    StateError,
+    Target,
+    WsyncError,
+)
 
 __all__ = ["Job", "Outcome", "conclude", "execute"]
 
@@ -83,6 +98,7 @@ def execute(job: Job) -> Outcome:
     record = job.books.load()
     if record.delivery is None:
         if record.change_log is None:
+            _check_mode(job)
             _prepare(job, adopt=record.adopt)
             record = job.books.load()
         reasons = _stops(job, record)
@@ -166,6 +182,15 @@ def _prepare(job: Job, *, adopt: bool) -> None:
             if attempt == MOST_PLANS:
                 raise
             job.books.event("plan.expired", {"attempt": attempt})
+
+
+def _check_mode(job: Job) -> None:
+    """A stream that can't delete can't be mirrored: said before the query costs anything."""
+    if job.spec.mode is Mode.MIRROR and Operation.DELETE not in job.sink.stream(job.spec.stream).operations:
+        raise ConfigError(
+            f"mode `mirror` deletes what left the result, and the stream `{job.spec.stream}` takes no deletes",
+            next_step="tell the sink how to delete, or use `mode: upsert`",
+        )
 
 
 class _PlanContext:

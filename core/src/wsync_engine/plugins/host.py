@@ -15,11 +15,13 @@ from wsync_engine.plugins.boundary import guarded
 from wsync_engine.plugins.configuration import validated
 from wsync_engine.plugins.discovery import Candidate, find_candidates, refusal
 from wsync_engine.plugins.loading import LoadFailed, Offer, load, survives_import
-from wsync_sdk import ConfigError, Sink, SinkSpec, Source, SourceSpec
+from wsync_sdk import AddressPolicy, ConfigError, Sink, SinkSpec, Source, SourceSpec
 
 __all__ = ["PluginHost", "PluginReport"]
 
 OURS = frozenset({"wsync-postgres", "wsync-http", "wsync-suprsend", "wsync-snowflake", "wsync-bigquery", "wsync-redshift"})
+
+_PUBLIC_ONLY = AddressPolicy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +113,16 @@ class PluginHost:
         source: Source = guarded(offered.spec.factory, validated(offered.spec.config_model, config, resolve), _label(offered), Source)  # type: ignore[type-abstract]
         return source
 
-    def open_sink(self, plugin: str, config: Mapping[str, Any], resolve: Callable[[str], str]) -> Sink:
-        """A sink from its stored config; as `open_source`."""
+    def open_sink(
+        self, plugin: str, config: Mapping[str, Any], resolve: Callable[[str], str], *, network: AddressPolicy = _PUBLIC_ONLY
+    ) -> Sink:
+        """A sink from its stored config; as `open_source`.
+
+        :param network: which addresses it may call.
+        """
         offered = _named(self._sinks, plugin, "sink")
         sink: Sink = guarded(offered.spec.factory, validated(offered.spec.config_model, config, resolve), _label(offered), Sink)  # type: ignore[type-abstract]
+        sink.network = network
         return sink
 
 

@@ -27,7 +27,7 @@ from wsync_engine.scheduler.schedules import ScheduleSpec, announce, change_sche
 from wsync_engine.secrets.keyring import Keyring, TenantCipher
 from wsync_engine.services.catalog import Catalog, StoredConnection, StoredSync, named, read_catalog, schedule_spec_of, service_statements
 from wsync_engine.services.changes import Change, compared
-from wsync_engine.services.connections import check_config, resolved_secrets, roles_of
+from wsync_engine.services.connections import check_config, check_mode, resolved_secrets, roles_of
 from wsync_engine.state.database import tenant_transaction
 from wsync_engine.state.tenants import ensure_tenant, find_tenant
 from wsync_sdk.errors import ConfigError
@@ -101,6 +101,9 @@ def _wanted(declaration: Declaration, host: PluginHost) -> _Wanted:
         roles = roles_of(declaration, name)
         check_config(host, spec.plugin, spec.config, roles)
         secrets[name] = resolved_secrets(host, spec.plugin, spec.config, roles)
+    for sync in declaration.syncs:
+        sink = connections[sync.spec.sink]
+        check_mode(host, sink.plugin, sink.config, sync.spec.mode)
     return _Wanted(declaration=declaration, secrets=secrets)
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from wsync_engine.model.declaration import Declaration
 from wsync_engine.model.ids import TenantId
+from wsync_engine.model.sync import Mode
 from wsync_engine.plugins import PluginHost
 from wsync_engine.plugins.configuration import secret_references, validated
 from wsync_engine.secrets.keyring import Keyring
@@ -18,9 +19,11 @@ from wsync_engine.secrets.references import resolve
 from wsync_engine.services.catalog import Catalog, StoredConnection, named, read_catalog
 from wsync_engine.state.database import tenant_transaction
 from wsync_sdk.errors import ConfigError
+from wsync_sdk.network import AddressPolicy
+from wsync_sdk.sink import Operation
 from wsync_sdk.source import CheckReport
 
-__all__ = ["Checked", "Role", "check_config", "check_connection", "resolved_secrets", "roles_of"]
+__all__ = ["Checked", "Role", "check_config", "check_connection", "check_mode", "resolved_secrets", "roles_of"]
 
 Role = Literal["source", "sink"]
 STORED = "env:"
@@ -51,6 +54,21 @@ def check_config(host: PluginHost, plugin: str, config: Mapping[str, Any], roles
         validated(model, config, resolve)
 
 
+def check_mode(host: PluginHost, plugin: str, config: Mapping[str, Any], mode: Mode) -> None:
+    """Hold a sync's mode against what its sink can do, as far as the sink's config tells.
+
+    :raises ConfigError: the sync mirrors, and the sink deletes nothing.
+    """
+    spec = host.sink_spec(plugin)
+    if mode is not Mode.MIRROR or spec.operations is None:
+        return
+    if Operation.DELETE not in spec.operations(validated(spec.config_model, config, resolve)):
+        raise ConfigError(
+            "mode `mirror` deletes what left the result, and the sink's config says nothing of deletes",
+            next_step=f"tell the sink how to delete (see the page of `{plugin}`), or use `mode: upsert`",
+        )
+
+
 def resolved_secrets(host: PluginHost, plugin: str, config: Mapping[str, Any], roles: Sequence[Role]) -> dict[str, str]:
     """The values to be stored: of every `env:` reference, as they are in this process now. `file:` is read by whoever uses it.
 
@@ -61,25 +79,28 @@ def resolved_secrets(host: PluginHost, plugin: str, config: Mapping[str, Any], r
 
 
 def check_connection(
-    conn: psycopg.Connection[Any], tenant_id: TenantId, name: str, *, host: PluginHost, keyring: Keyring
+    conn: psycopg.Connection[Any], tenant_id: TenantId, name: str, *, host: PluginHost, keyring: Keyring, network: AddressPolicy
 ) -> tuple[Checked, ...]:
     """Open a stored connection and let its plugin look at it, in each role that a sync uses, else in the first that the plugin offers.
 
+    :param network: which addresses a sink may call.
     :raises ConfigError: there is no such connection, or its config is wrong. Errors of the plugin pass through.
     """
     with tenant_transaction(conn, tenant_id):
         catalog = read_catalog(conn, tenant_id, keyring.tenant(tenant_id))
     connection: StoredConnection = named(catalog.connections, name, "connection")
-    return tuple(Checked(role=role, report=_checked(connection, role, host)) for role in _roles_in_use(catalog, connection, host))
+    return tuple(Checked(role=role, report=_checked(connection, role, host, network)) for role in _roles_in_use(catalog, connection, host))
 
 
-def _checked(connection: StoredConnection, role: Role, host: PluginHost) -> CheckReport:
+def _checked(connection: StoredConnection, role: Role, host: PluginHost, network: AddressPolicy) -> CheckReport:
     def value(reference: str) -> str:
         return connection.secrets[reference] if reference in connection.secrets else resolve(reference)
 
     if role == "source":
-        return host.open_source(connection.plugin, connection.config, value).check()
-    return host.open_sink(connection.plugin, connection.config, value).check()
+        with host.open_source(connection.plugin, connection.config, value) as source:
+            return source.check()
+    with host.open_sink(connection.plugin, connection.config, value, network=network) as sink:
+        return sink.check()
 
 
 def _roles_in_use(catalog: Catalog, connection: StoredConnection, host: PluginHost) -> tuple[Role, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wsync_engine.plugins import PluginHost
 from wsync_engine.worker.messages import Assignment, ConnectionPart
-from wsync_sdk import ConfigError, Sink, Source
+from wsync_sdk import AddressPolicy, ConfigError, Sink, Source
 
 __all__ = ["InstalledPlugins", "Opener"]
 
@@ -18,11 +18,15 @@ Opener = Callable[[Assignment], tuple[Source, Sink]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledPlugins:
-    """Opens connectors of installed plugins; the host is loaded once per child."""
+    """Opens connectors of installed plugins; the host is loaded once per child.
+
+    :param allow: distributions that may load; empty: all. :param block: distributions that may not. :param network: which addresses sinks may call.
+    """
 
     allow: Sequence[str] = ()
     block: Sequence[str] = ()
     tried: Path | None = None
+    network: AddressPolicy = AddressPolicy()
 
     def __call__(self, assignment: Assignment) -> tuple[Source, Sink]:
         """The run's source and sink.
@@ -31,7 +35,7 @@ class InstalledPlugins:
         """
         host = _host(tuple(self.allow), tuple(self.block), self.tried)
         source = host.open_source(assignment.source.plugin, assignment.source.config, partial(_secret, assignment.source))
-        sink = host.open_sink(assignment.sink.plugin, assignment.sink.config, partial(_secret, assignment.sink))
+        sink = host.open_sink(assignment.sink.plugin, assignment.sink.config, partial(_secret, assignment.sink), network=self.network)
         return source, sink
 
 

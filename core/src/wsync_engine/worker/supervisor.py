@@ -31,7 +31,7 @@ from wsync_engine.scheduler.runs import LEASE_S, Beat, ClaimedRun, Held, claim_r
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.worker import fork_server
 from wsync_engine.worker.child import ChildSetup
-from wsync_engine.worker.connectors import InstalledPlugins, Opener
+from wsync_engine.worker.connectors import Opener
 from wsync_engine.worker.endings import Ending, ending_of_death, ending_of_report, failed, given_back
 from wsync_engine.worker.fence import boot_time_s
 from wsync_engine.worker.live import LiveProgress, WakeListener
@@ -106,7 +106,7 @@ class Worker:
     """One worker of one shard. `run` is for one thread, which must live as long as the worker: its children die with that thread.
 
     :param client: of the index, for messages; `index` has one of its own.
-    :param connect: opens a connection as the engine's login, autocommit.
+    :param connect: opens a connection as the engine's login, autocommit. :param opener: opens a run's connectors, in the children.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Worker:
         client: redis.Redis,
         connect: Callable[[], psycopg.Connection[Any]],
         keyring: Keyring,
-        opener: Opener | None = None,
+        opener: Opener,
     ) -> None:
         self.worker_id = uuid7()
         self._options = options
@@ -125,7 +125,7 @@ class Worker:
         self._client = client
         self._connect = connect
         self._keyring = keyring
-        self._setup = ChildSetup(api_url=options.api_url, storage_url=options.storage_url, opener=opener or InstalledPlugins())
+        self._setup = ChildSetup(api_url=options.api_url, storage_url=options.storage_url, opener=opener)
         self._slots: list[Slot] = []
         self._endings: list[Ending] = []
         self._connection: psycopg.Connection[Any] | None = None
