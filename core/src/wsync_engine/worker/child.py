@@ -17,7 +17,7 @@ import psycopg
 import structlog
 from psycopg.rows import TupleRow
 
-from wsync_engine.pipeline.context import Cancelled, RunContext
+from wsync_engine.pipeline.context import Cancelled, RunContext, no_faults
 from wsync_engine.pipeline.run import Job, conclude, execute
 from wsync_engine.secrets.keyring import TenantCipher
 from wsync_engine.state import database
@@ -38,11 +38,12 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildSetup:
-    """What all runs of a child share. `api_url`: the login under row-level security, the only one a child has."""
+    """What all runs of a child share. `api_url`: the login under row-level security, the only one a child has. `faults`: see RunContext."""
 
     api_url: str = field(repr=False)
     storage_url: str
     opener: Opener
+    faults: Callable[[str], None] = no_faults
 
 
 def child_main(pipe: Connection, setup: ChildSetup) -> None:
@@ -217,6 +218,7 @@ class _Execution:
             is_cancelled=self._run.is_cancelled,
             await_right_to_write=self._run.fence.wait,
             progress=self._run.count,
+            faults=self._setup.faults,
         )
         return Job(
             sync_id=a.sync_id,

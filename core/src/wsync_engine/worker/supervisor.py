@@ -27,6 +27,7 @@ import structlog
 from wsync_engine.index.due_index import Index
 from wsync_engine.index.entries import ReadyRun
 from wsync_engine.model.ids import uuid7
+from wsync_engine.pipeline.context import no_faults
 from wsync_engine.scheduler.runs import LEASE_S, Beat, ClaimedRun, Held, claim_runs, heartbeat
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.worker import fork_server
@@ -107,6 +108,7 @@ class Worker:
 
     :param client: of the index, for messages; `index` has one of its own.
     :param connect: opens a connection as the engine's login, autocommit. :param opener: opens a run's connectors, in the children.
+    :param faults: called in a child with the name of each step of its run, where a test may want to stop it.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class Worker:
         connect: Callable[[], psycopg.Connection[Any]],
         keyring: Keyring,
         opener: Opener,
+        faults: Callable[[str], None] = no_faults,
     ) -> None:
         self.worker_id = uuid7()
         self._options = options
@@ -125,7 +128,7 @@ class Worker:
         self._client = client
         self._connect = connect
         self._keyring = keyring
-        self._setup = ChildSetup(api_url=options.api_url, storage_url=options.storage_url, opener=opener)
+        self._setup = ChildSetup(api_url=options.api_url, storage_url=options.storage_url, opener=opener, faults=faults)
         self._slots: list[Slot] = []
         self._endings: list[Ending] = []
         self._connection: psycopg.Connection[Any] | None = None
