@@ -1,16 +1,21 @@
-"""`plugins list`, `connections test` and `db upgrade`."""
+"""`plugins list`, `connections test`, `db upgrade` and `doctor`."""
 # ruff: noqa: PLC0415  what a command needs is imported when it runs, so that --help stays quick
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wsync_engine.cli.boundary import Exit, reported
 from wsync_engine.cli.output import print_objects, say, table
 
-__all__ = ["connections", "db", "plugins"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from wsync_sdk.source import Finding
+
+__all__ = ["connections", "db", "doctor", "plugins"]
 
 plugins = typer.Typer(help="Installed sources and sinks.", no_args_is_help=True)
 connections = typer.Typer(help="Configured sources and sinks.", no_args_is_help=True)
@@ -79,3 +84,54 @@ def upgrade() -> None:
         database.upgrade(urls.owner)
         database.check_schema(urls.api)
     say("the schema is up to date")
+
+
+@reported
+def doctor(
+    sync: Annotated[
+        str | None, typer.Argument(help="Look at this sync too: connections, query, mapping, snapshot, schedule, last run.")
+    ] = None,
+    tenant: Tenant = None,
+    as_json: Json = False,
+) -> None:
+    """Look at everything, and say what a person must fix; changes nothing. Exits with 1 if something is wrong."""
+    from wsync_engine.cli.session import address_policy, keyring_of, load_plugins, log_to_errors, tenant_id_of, urls_of
+    from wsync_engine.index.due_index import Index
+    from wsync_engine.index.due_index import connect as connect_index
+    from wsync_engine.services.doctor import Installation, examine_installation, examine_sync
+    from wsync_engine.settings import Settings
+    from wsync_engine.state.database import connect
+
+    log_to_errors()
+    settings = Settings.read()
+    with urls_of(settings) as urls:
+        installation = Installation(
+            engine_url=urls.engine,
+            api_url=urls.api,
+            index=Index(connect_index(urls.redis)),
+            storage_url=settings.storage,
+            host=load_plugins(settings),
+            keyring=keyring_of(settings),
+            network=address_policy(settings),
+        )
+        is_right = _show_findings(examine_installation(installation), as_json)
+        if sync is not None:
+            with connect(urls.api, application_name="wsync doctor") as api:
+                is_right = _show_findings(examine_sync(api, tenant_id_of(api, tenant), sync, installation), as_json) and is_right
+    if not is_right:
+        raise typer.Exit(Exit.FAILED)
+
+
+def _show_findings(findings: Iterable[Finding], as_json: bool) -> bool:
+    """As they are found: a server that does not answer takes its time."""
+    is_right = True
+    for finding in findings:
+        is_right = is_right and finding.ok
+        if as_json:
+            row = {"check": finding.name, "ok": finding.ok, "message": finding.message, "next_step": finding.next_step}
+            print_objects([row])
+            continue
+        typer.echo(f"{'ok   ' if finding.ok else 'WRONG'} {finding.name}: {finding.message}")
+        if finding.next_step:
+            typer.echo(f"      next: {finding.next_step}")
+    return is_right

@@ -28,6 +28,7 @@ app.add_typer(runs, name="runs")
 app.add_typer(schedules, name="schedules")
 roles.add_commands(app)
 app.add_typer(installation.db, name="db")
+app.command("doctor")(installation.doctor)
 
 
 def _version(value: bool) -> None:

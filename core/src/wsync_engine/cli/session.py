@@ -28,7 +28,20 @@ from wsync_engine.telemetry import log_to_stderr
 from wsync_sdk.errors import ConfigError
 from wsync_sdk.network import AddressPolicy
 
-__all__ = ["FILE", "Session", "Urls", "actor", "address_policy", "keyring_of", "load_plugins", "open_session", "plugins_file", "urls_of"]
+__all__ = [
+    "FILE",
+    "Session",
+    "Urls",
+    "actor",
+    "address_policy",
+    "keyring_of",
+    "load_plugins",
+    "log_to_errors",
+    "open_session",
+    "plugins_file",
+    "tenant_id_of",
+    "urls_of",
+]
 
 FILE = Path("wsync.yaml")
 
@@ -55,10 +68,7 @@ class Session:
     @cached_property
     def tenant_id(self) -> TenantId:
         """The tenant that the command is about: `--tenant`, else the one that ./wsync.yaml names."""
-        name = self._tenant or tenant_of(FILE)
-        if name is None:
-            raise ConfigError("which tenant?", next_step="add `--tenant NAME`, or run this where its wsync.yaml is")
-        return tenant_named(self.api, name)
+        return tenant_id_of(self.api, self._tenant)
 
     @cached_property
     def host(self) -> PluginHost:
@@ -79,13 +89,29 @@ class Session:
 @contextmanager
 def open_session(tenant: str | None = None) -> Iterator[Session]:
     """Open it; servers that were started for it are stopped at the end, unless another process uses them."""
-    log_to_stderr(logging.ERROR)  # that an announcement did not arrive is no news to a person: the sweep makes up for it
+    log_to_errors()
     settings = Settings.read()
     with ExitStack() as stack:
         urls = stack.enter_context(urls_of(settings))
         check_schema(urls.api)
         api = stack.enter_context(connect(urls.api, application_name="wsync cli"))
         yield Session(settings, urls, api, tenant)
+
+
+def log_to_errors() -> None:
+    """The log of a command: that an announcement did not arrive is no news to a person, since the sweep makes up for it."""
+    log_to_stderr(logging.ERROR)
+
+
+def tenant_id_of(api: psycopg.Connection[Any], tenant: str | None) -> TenantId:
+    """The tenant of that name; None: the one that ./wsync.yaml names.
+
+    :raises ConfigError: none is named, or there is none of that name.
+    """
+    name = tenant or tenant_of(FILE)
+    if name is None:
+        raise ConfigError("which tenant?", next_step="add `--tenant NAME`, or run this where its wsync.yaml is")
+    return tenant_named(api, name)
 
 
 @contextmanager

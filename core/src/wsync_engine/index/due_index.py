@@ -93,6 +93,12 @@ class Index:
         if policy != "noeviction":
             raise ConfigError(f"the index would lose entries: maxmemory-policy is `{policy}`", next_step="set it to `noeviction`")
 
+    def time_s(self) -> float:
+        """The server's clock, seconds since 1970."""
+        with _translated("read the index's clock"):
+            seconds, micros = self._client.time()
+        return float(seconds) + float(micros) / 1e6
+
     def attach(self) -> None:
         """Learn which incarnation this is; done by itself before the first call and after a lost connection.
 

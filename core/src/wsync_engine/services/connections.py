@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from wsync_sdk.network import AddressPolicy
 from wsync_sdk.sink import Operation
 from wsync_sdk.source import CheckReport
 
-__all__ = ["Checked", "Role", "check_config", "check_connection", "check_mode", "resolved_secrets", "roles_of"]
+__all__ = ["Checked", "Role", "check_config", "check_connection", "check_mode", "resolved_secrets", "roles_of", "secret_of"]
 
 Role = Literal["source", "sink"]
 STORED = "env:"
@@ -92,14 +92,20 @@ def check_connection(
     return tuple(Checked(role=role, report=_checked(connection, role, host, network)) for role in _roles_in_use(catalog, connection, host))
 
 
-def _checked(connection: StoredConnection, role: Role, host: PluginHost, network: AddressPolicy) -> CheckReport:
+def secret_of(connection: StoredConnection) -> Callable[[str], str]:
+    """What resolves the connection's references: the stored value where there is one, else this process' environment and files."""
+
     def value(reference: str) -> str:
         return connection.secrets[reference] if reference in connection.secrets else resolve(reference)
 
+    return value
+
+
+def _checked(connection: StoredConnection, role: Role, host: PluginHost, network: AddressPolicy) -> CheckReport:
     if role == "source":
-        with host.open_source(connection.plugin, connection.config, value) as source:
+        with host.open_source(connection.plugin, connection.config, secret_of(connection)) as source:
             return source.check()
-    with host.open_sink(connection.plugin, connection.config, value, network=network) as sink:
+    with host.open_sink(connection.plugin, connection.config, secret_of(connection), network=network) as sink:
         return sink.check()
 
 

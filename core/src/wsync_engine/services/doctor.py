@@ -1,0 +1,231 @@
+"""Doctor: looks at an installation, and at one sync, as a person would who wonders why nothing arrives. Changes nothing.
+
+Each look is independent: one that fails says so, and the others still happen, except where they need what is missing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+import psycopg
+
+from wsync_engine.index.due_index import Index
+from wsync_engine.model.declaration import sync_spec_from_json
+from wsync_engine.model.ids import TenantId
+from wsync_engine.model.sync import Mode, SyncSpec
+from wsync_engine.pipeline.mapping import compile_mapping
+from wsync_engine.plugins import PluginHost
+from wsync_engine.scheduler.rows import Row, select
+from wsync_engine.secrets.keyring import Keyring
+from wsync_engine.services.catalog import Catalog, StoredConnection, StoredSync, named, read_catalog, service_statements
+from wsync_engine.services.connections import secret_of
+from wsync_engine.state.database import check_schema, connect, tenant_transaction
+from wsync_engine.storage import LocalStorage
+from wsync_sdk import AddressPolicy, Finding, Operation, Query, WsyncError
+
+__all__ = ["Installation", "examine_installation", "examine_sync"]
+
+_SQL = service_statements("doctor")
+LEAST_FREE_BYTES = 1024**3
+MOST_SKEW_S = 2.0
+LATE_AFTER_S = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installation:
+    """What is looked at. Addresses hold passwords and are never shown."""
+
+    engine_url: str = field(repr=False)
+    api_url: str = field(repr=False)
+    index: Index
+    storage_url: str
+    host: PluginHost
+    keyring: Keyring
+    network: AddressPolicy
+
+
+# -- the installation
+
+
+def examine_installation(installation: Installation) -> Iterator[Finding]:
+    """State store, index, storage, plugins, and whether somebody works; most basic first."""
+    is_store_right = True
+    for role, url in (("engine", installation.engine_url), ("api", installation.api_url)):
+        found = _tried("state_store", partial(check_schema, url), f"the {role}'s login and the schema are right")
+        is_store_right = is_store_right and found.ok
+        yield found
+    index = _tried("index", installation.index.check_server, "Redis answers, and drops nothing when its memory is full")
+    yield index
+    yield _storage(installation.storage_url)
+    yield from _plugins(installation.host)
+    if is_store_right:
+        with connect(installation.engine_url, application_name="wsync doctor") as conn:
+            if index.ok:
+                yield _tried_for("clocks", lambda: _clocks(conn, installation.index))
+            yield from _workforce(conn)
+
+
+def _tried(name: str, call: Callable[[], object], message: str) -> Finding:
+    return _tried_for(name, lambda: (call(), Finding(name=name, ok=True, message=message))[1])
+
+
+def _tried_for(name: str, call: Callable[[], Finding]) -> Finding:
+    """The finding of a look, or that it failed."""
+    try:
+        return call()
+    except WsyncError as exc:
+        return Finding(name=name, ok=False, message=exc.message, next_step=exc.next_step)
+
+
+def _storage(url: str) -> Finding:
+    folder = Path(unquote(urlparse(url).path))
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = folder / ".doctor"
+        probe.write_bytes(b"")
+        probe.unlink()
+        free = shutil.disk_usage(folder).free
+    except OSError as exc:
+        message = f"the storage folder can't be written: {exc.strerror}"
+        return Finding(name="storage", ok=False, message=message, next_step="correct its permissions, or WSYNC_STORAGE_URL")
+    message = f"{free / 1024**3:.1f} GiB are free in the storage folder"
+    if free < LEAST_FREE_BYTES:
+        return Finding(name="storage", ok=False, message=message, next_step="free space: runs stage the whole result there")
+    return Finding(name="storage", ok=True, message=message)
+
+
+def _plugins(host: PluginHost) -> Iterator[Finding]:
+    for report in host.reports:
+        if report.ok:
+            offers = [*(f"source {name}" for name in report.sources), *(f"sink {name}" for name in report.sinks)]
+            yield Finding(name="plugin", ok=True, message=f"{report.distribution} {report.version}: {', '.join(offers)}")
+        else:
+            message = f"{report.distribution} {report.version} is left out: {report.reason}"
+            yield Finding(name="plugin", ok=False, message=message, next_step=report.next_step)
+    if not host.reports:
+        yield Finding(name="plugin", ok=False, message="no plugin is installed", next_step="`pip install wsync-postgres`, for example")
+
+
+def _clocks(conn: psycopg.Connection[Any], index: Index) -> Finding:
+    stored = conn.execute("SELECT extract(epoch FROM clock_timestamp())").fetchone()
+    assert stored is not None
+    skew_s = abs(index.time_s() - float(stored[0]))
+    if skew_s > MOST_SKEW_S:
+        message = f"the clocks of Redis and Postgres are {skew_s:.0f} s apart: runs are late by it"
+        return Finding(name="clocks", ok=False, message=message, next_step="let both servers' hosts keep time (NTP)")
+    return Finding(name="clocks", ok=True, message="the clocks of Redis and Postgres agree")
+
+
+def _workforce(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
+    row = select(conn, _SQL["workforce_count"], {"late_after_s": LATE_AFTER_S})[0]
+    if row["workers"]:
+        yield Finding(name="workers", ok=True, message=f"{row['workers']} worker(s) with {row['slots']} slot(s), {row['running']} in use")
+    else:
+        yield Finding(name="workers", ok=False, message="no worker is running", next_step="start one: `wsync-engine worker`")
+    if row["overdue"]:
+        message = f"{row['overdue']} schedule(s) are due for more than {LATE_AFTER_S} s, and nobody fired them"
+        yield Finding(name="schedulers", ok=False, message=message, next_step="start one: `wsync-engine scheduler`")
+    else:
+        yield Finding(name="schedulers", ok=True, message="no schedule is overdue")
+
+
+# -- one sync
+
+
+def examine_sync(conn: psycopg.Connection[Any], tenant_id: TenantId, name: str, installation: Installation) -> Iterator[Finding]:
+    """Both its connections, query against mapping, stream, snapshot, schedule and last run.
+
+    :raises ConfigError: there is no such sync.
+    """
+    with tenant_transaction(conn, tenant_id):
+        catalog = read_catalog(conn, tenant_id, installation.keyring.tenant(tenant_id))
+        stored: StoredSync = named(catalog.syncs, name, "sync")
+        row = select(conn, _SQL["sync_health"], {"tenant_id": tenant_id, "sync_id": stored.sync_id})[0]
+    spec = sync_spec_from_json(stored.spec)
+    yield from _source(spec, _connection(catalog, stored.source_id), installation.host)
+    yield from _sink(spec, _connection(catalog, stored.sink_id), installation)
+    yield _snapshot(row, LocalStorage.of_url(installation.storage_url, tenant_id=str(tenant_id)))
+    yield _schedule(row)
+    yield _last_run(row)
+
+
+def _connection(catalog: Catalog, connection_id: object) -> StoredConnection:
+    return next(connection for connection in catalog.connections.values() if connection.connection_id == connection_id)
+
+
+def _source(spec: SyncSpec, connection: StoredConnection, host: PluginHost) -> Iterator[Finding]:
+    try:
+        with host.open_source(connection.plugin, connection.config, secret_of(connection)) as source:
+            report = source.check()
+            yield from (replace(finding, name=f"source.{finding.name}") for finding in report.findings)
+            if report.ok:
+                query = Query(sql=spec.query, table=spec.table, parameters=spec.parameters, split_by=spec.split_by)
+                schema = source.preview(query, 1).schema
+                compiled = compile_mapping(spec, schema, seed="", partitions=1)
+                message = f"the query gives {len(schema.names)} columns, the mapping sends {len(compiled.schema.names)} fields"
+                yield Finding(name="query", ok=True, message=message)
+    except WsyncError as exc:
+        yield Finding(name="query", ok=False, message=exc.message, next_step=exc.next_step)
+
+
+def _sink(spec: SyncSpec, connection: StoredConnection, installation: Installation) -> Iterator[Finding]:
+    try:
+        opened = installation.host.open_sink(connection.plugin, connection.config, secret_of(connection), network=installation.network)
+        with opened as sink:
+            report = sink.check()
+            yield from (replace(finding, name=f"sink.{finding.name}") for finding in report.findings)
+            if report.ok:
+                yield _stream(spec, sink.stream(spec.stream).operations)
+    except WsyncError as exc:
+        yield Finding(name="stream", ok=False, message=exc.message, next_step=exc.next_step)
+
+
+def _stream(spec: SyncSpec, operations: frozenset[Operation]) -> Finding:
+    if spec.mode is Mode.MIRROR and Operation.DELETE not in operations:
+        message = f"the stream `{spec.stream}` takes no deletes, and mode `mirror` needs them"
+        return Finding(name="stream", ok=False, message=message, next_step="tell the sink how to delete, or use `mode: upsert`")
+    return Finding(name="stream", ok=True, message=f"the stream `{spec.stream}` takes {' and '.join(sorted(operations))}")
+
+
+def _snapshot(row: Row, storage: LocalStorage) -> Finding:
+    manifest = row["manifest"]
+    is_resync = row["resync"] > (manifest or {}).get("resync", 0)
+    if manifest is None:
+        return Finding(name="snapshot", ok=True, message="nothing was delivered yet: the next run offers everything")
+    lost = [name for name in manifest["files"] if name is not None and not storage.absolute(name).is_file()]
+    if lost and not is_resync:
+        message = f"snapshot_lost: {len(lost)} of the snapshot's files are not in the storage folder of this host"
+        step = "look whether this host has the workers' storage; else `wsync-engine sync resync NAME` or `wsync-engine sync adopt NAME`"
+        return Finding(name="snapshot", ok=False, message=message, next_step=step)
+    message = f"{manifest['rows']} subscribers were delivered" + ("; the next run offers all again" if is_resync else "")
+    return Finding(name="snapshot", ok=True, message=message)
+
+
+def _schedule(row: Row) -> Finding:
+    if not row["schedules"]:
+        return Finding(name="schedule", ok=True, message="it has no schedule", next_step="`wsync-engine sync run` makes a run")
+    if row["paused"] == row["schedules"]:
+        return Finding(name="schedule", ok=True, message="its schedule is paused", next_step="`wsync-engine schedules resume`")
+    if row["next_due_at"] is None:
+        message = "its schedule has no next time"
+        return Finding(name="schedule", ok=False, message=message, next_step="`wsync-engine schedules list` shows why")
+    due_at: datetime = row["next_due_at"]
+    return Finding(name="schedule", ok=True, message=f"due next at {due_at:%Y-%m-%d %H:%M:%SZ}")
+
+
+def _last_run(row: Row) -> Finding:
+    if row["run_id"] is None:
+        return Finding(name="last_run", ok=True, message="it never ran")
+    message = f"run {row['run_id']}: {row['state']}" + (f", {row['outcome_reason']}" if row["outcome_reason"] else "")
+    step = f"`wsync-engine runs show {row['run_id']}`"
+    with suppress(KeyError):
+        step = {"blocked": f"{step}, then `wsync-engine runs approve {row['run_id']}` or `discard`", "succeeded": ""}[row["state"]]
+    return Finding(name="last_run", ok=row["state"] not in ("failed", "partial", "blocked"), message=message, next_step=step)

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from wsync_engine.model.ids import uuid7
+
+from .conftest import TEXT, Run
+
+Look = Callable[..., dict[str, dict[str, Any]]]
+
+
+@pytest.fixture
+def look(file: Path, run: Run) -> Look:
+    """What the doctor finds, by name."""
+
+    def call(*words: str) -> dict[str, dict[str, Any]]:
+        assert run("apply", file).exit_code == 0
+        result = run("doctor", *words, "--json")
+        found = [json.loads(line) for line in result.stdout.splitlines()]
+        assert result.exit_code == (0 if all(row["ok"] for row in found) else 1), result.output
+        assert all(row["ok"] or row["next_step"] for row in found)
+        return {row["check"]: row for row in found}
+
+    return call
+
+
+@pytest.fixture
+def engine(database: Any) -> Any:
+    with psycopg.connect(database.engine_url, autocommit=True) as connection:
+        yield connection
+
+
+def add_worker(engine: Any) -> None:
+    engine.execute(
+        "INSERT INTO wsync.worker (worker_id, host, pid, version, slots, running, heartbeat_at) VALUES (%s, 'h', 1, '1', 2, 1, now())",
+        [uuid7()],
+    )
+
+
+def test_a_right_installation_and_sync_exit_with_0(look: Look, engine: Any) -> None:
+    add_worker(engine)
+
+    found = look("customers")
+
+    assert [name for name, row in found.items() if not row["ok"]] == []
+    assert found["workers"]["message"] == "1 worker(s) with 2 slot(s), 1 in use"
+    assert found["query"]["message"] == "the query gives 2 columns, the mapping sends 2 fields"
+    assert "delete and upsert" in found["stream"]["message"]
+    assert "due next at" in found["schedule"]["message"]
+
+
+def test_without_a_worker_or_a_scheduler_it_says_what_to_start(look: Look, engine: Any, file: Path, run: Run) -> None:
+    run("apply", file)
+    engine.execute("UPDATE wsync.schedule_clock SET next_nominal_at = now() - interval '1 hour', next_due_at = now() - interval '1 hour'")
+
+    found = look()
+
+    assert found["workers"]["next_step"] == "start one: `wsync-engine worker`"
+    assert found["schedulers"]["next_step"] == "start one: `wsync-engine scheduler`"
+
+
+def test_a_mapping_that_does_not_fit_the_query_is_found_without_a_run(look: Look, file: Path) -> None:
+    file.write_text(TEXT.replace("    mode: mirror\n", "    mode: mirror\n    mapping: {id: id, mail: e_mail}\n"))
+
+    found = look("customers")
+
+    assert not found["query"]["ok"]
+    assert "e_mail" in found["query"]["message"]
+
+
+def test_a_snapshot_whose_files_are_gone_is_found(look: Look, engine: Any, file: Path, run: Run) -> None:
+    run("apply", file)
+    engine.execute(
+        "INSERT INTO wsync.snapshot (sync_id, tenant_id, version, manifest)"
+        ' SELECT sync_id, tenant_id, 1, \'{"files": ["t/gone.parquet"], "rows": 7, "resync": 0}\' FROM wsync.sync'
+    )
+
+    assert "snapshot_lost" in look("customers")["snapshot"]["message"]
+    run("sync", "resync", "customers")
+    assert "offers all again" in look("customers")["snapshot"]["message"]
+
+
+def test_servers_that_are_away_are_findings(file: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WSYNC_REDIS_URL", "redis://127.0.0.1:1/0")
+    for role in ("OWNER", "ENGINE", "API"):
+        monkeypatch.setenv(f"WSYNC_DATABASE_URL_{role}", "postgresql://u:hunter2@127.0.0.1:1/db")
+
+    result = run("doctor")
+
+    assert result.exit_code == 1
+    assert result.stdout.count("WRONG state_store") == 2
+    assert result.stdout.count("WRONG index") == 1
+    assert "hunter2" not in result.output
+
+
+def test_a_sync_that_is_not_there_is_refused(look: Look, file: Path, run: Run) -> None:
+    run("apply", file)
+
+    assert run("doctor", "nobody").exit_code == 2
