@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import random
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from wsync_engine.model.sync import Guards
 from wsync_engine.pipeline.context import Cancelled, no_faults
 from wsync_engine.pipeline.run import conclude, execute
+from wsync_engine.storage import LocalStorage
 from wsync_sdk import (
     ConfigError,
     FatalError,
@@ -322,3 +327,40 @@ def test_two_runs_that_fold_the_same_predecessor_keep_its_snapshot(world: World)
     world.sink.calls.clear()
 
     assert (world.run().state, world.sink.calls) == ("succeeded", [])
+
+
+@contextmanager
+def full_disk() -> Iterator[Callable[[], None]]:
+    """Gives a call after which no file of this process may grow; undone at the end."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("step", ["plan", "after_publish", "after_ack"])
+def test_a_full_disk_fails_the_run_in_one_line_and_the_next_one_brings_everything(world: World, step: str) -> None:
+    world.run()
+    world.sink.calls.clear()
+    change(world)
+    with full_disk() as fill:
+        job = world.job(world.new_run(), lambda name: fill() if name == step else None)
+        with pytest.raises(FatalError, match="the storage folder can't be written") as caught:
+            execute(job)
+        with suppress(FatalError):  # as its child does; without a disk there is no fold either
+            conclude(job, caught.value)
+    world.engine.execute("UPDATE wsync.run SET state = 'failed' WHERE state = 'running'")
+
+    outcome = world.run()
+
+    assert (outcome.state, world.sink.contents) == ("succeeded", world.source.rows)
+    assert sorted({row for _, rows in world.sink.calls for row in rows}) == sorted([*range(10), *range(20, 25), *range(200, 205)])
+
+
+def test_a_storage_folder_that_can_not_be_made_is_said_in_one_line(world: World, tmp_path: Path) -> None:
+    world.run()
+    (tmp_path / "file").write_text("in the way")
+    world.storage = LocalStorage(root=tmp_path / "file", tenant_id="t")
+
+    assert "the storage folder can't be written" in world.failed_run().message

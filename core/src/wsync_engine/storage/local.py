@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from wsync_sdk import ConfigError
+from wsync_sdk import ConfigError, FatalError
 
 __all__ = ["LocalStorage"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalStorage:
-    """One tenant's part of a storage folder. Paths that are stored are relative to `root`."""
+    """One tenant's part of a storage folder. Paths that are stored are relative to `root`. A folder that can't be made is a FatalError."""
 
     root: Path
     tenant_id: str
@@ -88,5 +88,10 @@ class LocalStorage:
 
     @staticmethod
     def _made(folder: Path) -> Path:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as exc:
+            raise FatalError(
+                f"the storage folder can't be written: {exc.strerror}", next_step="correct its permissions or free space, then run again"
+            ) from exc
         return folder
