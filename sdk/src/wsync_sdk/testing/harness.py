@@ -155,19 +155,19 @@ class SinkHarness(ABC):
         """A new instance; closed by who asked for it."""
 
     @abstractmethod
-    def target(self, schema: pa.Schema, key: tuple[str, ...]) -> Target:
-        """A stream that is empty, or that `begin` makes."""
+    def target(self, schema: pa.Schema, key: tuple[str, ...]) -> Target | None:
+        """A stream that is empty, or that `begin` makes; another one at each call. None: the destination has no such stream."""
 
     @abstractmethod
     def contents(self, target: Target) -> Sequence[Mapping[str, Any]]:
-        """What the destination holds of this target now, by field name; asked past the sink."""
+        """What the destination holds of this target now, by field name; asked past the sink. A missing name is NULL."""
 
     def wrong_login(self) -> Sink | None:
         """A sink whose credential the destination refuses; its secrets are among `secrets`."""
         return None
 
     def refusal(self) -> Refusal | None:
-        """A row that the destination refuses, if it refuses any."""
+        """A row that the destination refuses, if it refuses any; its target is an empty one, as of `target`."""
         return None
 
     def lose_reply(self) -> AbstractContextManager[None] | None:

@@ -15,7 +15,18 @@ import pytest
 from wsync_sdk.errors import WsyncError
 from wsync_sdk.source import CheckReport
 
-__all__ = ["ContractViolation", "absent", "differing_rows", "no_secret_in", "refusal", "require", "require_sane", "texts_of", "wait_for"]
+__all__ = [
+    "ContractViolation",
+    "absent",
+    "checked",
+    "differing_rows",
+    "no_secret_in",
+    "refusal",
+    "require",
+    "require_quiet",
+    "texts_raised",
+    "wait_for",
+]
 
 POLL_S = 0.02
 
@@ -54,7 +65,36 @@ def refusal(call: Callable[[], object], *allowed: type[WsyncError], what: str) -
     raise ContractViolation(f"{what}: raise {names}; it was taken as if nothing were wrong")
 
 
-def require_sane(report: CheckReport) -> None:
+def require_quiet(call: Callable[[], object], *, what: str) -> None:
+    """Hold the connector to raising nothing."""
+    try:
+        call()
+    except Exception as exc:
+        raise ContractViolation(f"{what}: do nothing; {type(exc).__name__} was raised") from exc
+
+
+def checked(check: Callable[[], CheckReport], *, what: str) -> CheckReport:
+    """The report of a `check`, which never raises and which a person can use."""
+    try:
+        report = check()
+    except Exception as exc:
+        raise ContractViolation(
+            f"{what}: make {type(exc).__name__} a finding of `check`; it never raises for what a person can fix"
+        ) from exc
+    _require_sane(report)
+    return report
+
+
+def texts_raised(call: Callable[[], object]) -> list[str]:
+    """All that a log might print of the error that `call` raises; nothing if it raises none."""
+    try:
+        call()
+    except Exception as exc:
+        return _texts_of(exc)
+    return []
+
+
+def _require_sane(report: CheckReport) -> None:
     """A report that a person can use: something was looked at, and what failed says what to do."""
     require(report.findings, "check: report at least one finding, e.g. `reachable`")
     for finding in report.findings:
@@ -62,7 +102,7 @@ def require_sane(report: CheckReport) -> None:
         require(finding.ok or finding.next_step.strip(), f"check: say in `next_step` what to do about the finding `{finding.name}`")
 
 
-def texts_of(exc: BaseException) -> list[str]:
+def _texts_of(exc: BaseException) -> list[str]:
     """All that a log might print of an error: its text, its next step and its causes."""
     texts: list[str] = []
     seen: set[int] = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from time import monotonic
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ from wsync_sdk.errors import FatalError, PlanExpired, StateError, WsyncError
 from wsync_sdk.source import Held, Query, ReadLimits, Source
 from wsync_sdk.testing.elsewhere import call_elsewhere, rows_of_plan
 from wsync_sdk.testing.harness import Context, SourceHarness
-from wsync_sdk.testing.rules import ContractViolation, absent, differing_rows, refusal, require, wait_for
+from wsync_sdk.testing.rules import ContractViolation, absent, differing_rows, refusal, require, require_quiet, wait_for
 from wsync_sdk.testing.source_rows import numbered, planned, read_rows
 
 __all__ = ["SourcePlanRules"]
@@ -110,7 +110,7 @@ class SourcePlanRules:
             _close(half)
             source.release(plan)
             for again in (source, other):
-                _require_quiet(lambda again=again: again.release(plan), what="a second `release`")  # type: ignore[misc]
+                require_quiet(lambda again=again: again.release(plan), what="a second `release`")  # type: ignore[misc]
 
     def test_a_released_plan_is_expired(self, harness: SourceHarness) -> None:
         """A worker that comes late learns with PlanExpired that it has to plan again; a held result that still reads must be the same."""
@@ -157,7 +157,7 @@ class SourcePlanRules:
             source.release(over)
             with planned(source, harness.load(numbered(ROWS)), BATCH) as alive:
                 for handle in (*UNKNOWN_HANDLES, over.handle):
-                    _require_quiet(lambda handle=handle: source.cancel(handle), what="`cancel` of an unknown handle")  # type: ignore[misc]
+                    require_quiet(lambda handle=handle: source.cancel(handle), what="`cancel` of an unknown handle")  # type: ignore[misc]
                 try:
                     count = len(read_rows(source, alive.splits))
                 except WsyncError as exc:
@@ -229,16 +229,9 @@ def _close(read: Iterator[pa.RecordBatch]) -> None:
     close()
 
 
-def _require_quiet(call: Callable[[], object], *, what: str) -> None:
-    try:
-        call()
-    except Exception as exc:
-        raise ContractViolation(f"{what}: do nothing; {type(exc).__name__} was raised") from exc
-
-
 def _require_harmless_cancel(harness: SourceHarness) -> None:
     with harness.source() as source, planned(source, harness.load(numbered(ROWS)), BATCH) as plan:
-        _require_quiet(lambda: source.cancel(plan.handle), what="`cancel` where `cancels` is not declared")
+        require_quiet(lambda: source.cancel(plan.handle), what="`cancel` where `cancels` is not declared")
         try:
             count = len(read_rows(source, plan.splits))
         except WsyncError as exc:

@@ -7,9 +7,9 @@ from decimal import Decimal
 from typing import Any
 
 from wsync_sdk.errors import ConfigError, FatalError
-from wsync_sdk.source import CheckReport, ParameterValue, Query, ReadLimits, Source
+from wsync_sdk.source import ParameterValue, Query, ReadLimits, Source
 from wsync_sdk.testing.harness import Context, SourceHarness
-from wsync_sdk.testing.rules import ContractViolation, absent, no_secret_in, refusal, require, require_sane, texts_of
+from wsync_sdk.testing.rules import ContractViolation, absent, checked, no_secret_in, refusal, require, texts_raised
 from wsync_sdk.testing.source_rows import HOSTILE_TEXTS, planned, read_rows, values_of
 
 __all__ = ["SourceRefusalRules"]
@@ -25,24 +25,14 @@ PARAMETERS: dict[str, ParameterValue] = {
 INJECTIONS = ("'; DROP TABLE subscribers; --", "\\'; --", "x' OR '1'='1", ":other", "$1 %s %(x)s ?", "/* */ -- \n", '"', *HOSTILE_TEXTS)
 
 
-def _check(source: Source, *, what: str) -> CheckReport:
-    try:
-        return source.check()
-    except Exception as exc:
-        raise ContractViolation(
-            f"{what}: make {type(exc).__name__} a finding of `check`; it never raises for what a person can fix"
-        ) from exc
-
-
 class SourceRefusalRules:
     """What a person who made a mistake must be told, and what must not happen."""
 
     def test_check_finds_nothing_wrong_with_a_right_config(self, harness: SourceHarness) -> None:
         """`connections test` says ok when it is."""
         with harness.source() as source:
-            report = _check(source, what="check of a right config")
+            report = checked(source.check, what="check of a right config")
 
-        require_sane(report)
         wrong = [finding.name for finding in report.findings if not finding.ok]
         require(report.ok, f"check of a right config: the finding(s) {', '.join(wrong)} say that something is wrong")
 
@@ -52,9 +42,8 @@ class SourceRefusalRules:
         if source is None:
             absent("the harness has no wrong login")
         with source:
-            report = _check(source, what="check of a wrong login")
+            report = checked(source.check, what="check of a wrong login")
 
-        require_sane(report)
         require(not report.ok, "check of a wrong login: say in a finding that the login is refused")
 
     def test_a_wrong_login_is_a_config_error(self, harness: SourceHarness) -> None:
@@ -130,16 +119,16 @@ class SourceRefusalRules:
         with harness.source() as source:
             no_secret_in([repr(source), str(source), repr(source.check())], harness.secrets, where="repr or check")
             for call in (lambda: _read(source, harness.bad_sql()), lambda: source.preview(harness.bad_sql(), 1)):
-                no_secret_in(_texts_raised(call), harness.secrets, where="an error about bad SQL")
+                no_secret_in(texts_raised(call), harness.secrets, where="an error about bad SQL")
             with planned(source, harness.echo({"whole": 1})) as plan:
                 shown = [*plan.warnings, plan.connector_version, plan.handle.decode(errors="replace")]
                 no_secret_in(shown, harness.secrets, where="the plan's handle or warnings")
         wrong = harness.wrong_login()
         if wrong is not None:
             with wrong:
-                no_secret_in([repr(wrong), _check_text(wrong)], harness.secrets, where="check of a wrong login")
+                no_secret_in([repr(wrong), *_check_texts(wrong)], harness.secrets, where="check of a wrong login")
                 query = harness.echo({"whole": 1})
-                no_secret_in(_texts_raised(lambda: _read(wrong, query)), harness.secrets, where="an error about a wrong login")
+                no_secret_in(texts_raised(lambda: _read(wrong, query)), harness.secrets, where="an error about a wrong login")
 
 
 def _read(source: Source, query: Query) -> None:
@@ -147,16 +136,8 @@ def _read(source: Source, query: Query) -> None:
         read_rows(source, plan.splits)
 
 
-def _check_text(source: Source) -> str:
+def _check_texts(source: Source) -> list[str]:
     try:
-        return repr(source.check())
-    except Exception as exc:
-        return "\n".join(texts_of(exc))
-
-
-def _texts_raised(call: Any) -> list[str]:
-    try:
-        call()
-    except Exception as exc:
-        return texts_of(exc)
-    return []
+        return [repr(source.check())]
+    except Exception:
+        return texts_raised(source.check)
