@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -279,9 +280,9 @@ class CallsTyposFatal(ToySource):
         return super()._answer(query)
 
 
-class BindsDecimalsAsText(ToySource):
+class BindsDecimalsAsFloats(ToySource):
     def _value(self, value: Any) -> Any:
-        return value if value is None or isinstance(value, str | int) or hasattr(value, "year") else str(value)
+        return float(value) if isinstance(value, Decimal) else value
 
 
 class PastesParameters(ToySource):
@@ -341,7 +342,7 @@ TWINS: dict[str, type[ToySource]] = {
     "test_a_wrong_login_is_a_finding": NeverLooks,
     "test_a_wrong_login_is_a_config_error": RetriesTheLogin,
     "test_bad_sql_is_a_config_error": CallsTyposFatal,
-    "test_parameters_arrive_typed": BindsDecimalsAsText,
+    "test_parameters_arrive_typed": BindsDecimalsAsFloats,
     "test_hostile_parameters_stay_data": PastesParameters,
     "test_a_missing_parameter_is_a_config_error": TakesMissingAsNull,
     "test_an_unknown_parameter_is_a_config_error": IgnoresUnknownParameters,
