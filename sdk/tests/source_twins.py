@@ -5,6 +5,7 @@ A twin is named by the rule that it breaks; where a rule asks for different thin
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -223,6 +224,19 @@ class KeepsResults(ToySource):
         pass
 
 
+class RenewsHalf(ToySource):
+    def renew(self, plan: ReadPlan) -> ReadPlan:
+        (split,) = plan.splits
+        token = json.loads(split.token)
+        half = json.dumps({**token, "end": token["end"] // 2}).encode()
+        return replace(plan, splits=(replace(split, token=half),))
+
+
+class NeverTimesOut(ToySource):
+    def _dawdle(self, handle: str, timeout_s: float) -> None:
+        super()._dawdle(handle, float("inf"))
+
+
 class ReleasesOnce(ToySource):
     def release(self, plan: ReadPlan) -> None:
         shutil.rmtree(self.warehouse.result(plan.handle.decode()))
@@ -333,6 +347,8 @@ TWINS: dict[str, type[ToySource]] = {
     "test_reading_a_split_again_gives_the_same_rows": GoesOnWhereItStopped,
     "test_closing_a_read_early_frees_what_it_holds": LeavesReadsOpen,
     "test_release_frees_what_the_plan_holds": KeepsResults,
+    "test_a_renewed_plan_reads_the_same_rows": RenewsHalf,
+    "test_a_query_out_of_time_ends": NeverTimesOut,
     "test_a_second_release_does_nothing": ReleasesOnce,
     "test_a_released_plan_is_expired": LosesExpiredPlans,
     "test_a_cancelled_query_ends": CancelsNothing,

@@ -14,7 +14,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -149,6 +149,9 @@ class ToySource(Source):
             connector_version=VERSION,
         )
 
+    def renew(self, plan: ReadPlan) -> ReadPlan:
+        return plan if self.warehouse.result(plan.handle.decode()).exists() else super().renew(plan)
+
     def read(self, split: Split, offset: int = 0) -> Iterator[pa.RecordBatch]:
         return self._read(json.loads(split.token), offset)
 
@@ -222,6 +225,7 @@ class ToySource(Source):
                 "batch_rows": limits.batch_rows,
                 "slow": query.sql == "SLEEP",
                 "split_by": query.split_by,
+                "timeout_s": limits.statement_timeout_s,
             }
             for n in range(count)
         ]
@@ -239,14 +243,16 @@ class ToySource(Source):
                     yield batch.slice(start, min(token["batch_rows"], upper - start))
                 position += batch.num_rows
             if token["slow"]:
-                self._dawdle(token["handle"])
+                self._dawdle(token["handle"], token["timeout_s"])
 
     def _stored(self, path: Path) -> Iterator[pa.RecordBatch]:
         return read_arrow(path)
 
-    def _dawdle(self, handle: str) -> None:
+    def _dawdle(self, handle: str, timeout_s: float) -> None:
         cancelled = self.warehouse.result(handle) / "cancelled"
-        for _ in range(SLOW_TICKS):
+        for tick in range(SLOW_TICKS):
+            if tick * TICK_S > timeout_s:
+                raise FatalError("the query is out of time", next_step="narrow the query, or raise its time limit")
             if cancelled.exists():
                 raise FatalError("the query was cancelled", next_step="start the run again if nobody meant to end it")
             threading.Event().wait(TICK_S)
@@ -267,7 +273,10 @@ class PlainSource(ToySource):
         pass
 
     def _tokens(self, query: Query, limits: ReadLimits, handle: str, rows: int) -> list[dict[str, Any]]:
-        return super()._tokens(query, ReadLimits(batch_rows=limits.batch_rows), handle, rows)
+        return super()._tokens(query, replace(limits, max_splits=1), handle, rows)
+
+    def renew(self, plan: ReadPlan) -> ReadPlan:
+        return Source.renew(self, plan)
 
 
 class ToySourceHarness(SourceHarness):

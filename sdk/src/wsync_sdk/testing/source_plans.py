@@ -100,6 +100,21 @@ class SourcePlanRules:
         freed = wait_for(lambda: _held(harness) == before, timeout_s=FREE_WITHIN_S)
         require(freed, "a released plan leaves something in the warehouse; drop in `release` all that `plan` made")
 
+    def test_a_renewed_plan_reads_the_same_rows(self, harness: SourceHarness) -> None:
+        """Staged files of a plan are kept when it is renewed, so the splits must stay what they were; what can't be renewed is PlanExpired."""
+        with harness.source() as source, planned(source, harness.load(numbered(ROWS)), BATCH) as plan:
+            expected = [read_rows(source, (split,)) for split in plan.splits]
+            try:
+                renewed = source.renew(plan)
+            except PlanExpired:
+                return
+            except Exception as exc:
+                raise ContractViolation(f"renew: give the plan with fresh splits or raise PlanExpired, not {type(exc).__name__}") from exc
+            found = [read_rows(source, (split,)) for split in renewed.splits]
+
+        same = len(found) == len(expected) and not any(map(differing_rows, found, expected))
+        require(same, "renew: the splits hold other rows than before; raise PlanExpired when they can't be had again")
+
     def test_a_second_release_does_nothing(self, harness: SourceHarness) -> None:
         """`release` follows every outcome and may be repeated after a crash, by another instance too."""
         query = harness.load(numbered(ROWS))
@@ -150,6 +165,19 @@ class SourcePlanRules:
             f"a cancelled query: raise FatalError (or PlanExpired), not {type(error).__name__}",
         )
 
+    def test_a_query_out_of_time_ends(self, harness: SourceHarness) -> None:
+        """A query that runs for days costs for days: `limits.statement_timeout_s` ends it in the warehouse, and a repetition would not help."""
+        query = harness.slow()
+        if query is None:
+            absent("the harness has no slow query")
+        attempt = _Attempt(harness.source(), query, ReadLimits(statement_timeout_s=harness.patience_s / 4))
+
+        ended = attempt.wait(timeout_s=harness.patience_s)
+
+        require(ended, "a query goes on beyond `limits.statement_timeout_s`; set the warehouse's own timeout for its statements")
+        error = attempt.error
+        require(isinstance(error, FatalError), f"a query out of time: raise FatalError, not {type(error).__name__}")
+
     def test_cancelling_an_unknown_handle_does_nothing(self, harness: SourceHarness) -> None:
         """Cancel is repeated and comes late: a handle that is over, foreign or damaged is no error and touches nobody else's plan."""
         with harness.source() as source:
@@ -181,13 +209,20 @@ class SourcePlanRules:
 class _Attempt:
     """A query that is planned and read in a thread of its own until it ends."""
 
-    def __init__(self, source: Source, query: Query) -> None:
+    def __init__(self, source: Source, query: Query, limits: ReadLimits | None = None) -> None:
         self.error: BaseException | None = None
+        self._limits = limits or ReadLimits()
         self._source = source
         self._query = query
         self._started = threading.Event()
         self._handle = b""
         self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def wait(self, *, timeout_s: float) -> bool:
+        """Whether the query ended by itself in time."""
+        self._thread.start()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def cancel_from(self, other: Source, *, patience_s: float) -> bool:
         """Cancel again and again, since the first may come between two statements; whether the query ended in time."""
@@ -207,7 +242,7 @@ class _Attempt:
     def _run(self) -> None:
         try:
             with self._source as source:
-                plan = source.plan(self._query, ReadLimits(), Context(on_started=self._on_started))
+                plan = source.plan(self._query, self._limits, Context(on_started=self._on_started))
                 for split in plan.splits:
                     for _ in source.read(split):
                         pass
