@@ -19,6 +19,7 @@ from wsync_sdk import (
     CheckReport,
     Chunk,
     ConfigError,
+    FatalError,
     Finding,
     Inspection,
     Operation,
@@ -70,10 +71,11 @@ class Shop:
 
 
 class PlainSink(Sink):
-    """Can do only what every sink must: upserts, one call at a time. Each private method is a step that a twin gets wrong."""
+    """Can do only what every sink must: upserts, one row and one call at a time. Each private method is a step that a twin gets wrong."""
 
     operations = frozenset({Operation.UPSERT})
     concurrency = 1
+    max_rows = 1
 
     def __init__(self, shop: Shop, password: str) -> None:
         self.shop = shop
@@ -87,7 +89,7 @@ class PlainSink(Sink):
         return CheckReport(findings=(Finding(name="login", ok=True, message="the shop takes the login"),))
 
     def streams(self) -> Sequence[StreamSpec]:
-        limits = StreamLimits(max_rows=500, concurrency=self.concurrency)
+        limits = StreamLimits(max_rows=self.max_rows, concurrency=self.concurrency)
         return [StreamSpec(name=name, title=name, operations=self.operations, limits=limits) for name in self.shop.streams]
 
     def begin(self, run: RunRef, target: Target) -> bytes:
@@ -98,6 +100,8 @@ class PlainSink(Sink):
 
     def write(self, chunk: Chunk, token: bytes) -> WriteResult:
         self._log_in()
+        if chunk.rows > self.max_rows:
+            raise FatalError("the shop takes fewer rows in a call", next_step="keep to the stream's limits")
         codes = self._send(chunk)
         rejections = tuple(Rejection(row=place, code=code, message="the shop refuses the age") for place, code in enumerate(codes) if code)
         return WriteResult(accepted_rows=chunk.rows - len(rejections), rejections=rejections)
@@ -157,6 +161,7 @@ class ToySink(PlainSink):
 
     operations = OPERATIONS
     concurrency = 4
+    max_rows = 500
 
     def render(self, changes: pa.RecordBatch, target: Target) -> pa.StringArray | None:
         return pa.array([self._line(row, target) for row in changes.to_pylist()], pa.string())
@@ -175,6 +180,7 @@ class ToyDatabase(PlainSink, TransactionalSink):
 
     operations = OPERATIONS
     concurrency = 4
+    max_rows = 500
 
     def write(self, chunk: Chunk, token: bytes) -> WriteResult:
         self._log_in()

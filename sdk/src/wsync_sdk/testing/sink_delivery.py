@@ -64,6 +64,10 @@ class Delivery:
         """What the sink says of the target's stream."""
         return self.sink.stream(self.target.stream)
 
+    def fitting(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """As many of the rows, from the first on, as the stream takes in one call."""
+        return rows[: self.stream.limits.max_rows]
+
     def require_deletes(self) -> None:
         """Leave a rule out where the stream has no deletes."""
         if Operation.DELETE not in self.stream.operations:
@@ -87,9 +91,12 @@ class Delivery:
             timeout_s=TIMEOUT_S,
         )
 
-    def write(self, rows: Sequence[Row], *, partition: int = 0, epoch: int = 1, first: int | None = None) -> WriteResult:
-        """Send rows as one chunk."""
-        return self.send(self.chunk(rows, partition=partition, epoch=epoch, first=first))
+    def write(self, rows: Sequence[Row], *, partition: int = 0, epoch: int = 1, first: int | None = None) -> None:
+        """Send rows, in as many chunks as the stream's limits ask for."""
+        most = self.stream.limits.max_rows
+        for start in range(0, len(rows), most):
+            place = None if first is None else first + start
+            self.send(self.chunk(rows[start : start + most], partition=partition, epoch=epoch, first=place))
 
     def send(self, chunk: Chunk) -> WriteResult:
         """Send a chunk, perhaps again."""

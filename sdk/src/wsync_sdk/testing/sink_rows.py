@@ -27,6 +27,7 @@ SAMPLE_VALUES = SAMPLE_TYPES.append_column(
 
 PAIRS = pa.schema([("shop", pa.int64()), ("number", pa.int64()), ("name", pa.string())])
 LARGEST_CHUNK = 2_000
+RECORD_BYTES = 500  # more than a sink renders of two short fields
 MOST_THREADS = 8
 CHUNKS_OF_A_THREAD = 3
 CHUNK_ROWS = 5
@@ -81,8 +82,9 @@ class SinkRowRules:
     def test_the_largest_chunk_arrives_whole(self, harness: SinkHarness) -> None:
         """The engine sends as many rows in a call as the stream's limits allow: what is declared has to be taken."""
         with delivering(harness) as delivery:
-            rows = people(range(min(delivery.stream.limits.max_rows, LARGEST_CHUNK)))
-            delivery.write(rows)
+            limits = delivery.stream.limits
+            rows = people(range(min(limits.max_rows, limits.max_bytes // RECORD_BYTES, LARGEST_CHUNK)))
+            delivery.send(delivery.chunk(rows))
             require_contents(harness, delivery, rows, f"a chunk of {len(rows)} rows loses some; lower `max_rows` or send all of them")
 
     def test_a_delete_removes_its_row_and_no_other(self, harness: SinkHarness) -> None:
@@ -100,7 +102,7 @@ class SinkRowRules:
         with delivering(harness) as delivery:
             delivery.require_deletes()
             try:
-                result = delivery.write([delete({"id": 1})])
+                result = delivery.send(delivery.chunk([delete({"id": 1})]))
             except Exception as exc:
                 raise ContractViolation(f"a delete of an absent key: accept it; {type(exc).__name__} was raised") from exc
         require(not result.rejections and not result.unknown, "a delete of an absent key: count it as accepted, the row is not there")
@@ -135,7 +137,8 @@ class SinkRowRules:
 
 def _write_together(delivery: Delivery, rows: list[dict[str, Any]], threads: int) -> None:
     """All threads begin each round together, else a machine with one core would write in turn."""
-    chunks = [delivery.chunk(rows[start : start + CHUNK_ROWS]) for start in range(0, len(rows), CHUNK_ROWS)]
+    most = min(CHUNK_ROWS, delivery.stream.limits.max_rows)
+    chunks = [delivery.chunk(rows[start : start + most]) for start in range(0, len(rows), most)]
     together = threading.Barrier(threads)
 
     def write(thread: int) -> None:

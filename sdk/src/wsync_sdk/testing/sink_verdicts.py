@@ -8,7 +8,7 @@ from wsync_sdk.errors import RetryableError, RowError
 from wsync_sdk.sink import Chunk, WriteResult
 from wsync_sdk.testing.harness import Refusal, SinkHarness
 from wsync_sdk.testing.rules import ContractViolation, absent, refusal, require
-from wsync_sdk.testing.sink_delivery import Delivery, changes_of, delivering, people, require_contents, target_of
+from wsync_sdk.testing.sink_delivery import Delivery, Row, changes_of, delivering, people, require_contents, target_of
 
 __all__ = ["SinkVerdictRules"]
 
@@ -21,6 +21,12 @@ def refusal_of(harness: SinkHarness) -> Refusal:
     if refused is None:
         absent("the harness has no row that the destination refuses")
     return refused
+
+
+def _together(delivery: Delivery, refused: Refusal) -> list[Row]:
+    """The good rows and the refused one as one chunk's; empty where a call takes fewer."""
+    rows = [*refused.good, refused.bad]
+    return rows if len(rows) <= delivery.stream.limits.max_rows else []
 
 
 def written(delivery: Delivery, chunk: Chunk) -> WriteResult | None:
@@ -42,30 +48,32 @@ class SinkVerdictRules:
     def test_verdicts_add_up(self, harness: SinkHarness) -> None:
         """The books of a run balance or it fails: each row of a chunk is accepted, rejected or unknown, and is so once."""
         with delivering(harness) as delivery:
-            _require_sum(delivery.write(people(range(3))), 3)
+            chunk = delivery.chunk(delivery.fitting(people(range(3))))
+            _require_sum(delivery.send(chunk), chunk.rows)
         refused = harness.refusal()
         if refused is None:
             return
         with harness.sink() as sink:
             delivery = Delivery(sink, refused.target)
-            rows = [*refused.good, refused.bad]
-            result = written(delivery, delivery.chunk(rows))
+            chunk = delivery.chunk(_together(delivery, refused) or [refused.bad])
+            result = written(delivery, chunk)
         if result is not None:
-            _require_sum(result, len(rows))
+            _require_sum(result, chunk.rows)
 
     def test_a_refused_row_is_named(self, harness: SinkHarness) -> None:
         """A person mends the row that was refused, so it has to be that one: by a Rejection, or by a RowError when it is sent alone."""
         refused = refusal_of(harness)
         with harness.sink() as sink:
             delivery = Delivery(sink, refused.target)
-            together = written(delivery, delivery.chunk([*refused.good, refused.bad]))
+            rows = _together(delivery, refused)
+            together = written(delivery, delivery.chunk(rows)) if rows else None
             alone = written(delivery, delivery.chunk([refused.bad]))
-        places = {"a refused row after good ones": (together, len(refused.good)), "a refused row alone": (alone, 0)}
-        for what, (result, place) in places.items():
+        verdicts = {"a refused row after good ones": (together, len(refused.good)), "a refused row alone": (alone, 0)}
+        for what, (result, place) in verdicts.items():
             if result is None:
                 continue
-            rows = [rejection.row for rejection in result.rejections]
-            require(rows == [place], f"{what}: reject row {place} of the chunk and no other; the rejections name {rows}")
+            named_rows = [rejection.row for rejection in result.rejections]
+            require(named_rows == [place], f"{what}: reject row {place} of the chunk and no other; the rejections name {named_rows}")
             named = result.rejections[0]
             require(named.code.strip() and named.message.strip(), f"{what}: give the rejection a code and a message")
 
@@ -74,7 +82,10 @@ class SinkVerdictRules:
         refused = refusal_of(harness)
         with harness.sink() as sink:
             delivery = Delivery(sink, refused.target)
-            result = written(delivery, delivery.chunk([*refused.good, refused.bad]))
+            rows = _together(delivery, refused)
+            if not rows:
+                absent("the stream takes too few rows in a call")
+            result = written(delivery, delivery.chunk(rows))
             if result is None:
                 require_contents(harness, delivery, [], "a RowError says that nothing was applied; undo the chunk's other rows")
             else:
@@ -86,14 +97,15 @@ class SinkVerdictRules:
         with delivering(harness) as delivery:
             if not delivery.stream.limits.idempotent:
                 absent("the stream does not declare `idempotent`")
-            chunk = delivery.chunk(people([1, 2]))
+            rows = delivery.fitting(people([1, 2]))
+            chunk = delivery.chunk(rows)
             delivery.send(chunk)
             try:
                 delivery.send(chunk)
             except Exception as exc:
                 raise ContractViolation(f"the same chunk again: accept it; {type(exc).__name__} was raised") from exc
             advice = "the same chunk twice leaves other rows than once; use the chunk's key, or upsert by the row's key"
-            require_contents(harness, delivery, people([1, 2]), advice)
+            require_contents(harness, delivery, rows, advice)
 
     def test_a_lost_reply_is_retryable_and_the_repetition_ends_right(self, harness: SinkHarness) -> None:
         """No reply says nothing about the rows: RetryableError, and the engine sends the chunk again, which must end as if it went once."""
@@ -103,11 +115,12 @@ class SinkVerdictRules:
         with delivering(harness) as delivery:
             if not delivery.stream.limits.idempotent:
                 absent("the stream does not declare `idempotent`")
-            chunk = delivery.chunk(people([1, 2]))
+            rows = delivery.fitting(people([1, 2]))
+            chunk = delivery.chunk(rows)
             with losing:
                 refusal(lambda: delivery.send(chunk), RetryableError, what="a write whose reply is lost")
             delivery.send(chunk)
-            require_contents(harness, delivery, people([1, 2]), "a chunk whose reply was lost and that was sent again leaves other rows")
+            require_contents(harness, delivery, rows, "a chunk whose reply was lost and that was sent again leaves other rows")
 
     def test_render_gives_one_record_per_change(self, harness: SinkHarness) -> None:
         """Chunks are cut by the bytes of their records, so each change has its own. Without `renders` there are none."""
