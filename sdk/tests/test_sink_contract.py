@@ -54,3 +54,7 @@ def test_a_rule_finds_what_is_not_as_declared(rule: str, harness: Callable[[], T
 
 def test_every_rule_has_a_twin() -> None:
     assert {rule for rule, _ in (*TWINS, *MISDECLARED)} == set(rules_of(TransactionalSinkContract))
+
+
+def test_every_rule_says_why_it_is_there() -> None:
+    assert [rule for rule in rules_of(TransactionalSinkContract) if not getattr(TransactionalSinkContract, rule).__doc__] == []

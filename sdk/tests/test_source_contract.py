@@ -48,3 +48,7 @@ def test_a_rule_finds_what_a_source_does_without_declaring_it(tmp_path: Path, ru
 
 def test_every_rule_has_a_twin() -> None:
     assert set(TWINS) == set(rules_of(SourceContract))
+
+
+def test_every_rule_says_why_it_is_there() -> None:
+    assert [rule for rule in rules_of(SourceContract) if not getattr(SourceContract, rule).__doc__] == []
