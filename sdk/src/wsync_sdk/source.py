@@ -255,7 +255,7 @@ class Preview:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceCapabilities:
-    """What a source can do beyond the least; what is not declared is refused clearly.
+    """What a source can do beyond the least; the conformance kit tests what is declared, and that what is absent is refused clearly.
 
     :param parallel: `Query.split_by` can give more than one split.
     :param resumable: `read(split, offset)` with offset > 0 works: the order of a split's rows is the same each time.
