@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+import wsync_sdk
 from wsync_sdk import (
     ConfigError,
     Durable,
@@ -89,3 +90,16 @@ def test_the_contract_needs_nothing_of_the_conformance_kits_extra() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "set()"
+
+
+def test_every_public_name_comes_from_one_module_at_its_first_use() -> None:
+    assert sorted(wsync_sdk._HOME) == sorted(wsync_sdk.__all__)
+    assert all(getattr(wsync_sdk, name) is not None for name in wsync_sdk.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Sorce'"):
+        wsync_sdk.Sorce  # noqa: B018
+
+
+def test_errors_and_secrets_load_no_arrow() -> None:
+    code = "import sys; from wsync_sdk import AddressPolicy, ConfigError, Secret; sys.exit('pyarrow' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -27,6 +27,13 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize("module", ["wsync_engine.scheduler.loop", "wsync_engine.worker.supervisor", "wsync_engine.worker.connectors"])
+def test_processes_that_touch_no_rows_load_no_arrow(module: str) -> None:
+    code = f"import sys, wsync_engine.cli.session, {module}\nsys.exit(bool({{'pyarrow', 'duckdb'}} & set(sys.modules)))"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_the_version_is_printed(run: Run) -> None:
     assert run("--version").stdout.startswith("wsync-engine ")
 

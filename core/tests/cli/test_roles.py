@@ -93,6 +93,17 @@ def test_a_full_sink_is_adopted_and_a_resync_offers_everything_again(
         assert owner.execute("SELECT count(*) FROM public.people WHERE email LIKE 'older%'").fetchone() == (0,)
 
 
+def test_up_ends_with_the_exit_code_of_the_role_that_ended(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for role in ("OWNER", "ENGINE", "API"):
+        monkeypatch.setenv(f"WSYNC_DATABASE_URL_{role}", "postgresql://u@127.0.0.1:1/db")
+
+    process = command("up")
+    _, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 5
+    assert b"the state store can't be reached" in errors
+
+
 def test_waiting_can_be_interrupted_and_the_run_stays(file: Path, run: Run) -> None:
     run("apply", file)
     waiting = command("sync", "run", "customers", "--wait")

@@ -88,22 +88,22 @@ def worker(slots: Slots = 2) -> None:
 @reported
 def up(slots: Slots = 2) -> None:
     """A scheduler and a worker, for one machine; if one of them ends, so does the other."""
-    from wsync_engine.cli.session import urls_of
     from wsync_engine.settings import Settings
 
+    Settings.read()  # a mistake in them is said once
     stop = _stop_on_signal()
-    with urls_of(Settings.read()):
-        roles = [["scheduler"], ["worker", "--slots", str(slots)]]
-        # In groups of their own: Ctrl-C reaches each once, through us.
-        children = [subprocess.Popen([sys.executable, "-m", "wsync_engine.cli", *role], start_new_session=True) for role in roles]
-        try:
-            say("running; Ctrl-C ends it")
-            while not stop.wait(WATCH_S) and all(child.poll() is None for child in children):
-                pass
-        finally:
-            _end(children)
+    roles = [["scheduler"], ["worker", "--slots", str(slots)]]
+    # In groups of their own: Ctrl-C reaches each once, through us. Embedded servers are theirs: whoever comes first starts them.
+    children = [subprocess.Popen([sys.executable, "-m", "wsync_engine.cli", *role], start_new_session=True) for role in roles]
+    codes: list[int] = []
+    try:
+        say("running; Ctrl-C ends it")
+        while not stop.wait(WATCH_S) and not codes:
+            codes = [code for child in children if (code := child.poll()) is not None]
+    finally:
+        _end(children)
     if not stop.is_set():
-        raise typer.Exit(Exit.FAILED)
+        raise typer.Exit(codes[0] if codes[0] > 0 else Exit.FAILED)
 
 
 def _end(children: list[subprocess.Popen[bytes]]) -> None:

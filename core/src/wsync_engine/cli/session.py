@@ -9,16 +9,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from wsync_engine.config.loader import tenant_of
 from wsync_engine.embedded.servers import EmbeddedServers
 from wsync_engine.index.due_index import Index
 from wsync_engine.index.due_index import connect as connect_index
 from wsync_engine.model.ids import TenantId
-from wsync_engine.plugins import PluginHost
 from wsync_engine.scheduler.schedules import ANNOUNCE_TIMEOUT_S
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.settings import Settings
@@ -27,6 +25,9 @@ from wsync_engine.state.tenants import tenant_named
 from wsync_engine.telemetry import log_to_stderr
 from wsync_sdk.errors import ConfigError
 from wsync_sdk.network import AddressPolicy
+
+if TYPE_CHECKING:  # roles that touch no rows stay without plugins, and so without Arrow
+    from wsync_engine.plugins import PluginHost
 
 __all__ = [
     "FILE",
@@ -108,6 +109,8 @@ def tenant_id_of(api: psycopg.Connection[Any], tenant: str | None) -> TenantId:
 
     :raises ConfigError: none is named, or there is none of that name.
     """
+    from wsync_engine.config.loader import tenant_of  # noqa: PLC0415
+
     name = tenant or tenant_of(FILE)
     if name is None:
         raise ConfigError("which tenant?", next_step="add `--tenant NAME`, or run this where its wsync.yaml is")
@@ -129,6 +132,8 @@ def urls_of(settings: Settings) -> Iterator[Urls]:
 
 def load_plugins(settings: Settings) -> PluginHost:
     """The plugins that may load."""
+    from wsync_engine.plugins import PluginHost  # noqa: PLC0415
+
     return PluginHost.load(allow=settings.plugins_allow, block=settings.plugins_block, tried=plugins_file(settings))
 
 

@@ -6,34 +6,20 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import Literal
 
-import psycopg
-import structlog
-from psycopg.rows import TupleRow
-
-from wsync_engine.pipeline.context import Cancelled, RunContext, no_faults
-from wsync_engine.pipeline.run import Job, conclude, execute
-from wsync_engine.secrets.keyring import TenantCipher
-from wsync_engine.state import database
-from wsync_engine.state.books import RunBooks
-from wsync_engine.storage import LocalStorage
+from wsync_engine.pipeline.context import no_faults
 from wsync_engine.telemetry import log_to_stderr
 from wsync_engine.worker import fork_server
 from wsync_engine.worker.connectors import Opener
 from wsync_engine.worker.fence import Fence
 from wsync_engine.worker.messages import Assignment, Cancel, CancelReason, Drain, Ended, Lost, Renewed, Tick
-from wsync_sdk import FatalError, PluginError, RetryableError, Sink, Source, StateError, WsyncError
 
-__all__ = ["ChildSetup", "child_main"]
+__all__ = ["ChildSetup", "RunInProgress", "child_main"]
 
 TICK_S = 1.0
-_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,15 +39,18 @@ def child_main(pipe: Connection, setup: ChildSetup) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     log_to_stderr()  # without it a traceback would show local variables, passwords among them
+    # Here and not above: the supervisor, which only names this function, then needs neither Arrow nor DuckDB.
+    from wsync_engine.worker.execution import execute_assignment  # noqa: PLC0415
+
     link = _Link(pipe)
     while True:
         run = link.next_run()
-        link.say(_execute(run, setup))
+        link.say(execute_assignment(run, setup))
         link.end(run)
 
 
-class _Run:
-    """An assignment in progress: its fence, its end if one was asked for, and its counters."""
+class RunInProgress:
+    """An assignment in progress: its fence, its end if one was asked for, and its counters. The pipe's thread writes, the main thread reads."""
 
     def __init__(self, assignment: Assignment) -> None:
         self.assignment = assignment
@@ -99,15 +88,15 @@ class _Link:
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._sending = threading.Lock()
-        self._runs: SimpleQueue[_Run] = SimpleQueue()
-        self._run: _Run | None = None
+        self._runs: SimpleQueue[RunInProgress] = SimpleQueue()
+        self._run: RunInProgress | None = None
         threading.Thread(target=self._listen, name="pipe", daemon=True).start()
         threading.Thread(target=self._tick, name="tick", daemon=True).start()
 
-    def next_run(self) -> _Run:
+    def next_run(self) -> RunInProgress:
         return self._runs.get()
 
-    def end(self, run: _Run) -> None:
+    def end(self, run: RunInProgress) -> None:
         if self._run is run:
             self._run = None
 
@@ -125,7 +114,7 @@ class _Link:
             except (EOFError, OSError):
                 os._exit(0)
             if isinstance(message, Assignment):
-                self._run = _Run(message)
+                self._run = RunInProgress(message)
                 self._runs.put(self._run)
                 continue
             run = self._run
@@ -137,137 +126,3 @@ class _Link:
         while not pause.wait(TICK_S):
             run = self._run
             self.say(Tick(counters=run.counters if run is not None else {}))
-
-
-def _execute(run: _Run, setup: ChildSetup) -> Ended:
-    a = run.assignment
-    log = _log.bind(tenant_id=str(a.tenant_id), run_id=str(a.run_id), epoch=a.epoch)
-    try:
-        connection = database.connect(setup.api_url, application_name=f"wsync run {a.run_id}")
-    except WsyncError as exc:
-        return _ended(run, "retry" if isinstance(exc, RetryableError) else "failed", exc)
-    try:
-        return _Execution(run, setup, connection).run()
-    except StateError:
-        log.warning("run.dropped")
-        return _ended(run, "dropped")
-    except RetryableError as exc:
-        # Its own connection broke: the run did nothing wrong.
-        return _ended(run, "back" if connection.broken else "retry", exc)
-    except Exception as exc:
-        log.exception("run.failed")
-        return _ended(run, "failed", _one_line(exc))
-    finally:
-        connection.close()
-
-
-class _Execution:
-    """One assignment, with what it holds open."""
-
-    def __init__(self, run: _Run, setup: ChildSetup, connection: psycopg.Connection[TupleRow]) -> None:
-        self._run = run
-        self._setup = setup
-        self._a = run.assignment
-        self._connection = connection
-        self._cipher = TenantCipher.from_text(run.assignment.tenant_key)
-
-    def run(self) -> Ended:
-        try:
-            source, sink = self._setup.opener(self._a)
-        except WsyncError as exc:
-            return _ended(self._run, "failed", exc)
-        self._run.stop_reading = partial(_stop_reading, self._setup, self._a, self._cipher, source)
-        if self._run.cancel_reason is not None:
-            self._run.stop_reading()
-        try:
-            return self._settle(self._job(source, sink))
-        finally:
-            for connector in (source, sink):
-                with suppress(WsyncError):
-                    connector.close()
-
-    def _settle(self, job: Job) -> Ended:
-        """Execute, and store the end that fits what happened."""
-        try:
-            outcome = execute(job)
-        except StateError:
-            raise
-        except Exception as exc:
-            return self._settle_failure(job, exc)
-        return _ended(self._run, "concluded", state=outcome.state)
-
-    def _settle_failure(self, job: Job, exc: Exception) -> Ended:
-        state = "failed"
-        error = exc if isinstance(exc, WsyncError) else _one_line(exc)
-        if self._run.cancel_reason == "cancelled":
-            state, error = "cancelled", Cancelled("cancelled", next_step="`wsync-engine sync run` starts a new run")
-        elif self._run.cancel_reason == "timeout":
-            error = FatalError("out of time", next_step="raise the schedule's timeout, or make the query faster")
-        elif isinstance(exc, Cancelled):
-            return _ended(self._run, "back")
-        elif isinstance(exc, RetryableError) and (self._connection.broken or not self._a.is_last_attempt):
-            raise exc
-        _log.warning("run.ending", run_id=str(self._a.run_id), state=state, error=type(error).__name__, exc_info=_cause(exc))
-        return _ended(self._run, "concluded", state=conclude(job, error, outcome=state).state)
-
-    def _job(self, source: Source, sink: Sink) -> Job:
-        a = self._a
-        tenant = str(a.tenant_id)
-        context = RunContext(
-            tag=f"wsync/{a.sync_name}/{a.run_id}",
-            is_cancelled=self._run.is_cancelled,
-            await_right_to_write=self._run.fence.wait,
-            progress=self._run.count,
-            faults=self._setup.faults,
-        )
-        return Job(
-            sync_id=a.sync_id,
-            sync_name=a.sync_name,
-            spec=a.spec,
-            source=source,
-            sink=sink,
-            destination=a.destination,
-            books=RunBooks(self._connection, tenant_id=a.tenant_id, run_id=a.run_id, epoch=a.epoch),
-            storage=LocalStorage.of_url(self._setup.storage_url, tenant_id=tenant),
-            cipher=self._cipher,
-            context=context,
-            seed=tenant,
-        )
-
-
-def _stop_reading(setup: ChildSetup, assignment: Assignment, cipher: TenantCipher, source: Source) -> None:
-    """Make the warehouse stop; its handle was stored before the query ran. A failure leaves it to the border check and the kill."""
-    try:
-        with (
-            database.connect(setup.api_url, application_name=f"wsync cancel {assignment.run_id}") as connection,
-            database.tenant_transaction(connection, assignment.tenant_id),
-        ):
-            row = connection.execute("SELECT warehouse_query FROM wsync.run WHERE run_id = %s", (assignment.run_id,)).fetchone()
-        if row is not None and row[0] is not None:
-            source.cancel(cipher.decrypt(row[0]))
-    except Exception as exc:
-        _log.warning("run.cancel_failed", run_id=str(assignment.run_id), error=type(exc).__name__)
-
-
-def _ended(
-    run: _Run, kind: Literal["concluded", "retry", "back", "failed", "dropped"], error: WsyncError | None = None, *, state: str = ""
-) -> Ended:
-    return Ended(
-        run_id=run.assignment.run_id,
-        epoch=run.assignment.epoch,
-        kind=kind,
-        state=state,
-        error_class=type(error).__name__ if error is not None else "",
-        error=error.message if error is not None else "",
-        retry_after_s=error.retry_after_s if isinstance(error, RetryableError) else None,
-    )
-
-
-def _cause(exc: Exception) -> Exception | None:
-    """What the log shows in full: faults of a connector or of the engine, not what a person can mend."""
-    return exc if isinstance(exc, PluginError) or not isinstance(exc, WsyncError) else None
-
-
-def _one_line(exc: Exception) -> WsyncError:
-    """For people: the exception's type only, as its text may hold a row's value; the log has all of it."""
-    return PluginError(f"the run failed with an unexpected {type(exc).__name__}", next_step="report it, with the worker's log")

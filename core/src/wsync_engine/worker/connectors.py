@@ -6,14 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from wsync_engine.plugins import PluginHost
 from wsync_engine.worker.messages import Assignment, ConnectionPart
-from wsync_sdk import AddressPolicy, ConfigError, Sink, Source
+from wsync_sdk import AddressPolicy, ConfigError
+
+if TYPE_CHECKING:  # a supervisor hands an opener to its children and opens nothing: it needs neither plugins nor Arrow
+    from wsync_engine.plugins import PluginHost
+    from wsync_sdk import Sink, Source
 
 __all__ = ["InstalledPlugins", "Opener"]
 
-Opener = Callable[[Assignment], tuple[Source, Sink]]
+Opener = Callable[[Assignment], "tuple[Source, Sink]"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,8 @@ class InstalledPlugins:
 
 @cache
 def _host(allow: tuple[str, ...], block: tuple[str, ...], tried: Path | None) -> PluginHost:
+    from wsync_engine.plugins import PluginHost  # noqa: PLC0415
+
     return PluginHost.load(allow=allow, block=block, tried=tried)
 
 

@@ -18,7 +18,7 @@ from multiprocessing.context import ForkServerContext
 
 __all__ = ["FORK_SERVER_ENVIRONMENT", "WITHHELD", "die_with_parent", "process_id", "start"]
 
-PRELOAD = ("wsync_engine.worker.fork_server", "pyarrow", "pyarrow.parquet", "duckdb", "wsync_engine.worker.child")
+PRELOAD = ("wsync_engine.worker.fork_server", "pyarrow", "pyarrow.parquet", "duckdb", "wsync_engine.worker.execution")
 WITHHELD = ("WSYNC_DATABASE_URL_OWNER", "WSYNC_DATABASE_URL_ENGINE", "WSYNC_DATABASE_URL_API", "WSYNC_REDIS_URL", "WSYNC_SECRET_KEY")
 """Variables that no child has: it is told what it needs."""
 FORK_SERVER_ENVIRONMENT: Mapping[str, str] = {
