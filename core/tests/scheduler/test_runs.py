@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from wsync_engine.model.ids import uuid7
-from wsync_engine.model.run import RunState
+from wsync_engine.model.run import RunError, RunState
 from wsync_engine.scheduler.fire import fire
 from wsync_engine.scheduler.runs import (
     Beat,
@@ -73,7 +73,7 @@ def test_a_stale_epoch_can_neither_heartbeat_nor_finish_nor_retry(world: Any, ru
     with pytest.raises(StateError):
         finish_run(world.engine, run_id, 1, "succeeded")
     with pytest.raises(StateError):
-        retry_run(world.engine, run_id, 1, error_class="RetryableError", error="x")
+        retry_run(world.engine, run_id, 1, error=RunError(error_class="RetryableError", message="x", next_step="wait"))
     with pytest.raises(StateError):
         give_back_run(world.engine, run_id, 1)
     assert (row(world, run_id)["state"], row(world, run_id)["epoch"]) == ("running", 2)
@@ -81,7 +81,7 @@ def test_a_stale_epoch_can_neither_heartbeat_nor_finish_nor_retry(world: Any, ru
 
 def test_an_ended_run_stays_as_it_ended_and_counts_once(world: Any, run_id: UUID) -> None:
     claim_runs(world.engine, [run_id], WORKER)
-    finish_run(world.engine, run_id, 1, "failed", error_class="FatalError", error="table dropped")
+    finish_run(world.engine, run_id, 1, "failed", error=RunError(error_class="FatalError", message="table dropped", next_step="wait"))
 
     finish_run(world.engine, run_id, 1, "succeeded")
 
@@ -117,21 +117,28 @@ def test_failures_in_a_row_pause_the_schedule(world: Any, run_id: UUID) -> None:
 def test_a_retry_waits_its_backoff_and_the_last_one_fails(world: Any, run_id: UUID) -> None:
     for attempt in (1, 2):
         assert [x.attempt for x in claim_runs(world.engine, [run_id], WORKER)] == [attempt - 1]
-        again = retry_run(world.engine, run_id, attempt, error_class="RetryableError", error="503").run
+        again = retry_run(world.engine, run_id, attempt, error=RunError(error_class="RetryableError", message="503", next_step="wait")).run
         assert again is not None
         assert timedelta(seconds=5 * 2 ** (attempt - 1)) <= again.ready_at - world.now <= timedelta(seconds=10 * 2 ** (attempt - 1))
         assert claim_runs(world.engine, [run_id], WORKER) == []
         world.move(20)
     claim_runs(world.engine, [run_id], WORKER)
 
-    assert retry_run(world.engine, run_id, 3, error_class="RetryableError", error="503").run is None
+    assert retry_run(world.engine, run_id, 3, error=RunError(error_class="RetryableError", message="503", next_step="wait")).run is None
     assert row(world, run_id)["state"] == "failed"
 
 
 def test_a_throttled_run_uses_no_attempt_and_waits_as_long_as_asked(world: Any, run_id: UUID) -> None:
     claim_runs(world.engine, [run_id], WORKER)
 
-    again = retry_run(world.engine, run_id, 1, error_class="RetryableError", error="429", retry_after_s=120, is_throttled=True).run
+    again = retry_run(
+        world.engine,
+        run_id,
+        1,
+        error=RunError(error_class="RetryableError", message="429", next_step="wait"),
+        retry_after_s=120,
+        is_throttled=True,
+    ).run
 
     assert again is not None
     assert again.ready_at == world.now + timedelta(seconds=120)
@@ -141,7 +148,14 @@ def test_a_throttled_run_uses_no_attempt_and_waits_as_long_as_asked(world: Any, 
 def test_a_retry_past_the_runs_deadline_fails_it(world: Any, run_id: UUID) -> None:
     claim_runs(world.engine, [run_id], WORKER)
 
-    retried = retry_run(world.engine, run_id, 1, error_class="RetryableError", error="429", retry_after_s=90_000, is_throttled=True)
+    retried = retry_run(
+        world.engine,
+        run_id,
+        1,
+        error=RunError(error_class="RetryableError", message="429", next_step="wait"),
+        retry_after_s=90_000,
+        is_throttled=True,
+    )
 
     assert retried.run is None
 

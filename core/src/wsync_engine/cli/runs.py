@@ -142,9 +142,11 @@ def show(run: RunArgument, tenant: Tenant = None, as_json: Json = False) -> None
     with open_session(tenant) as session:
         details = show_run(session.api, session.tenant_id, find_run(session.api, session.tenant_id, run))
     if as_json:
-        print_objects([{**details.run, "events": list(details.events)}])
+        print_objects([{**details.run, "rejected": list(details.rejections), "events": list(details.events)}])
         return
     _show(details.run, as_json=False)
+    if details.rejections:
+        table(details.rejections, ("phase", "code", "message", "retryable", "rows"))
     table(details.events, ("at", "kind", "detail"))
 
 
@@ -223,6 +225,8 @@ def _progress(run: Mapping[str, Any]) -> str:
         words.append(str(run["phase"]))
     if run["state"] == "running" and isinstance(run["progress"], Mapping):
         words += [f"{name} {value}" for name, value in run["progress"].items()]
+    if run["state"] == "queued" and run["error"]:  # it waits between two attempts
+        words.append(f"again at {run['ready_at']:%H:%M:%SZ} after: {run['error']}")
     return ", ".join(words)
 
 
@@ -240,4 +244,6 @@ def _exit_by(run: Mapping[str, Any]) -> None:
         if reasons or not run["dry_run"]:
             raise typer.Exit(Exit.GUARD)
     elif run["state"] != "succeeded":
+        say(f"{run['state']}: {run['error'] or run['outcome_reason'] or run['cancel_reason']}")
+        say(f"next: {run['next_step'] or 'see `wsync-engine runs show ' + str(run['run_id']) + '`'}")
         raise typer.Exit(Exit.FAILED)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
-__all__ = ["OPEN_STATES", "TERMINAL_STATES", "OverlapPolicy", "Priority", "RunState", "Trigger"]
+__all__ = ["OPEN_STATES", "TERMINAL_STATES", "OverlapPolicy", "Priority", "RunError", "RunState", "Trigger"]
 
 
 class RunState(StrEnum):
@@ -54,3 +55,15 @@ class OverlapPolicy(StrEnum):
     CANCEL_OTHER = "cancel_other"
     TERMINATE_OTHER = "terminate_other"
     ALLOW_ALL = "allow_all"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunError:
+    """What stopped a run or an attempt, as people see it: no secret and no row's value is in it.
+
+    :param error_class: a WsyncError's name, or `crash`, `crash_loop`, `timeout`, `memory_limit`.
+    """
+
+    error_class: str
+    message: str
+    next_step: str

@@ -130,9 +130,7 @@ def conclude(job: Job, error: WsyncError | None, *, outcome: str = "failed") -> 
     if record.adopt and error is None:
         reason = f"{counts['accepted']} rows taken as acknowledged, nothing was sent" + (f"; {reason}" if state != "succeeded" else "")
     job.context.faults("before_finish")
-    job.books.finish(
-        outcome=state, reason=reason, counts=counts, error_class=type(error).__name__ if error else None, fold=fold, sync_id=job.sync_id
-    )
+    job.books.finish(outcome=state, reason=reason, counts=counts, error=error, fold=fold, sync_id=job.sync_id)
     job.context.faults("after_finish")
     _tidy(job, job.books.run_id, record, fold)
     return Outcome(state=state, reason=reason, counts=counts)

@@ -17,7 +17,7 @@ from uuid import UUID
 import psycopg
 
 from wsync_engine.index.entries import ReadyRun
-from wsync_engine.model.run import RunState
+from wsync_engine.model.run import RunError, RunState
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, statements, write_events
 from wsync_sdk.errors import StateError
 
@@ -39,6 +39,9 @@ __all__ = [
 
 LEASE_S = 30.0
 MAX_CRASHES = 3
+OUT_OF_TIME = RunError(
+    error_class="timeout", message="out of time", next_step="raise the schedule's timeout, or make the query or the sink faster"
+)
 RESTART_GRACE_S = 35.0
 """After Postgres started, no lease is over for this long: children that froze meanwhile resume instead of being restarted."""
 Outcome = Literal["succeeded", "partial", "failed", "cancelled", "blocked"]
@@ -129,14 +132,13 @@ def finish_run(
     outcome: Outcome,
     *,
     reason: str | None = None,
-    error_class: str | None = None,
-    error: str | None = None,
+    error: RunError | None = None,
 ) -> None:
     """End a run that we hold, or that its child has ended under our epoch, and count it for its schedule. May be repeated.
 
     :raises StateError: the epoch is old or the run was taken away; nothing was written.
     """
-    columns = {"run_id": run_id, "epoch": epoch, "state": outcome, "reason": reason, "error_class": error_class, "error": error}
+    columns = {"run_id": run_id, "epoch": epoch, "state": outcome, "reason": reason, **_error_columns(error)}
     with conn.transaction():
         run = _run_under_clock(conn, run_id)
         if not select(conn, _SQL["run_finish"], columns):
@@ -152,8 +154,7 @@ def retry_run(
     run_id: UUID,
     epoch: int,
     *,
-    error_class: str,
-    error: str,
+    error: RunError,
     retry_after_s: float | None = None,
     is_throttled: bool = False,
 ) -> Retried:
@@ -170,7 +171,7 @@ def retry_run(
         ready_at = instant(policy, "now") + wait
         is_late = run["deadline_at"] is not None and ready_at >= run["deadline_at"]
         is_last = not is_throttled and attempt >= policy["max_attempts"]
-        columns = {"run_id": run_id, "epoch": epoch, "error_class": error_class, "error": error}
+        columns = {"run_id": run_id, "epoch": epoch, **_error_columns(error)}
         if is_late or is_last:
             reason = "no time is left for another attempt" if is_late else f"failed {attempt} times"
             if not select(conn, _SQL["run_finish"], {**columns, "state": "failed", "reason": reason}):
@@ -189,7 +190,7 @@ def give_back_run(conn: psycopg.Connection[Any], run_id: UUID, epoch: int) -> Re
     with conn.transaction():
         run = _run_under_clock(conn, run_id)
         now = instant(select(conn, _SCHEDULE["time_now"], {})[0], "now")
-        columns = {"run_id": run_id, "epoch": epoch, "ready_at": now, "used_attempts": 0, "error_class": None, "error": None}
+        columns = {"run_id": run_id, "epoch": epoch, "ready_at": now, "used_attempts": 0, **_error_columns(None)}
         return _requeue(conn, run, columns, "run.given_back")
 
 
@@ -225,6 +226,18 @@ def backoff(run_id: UUID, attempt: int, *, base_ms: int, cap_ms: int, retry_afte
     return max(timedelta(milliseconds=draw * limit_ms), timedelta(seconds=retry_after_s or 0))
 
 
+def crash_loop(what: str, how: str = "") -> RunError:
+    """The end of a run that kills whoever executes it."""
+    message = f"{what} died {MAX_CRASHES} times" + (f": {how}" if how else "")
+    return RunError(error_class="crash_loop", message=message, next_step="see the workers' logs; `wsync-engine sync run` starts a new run")
+
+
+def _error_columns(error: RunError | None) -> dict[str, str | None]:
+    if error is None:
+        return {"error_class": None, "error": None, "next_step": None}
+    return {"error_class": error.error_class, "error": error.message, "next_step": error.next_step}
+
+
 def _run(conn: psycopg.Connection[Any], run_id: UUID) -> Row:
     rows = select(conn, _SQL["run_get"], {"run_id": run_id})
     if not rows:
@@ -252,16 +265,9 @@ def _requeue(conn: psycopg.Connection[Any], run: Row, columns: Mapping[str, Any]
 def _end_lost(conn: psycopg.Connection[Any], lost: Row) -> bool:
     is_asked = lost["state"] == RunState.CANCELLING
     outcome: Outcome = "cancelled" if is_asked and lost["cancel_reason"] != "timeout" else "failed"
-    error_class = None if outcome == "cancelled" else "timeout" if is_asked else "crash_loop"
-    reason = {"crash_loop": f"its worker or process died {MAX_CRASHES} times", "timeout": "out of time"}.get(error_class or "")
-    columns = {
-        "run_id": lost["run_id"],
-        "epoch": lost["epoch"],
-        "state": outcome,
-        "error_class": error_class,
-        "error": reason,
-        "reason": reason,
-    }
+    error = None if outcome == "cancelled" else OUT_OF_TIME if is_asked else crash_loop("its worker or process")
+    columns = {"run_id": lost["run_id"], "epoch": lost["epoch"], "state": outcome}
+    columns |= {"reason": None if error is None else error.message, **_error_columns(error)}
     with conn.transaction():
         _run_under_clock(conn, lost["run_id"])
         if not select(conn, _SQL["run_finish_lost"], columns):

@@ -30,9 +30,10 @@ FEWEST_DIGITS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunDetails:
-    """A run as `run_show` gives it, and its events in order."""
+    """A run as `run_show` gives it, its rejections by code and message (the most frequent), and its events in order."""
 
     run: Row
+    rejections: tuple[Row, ...]
     events: tuple[Row, ...]
 
 
@@ -93,7 +94,8 @@ def show_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID) -
         found = select(conn, _SQL["run_show"], columns)
         if not found:
             raise _no_run(run_id)
-        return RunDetails(run=found[0], events=tuple(select(conn, _SQL["run_events"], columns)))
+        rejections, events = (tuple(select(conn, _SQL[name], columns)) for name in ("run_rejections", "run_events"))
+        return RunDetails(run=found[0], rejections=rejections, events=events)
 
 
 def cancel_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, *, reason: str, actor: str) -> RunState:

@@ -15,7 +15,7 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 
-from wsync_sdk import FatalError, RetryableError, RowRange, StateError
+from wsync_sdk import FatalError, RetryableError, RowRange, StateError, WsyncError
 
 __all__ = ["Ack", "Cipher", "NewRejection", "PublishedSplit", "RunBooks", "RunRecord", "SentChunk", "SnapshotRow"]
 
@@ -103,6 +103,10 @@ class SnapshotRow:
     version: int
     manifest: dict[str, Any] | None
     resync: int
+
+
+def _error_columns(error: WsyncError | None) -> tuple[str | None, str | None, str | None]:
+    return (None, None, None) if error is None else (type(error).__name__, error.message, error.next_step)
 
 
 class RunBooks:
@@ -317,22 +321,23 @@ class RunBooks:
         outcome: str,
         reason: str,
         counts: Mapping[str, int],
-        error_class: str | None,
+        error: WsyncError | None,
         fold: tuple[int, Mapping[str, Any]] | None,
         sync_id: UUID,
     ) -> None:
         """End the run: snapshot, counts and outcome in one transaction.
 
-        :param fold: (version the new manifest is based on, the manifest), or None where nothing was sent.
+        :param error: what stopped the run, if something did. :param fold: (version the new manifest is based on, the manifest), or None where nothing was sent.
         """
         with self._fenced("run.finished", {"outcome": outcome, "reason": reason, **counts}, lock="FOR UPDATE") as cursor:
             if fold is not None:
                 self._swap(cursor, sync_id, self.run_id, *fold)
             cursor.execute(
                 "UPDATE wsync.run SET state = CAST(%s AS wsync.run_state), outcome_reason = %s, counts = %s, error_class = %s, error = %s,"
+                " next_step = %s,"
                 " finished_at = wsync.clock(), folded_at = wsync.clock(), worker_id = NULL, lease_until = NULL, phase = 'finish'"
                 " WHERE run_id = %s",
-                (outcome, reason, Jsonb(dict(counts)), error_class, reason if error_class else None, self.run_id),
+                (outcome, reason, Jsonb(dict(counts)), *_error_columns(error), self.run_id),
             )
 
     def fold_other(self, run_id: UUID, sync_id: UUID, fold: tuple[int, Mapping[str, Any]] | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, assert_never
 from uuid import UUID
@@ -11,7 +11,8 @@ from uuid import UUID
 import psycopg
 
 from wsync_engine.index.entries import ReadyRun
-from wsync_engine.scheduler.runs import Outcome, finish_run, give_back_run, retry_run
+from wsync_engine.model.run import RunError
+from wsync_engine.scheduler.runs import OUT_OF_TIME, Outcome, finish_run, give_back_run, retry_run
 from wsync_engine.worker.messages import Ended
 from wsync_engine.worker.slots import Tenure
 from wsync_engine.worker.store import crash_run
@@ -19,6 +20,11 @@ from wsync_sdk.errors import StateError
 
 __all__ = ["Ending", "ending_of_death", "ending_of_report", "failed", "given_back"]
 
+OUT_OF_MEMORY = RunError(
+    error_class="memory_limit",
+    message="its process used more memory than a task may",
+    next_step="report this with the size of a row: a run's memory does not depend on how many there are",
+)
 Write = Callable[[psycopg.Connection[Any]], ReadyRun | None]
 
 
@@ -42,12 +48,11 @@ def ending_of_report(ended: Ended) -> Ending | None:
         case "concluded":
             return _ending(run_id, epoch, _finish(run_id, epoch, ended.state), is_ours=False)
         case "retry":
-            write = _retry(run_id, epoch, error_class=ended.error_class, error=ended.error, retry_after_s=ended.retry_after_s)
-            return _ending(run_id, epoch, write)
+            return _ending(run_id, epoch, _retry(run_id, epoch, ended.error, retry_after_s=ended.retry_after_s))
         case "back":
             return given_back(run_id, epoch)
         case "failed":
-            return failed(run_id, epoch, error_class=ended.error_class, error=ended.error)
+            return failed(run_id, epoch, ended.error)
         case "dropped":
             return None
         case other:
@@ -63,13 +68,11 @@ def ending_of_death(tenure: Tenure, how: str, *, crash_backoff_s: float) -> Endi
         case "cancelled":
             return _ending(run_id, epoch, _finish(run_id, epoch, "cancelled", reason="cancelled; its process did not end and was killed"))
         case "timeout":
-            return failed(run_id, epoch, error_class="timeout", error="out of time; its process did not end and was killed")
+            return failed(run_id, epoch, replace(OUT_OF_TIME, message="out of time; its process did not end and was killed"))
         case "drain":
             return given_back(run_id, epoch)
         case "memory":
-            return _ending(
-                run_id, epoch, _retry(run_id, epoch, error_class="memory_limit", error="its process used more memory than a task may")
-            )
+            return _ending(run_id, epoch, _retry(run_id, epoch, OUT_OF_MEMORY))
         case "lost":  # if its child had ended it under our epoch, that is counted; else this writes nothing
             return _ending(run_id, epoch, _finish(run_id, epoch, "failed"), is_ours=False)
         case other:
@@ -81,20 +84,20 @@ def given_back(run_id: UUID, epoch: int) -> Ending:
     return _ending(run_id, epoch, _or_cancelled(run_id, epoch, partial(give_back_run, run_id=run_id, epoch=epoch)))
 
 
-def failed(run_id: UUID, epoch: int, *, error_class: str, error: str) -> Ending:
+def failed(run_id: UUID, epoch: int, error: RunError) -> Ending:
     """Failed for good."""
-    return _ending(run_id, epoch, _finish(run_id, epoch, "failed", reason=error, error_class=error_class))
+    return _ending(run_id, epoch, _finish(run_id, epoch, "failed", reason=error.message, error=error))
 
 
 def _ending(run_id: UUID, epoch: int, write: Write, *, is_ours: bool = True) -> Ending:
     return Ending(run_id=run_id, epoch=epoch, is_ours=is_ours, write=write)
 
 
-def _finish(run_id: UUID, epoch: int, state: str, *, reason: str | None = None, error_class: str | None = None) -> Write:
+def _finish(run_id: UUID, epoch: int, state: str, *, reason: str | None = None, error: RunError | None = None) -> Write:
     outcome: Outcome = _OUTCOMES[state]
 
     def write(conn: psycopg.Connection[Any]) -> None:
-        finish_run(conn, run_id, epoch, outcome, reason=reason, error_class=error_class, error=reason if error_class else None)
+        finish_run(conn, run_id, epoch, outcome, reason=reason, error=error)
 
     return write
 
@@ -108,9 +111,9 @@ _OUTCOMES: dict[str, Outcome] = {
 }
 
 
-def _retry(run_id: UUID, epoch: int, *, error_class: str, error: str, retry_after_s: float | None = None) -> Write:
+def _retry(run_id: UUID, epoch: int, error: RunError, *, retry_after_s: float | None = None) -> Write:
     def write(conn: psycopg.Connection[Any]) -> ReadyRun | None:
-        return retry_run(conn, run_id, epoch, error_class=error_class, error=error, retry_after_s=retry_after_s).run
+        return retry_run(conn, run_id, epoch, error=error, retry_after_s=retry_after_s).run
 
     return _or_cancelled(run_id, epoch, write)
 

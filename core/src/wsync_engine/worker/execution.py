@@ -10,6 +10,7 @@ import psycopg
 import structlog
 from psycopg.rows import TupleRow
 
+from wsync_engine.model.run import RunError
 from wsync_engine.pipeline.context import Cancelled, RunContext
 from wsync_engine.pipeline.run import Job, conclude, execute
 from wsync_engine.secrets.keyring import TenantCipher
@@ -17,7 +18,7 @@ from wsync_engine.state import database
 from wsync_engine.state.books import RunBooks
 from wsync_engine.storage import LocalStorage
 from wsync_engine.worker.child import ChildSetup, RunInProgress
-from wsync_engine.worker.messages import Assignment, Ended
+from wsync_engine.worker.messages import NO_ERROR, Assignment, Ended
 from wsync_sdk import FatalError, PluginError, RetryableError, Sink, Source, StateError, WsyncError
 
 __all__ = ["execute_assignment"]
@@ -148,8 +149,7 @@ def _ended(
         epoch=run.assignment.epoch,
         kind=kind,
         state=state,
-        error_class=type(error).__name__ if error is not None else "",
-        error=error.message if error is not None else "",
+        error=NO_ERROR if error is None else RunError(error_class=type(error).__name__, message=error.message, next_step=error.next_step),
         retry_after_s=error.retry_after_s if isinstance(error, RetryableError) else None,
     )
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import UUID
 
+from wsync_engine.model.run import RunError
 from wsync_engine.model.sync import SyncSpec
 
 __all__ = ["Assignment", "Cancel", "CancelReason", "ConnectionPart", "Drain", "Ended", "Lost", "Renewed", "Tick"]
 
+NO_ERROR = RunError(error_class="", message="", next_step="")
 CancelReason = Literal["cancelled", "timeout"]
 
 
@@ -98,6 +100,5 @@ class Ended:
     epoch: int
     kind: Literal["concluded", "retry", "back", "failed", "dropped"]
     state: str = ""
-    error_class: str = ""
-    error: str = ""
+    error: RunError = NO_ERROR
     retry_after_s: float | None = None

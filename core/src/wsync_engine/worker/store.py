@@ -14,7 +14,7 @@ import psycopg
 from wsync_engine.index.entries import ReadyRun
 from wsync_engine.model.declaration import sync_spec_from_json
 from wsync_engine.scheduler.rows import ready_run, select
-from wsync_engine.scheduler.runs import MAX_CRASHES, ClaimedRun, finish_run
+from wsync_engine.scheduler.runs import MAX_CRASHES, ClaimedRun, crash_loop, finish_run
 from wsync_engine.secrets.keyring import Keyring, TenantCipher
 from wsync_engine.secrets.references import is_reference, resolve
 from wsync_engine.state.statements import load_statements
@@ -65,8 +65,8 @@ def crash_run(conn: psycopg.Connection[Any], run_id: UUID, epoch: int, *, error:
         if row["state"] == "cancelling" and row["cancel_reason"] != "timeout":
             finish_run(conn, run_id, epoch, "cancelled", reason="cancelled")
         else:
-            reason = f"its process died {MAX_CRASHES} times: {error}"
-            finish_run(conn, run_id, epoch, "failed", reason=reason, error_class="crash_loop", error=reason)
+            loop = crash_loop("its process", error)
+            finish_run(conn, run_id, epoch, "failed", reason=loop.message, error=loop)
         return None
 
 

@@ -27,6 +27,7 @@ import structlog
 from wsync_engine.index.due_index import Index
 from wsync_engine.index.entries import ReadyRun
 from wsync_engine.model.ids import uuid7
+from wsync_engine.model.run import RunError
 from wsync_engine.pipeline.context import no_faults
 from wsync_engine.scheduler.runs import LEASE_S, Beat, ClaimedRun, Held, claim_runs, heartbeat
 from wsync_engine.secrets.keyring import Keyring
@@ -101,6 +102,15 @@ class _Backoff:
         if self._failures:
             _log.info("worker.recovered", server=self._server, failures=self._failures)
         self._failures = 0
+
+
+def _unreadable(exc: Exception) -> RunError:
+    """What is stored of a run can't be handed to a child."""
+    if isinstance(exc, WsyncError):
+        return RunError(error_class=type(exc).__name__, message=exc.message, next_step=exc.next_step)
+    return RunError(
+        error_class=type(exc).__name__, message="what is stored of the run can't be read", next_step="report this, with the worker's log"
+    )
 
 
 class Worker:
@@ -403,8 +413,7 @@ class Worker:
             self._endings.append(given_back(run.run_id, run.epoch))
             return
         except Exception as exc:
-            message = exc.message if isinstance(exc, WsyncError) else "what is stored of the run can't be read"
-            self._endings.append(failed(run.run_id, run.epoch, error_class=type(exc).__name__, error=message))
+            self._endings.append(failed(run.run_id, run.epoch, _unreadable(exc)))
             return
         slot = next((slot for slot in self._slots if slot.is_free), None)
         if slot is None:  # its process died a moment ago

@@ -69,7 +69,7 @@ WHERE r.run_id = :run_id;
 -- name: run_finish
 -- Terminal, or blocked by a guard; a stale epoch touches no row.
 UPDATE wsync.run
-SET state = CAST(:state AS wsync.run_state), error_class = :error_class, error = :error,
+SET state = CAST(:state AS wsync.run_state), error_class = :error_class, error = :error, next_step = :next_step,
     outcome_reason = coalesce(CAST(:reason AS text), outcome_reason), lease_until = NULL, worker_id = NULL,
     finished_at = CASE WHEN CAST(:state AS text) = 'blocked' THEN NULL ELSE wsync.clock() END
 WHERE run_id = :run_id AND epoch = :epoch AND state IN ('running', 'cancelling')
@@ -78,7 +78,7 @@ RETURNING run_id;
 -- name: run_finish_lost
 -- The reaper's end of a run: only if its lease is still over.
 UPDATE wsync.run
-SET state = CAST(:state AS wsync.run_state), error_class = :error_class, error = :error,
+SET state = CAST(:state AS wsync.run_state), error_class = :error_class, error = :error, next_step = :next_step,
     outcome_reason = coalesce(CAST(:reason AS text), outcome_reason), lease_until = NULL, worker_id = NULL,
     crashes = crashes + 1, finished_at = wsync.clock()
 WHERE run_id = :run_id AND epoch = :epoch AND state IN ('running', 'cancelling') AND lease_until <= wsync.clock()
@@ -104,7 +104,8 @@ WHERE r.run_id = :run_id;
 -- Back into the queue by its own holder: after a failure (attempt + 1), throttled or drained (attempt unchanged).
 UPDATE wsync.run
 SET state = 'queued', attempt = attempt + CAST(:used_attempts AS int), ready_at = :ready_at, worker_id = NULL, lease_until = NULL,
-    error_class = coalesce(CAST(:error_class AS text), error_class), error = coalesce(CAST(:error AS text), error)
+    error_class = coalesce(CAST(:error_class AS text), error_class), error = coalesce(CAST(:error AS text), error),
+    next_step = coalesce(CAST(:next_step AS text), next_step)
 WHERE run_id = :run_id AND epoch = :epoch AND state = 'running'
 RETURNING run_id, schedule_id, tenant_id, priority, nominal_at, due_at, ready_at;
 

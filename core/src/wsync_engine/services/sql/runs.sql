@@ -11,7 +11,7 @@ LIMIT :count;
 
 -- name: run_show
 SELECT r.run_id, y.name AS sync_name, r.state::text AS state, r.phase, r.trigger, r.dry_run, r.adopt, r.attempt, r.crashes, r.nominal_at, r.created_at,
-    r.started_at, r.finished_at, r.deadline_at, r.counts, r.progress, r.progress_at, r.guards, r.outcome_reason, r.error_class, r.error,
+    r.ready_at, r.started_at, r.finished_at, r.deadline_at, r.counts, r.progress, r.progress_at, r.guards, r.outcome_reason, r.error_class, r.error, r.next_step,
     r.cancel_reason, r.approved_by, r.approved_at,
     (SELECT count(*) FROM wsync.rejection AS x WHERE x.tenant_id = r.tenant_id AND x.run_id = r.run_id) AS rejections
 FROM wsync.run AS r
@@ -23,6 +23,15 @@ SELECT e.at, e.kind, e.detail
 FROM wsync.run_event AS e
 WHERE e.run_id = :run_id AND e.tenant_id = :tenant_id
 ORDER BY e.at;
+
+-- name: run_rejections
+-- By what was said of them; the rows themselves are encrypted.
+SELECT x.phase, x.code, x.message, x.retryable, count(*) AS rows
+FROM wsync.rejection AS x
+WHERE x.tenant_id = :tenant_id AND x.run_id = :run_id
+GROUP BY x.phase, x.code, x.message, x.retryable
+ORDER BY count(*) DESC, x.code, x.message
+LIMIT 20;
 
 -- name: run_find
 -- People type the first digits of an id, as git does; two rows are enough to know that it is not one.

@@ -210,6 +210,7 @@ CREATE TABLE wsync.run (  -- active and recently ended runs; not partitioned: ru
     deadline_at timestamptz,
     error_class text,
     error text,
+    next_step text,  -- what a person does about the error
     created_at timestamptz NOT NULL DEFAULT now(),
     started_at timestamptz,
     finished_at timestamptz,
