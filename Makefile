@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-DISTS := sdk core plugins/postgres
+DISTS := sdk core plugins/postgres plugins/http
 
 .PHONY: help setup demo test up bench lint types contracts wheels clean
 
@@ -25,6 +25,7 @@ up: setup  ## a scheduler and a worker with embedded servers, until Ctrl-C
 
 bench: setup  ## the benchmarks; each prints one JSON object as its last line
 	$(BIN)/python benchmarks/extract.py
+	$(BIN)/python benchmarks/render_json.py
 
 test: setup  ## set up and run all tests
 	$(BIN)/python -m pytest
@@ -34,7 +35,7 @@ lint: setup  ## style and formatting
 	$(BIN)/ruff format --check .
 
 types: setup  ## strict types, package by package
-	$(BIN)/mypy sdk/src core/src plugins/postgres/src benchmarks
+	$(BIN)/mypy sdk/src core/src plugins/postgres/src plugins/http/src benchmarks
 
 contracts: setup  ## which package may import which
 	$(BIN)/lint-imports

@@ -13,7 +13,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DISTS = ("sdk", "core", "plugins/postgres")
+DISTS = ("sdk", "core", "plugins/postgres", "plugins/http")
 
 
 def build(into: Path) -> list[Path]:
@@ -36,6 +36,7 @@ def main() -> None:
         listed = subprocess.run([engine, "plugins", "list", "--json"], check=True, cwd=scratch, stdout=subprocess.PIPE, text=True)
         plugins = {line["distribution"]: line for line in map(json.loads, listed.stdout.splitlines())}
         assert plugins["wsync-postgres"]["ok"], plugins
+        assert plugins["wsync-http"]["ok"], plugins
 
 
 if __name__ == "__main__":

@@ -16,7 +16,10 @@ from wsync_sdk import WsyncError
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(
-    path for folder in ("sdk", "core", "plugins/postgres") for path in (ROOT / folder / "src").rglob("*.py") if "versions" not in path.parts
+    path
+    for folder in ("sdk", "core", "plugins/postgres", "plugins/http")
+    for path in (ROOT / folder / "src").rglob("*.py")
+    if "versions" not in path.parts
 )
 ERRORS = {
     name for name in wsync_sdk.__all__ if isinstance(getattr(wsync_sdk, name), type) and issubclass(getattr(wsync_sdk, name), WsyncError)
