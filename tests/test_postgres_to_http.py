@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -19,7 +20,7 @@ import psycopg
 import pytest
 
 from wsync_engine.model.ids import uuid7
-from wsync_engine.model.sync import Mode, SyncSpec
+from wsync_engine.model.sync import MappingEntry, Mode, SyncSpec
 from wsync_engine.pipeline.context import RunContext, no_faults
 from wsync_engine.pipeline.deliver import RetryPolicy
 from wsync_engine.pipeline.run import Job, Outcome, execute
@@ -255,6 +256,26 @@ def test_wherever_the_process_dies_the_next_holder_sends_under_the_same_keys(wor
     assert (outcome.state, outcome.counts["accepted"]) == ("succeeded", ROWS)
     assert store.records == world.expected()
     assert len(set(store.keys)) == ROWS / 100
+
+
+def test_jsonb_is_nested_wherever_the_mapping_puts_it(world: World, store: Store) -> None:
+    world.spec = replace(
+        world.spec,
+        mapping=(
+            MappingEntry(target="id", column="id"),
+            MappingEntry(target="attributes.extra", column="extra"),
+            MappingEntry(target="attributes.name", column="full_name"),
+            MappingEntry(target="parsed.deep.er", column="email", cast="json"),
+        ),
+        query="SELECT id, extra, full_name, CASE WHEN id = 3 THEN 'no json' ELSE '[1, {}]' END AS email FROM public.customer",
+    )
+
+    outcome = world.run()
+
+    assert (outcome.state, outcome.counts["rejected"]) == ("partial", 1)
+    attributes = {"extra": {"n": 8, "tags": ["a", None]}, "name": "Zoë 日本 8"}
+    assert store.records[8] == {"id": 8, "attributes": attributes, "parsed": {"deep": {"er": [1, {}]}}}
+    assert 3 not in store.records
 
 
 def test_a_row_whose_json_is_none_is_a_rejection_wherever_it_is_noticed(world: World, store: Store) -> None:

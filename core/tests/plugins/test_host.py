@@ -13,7 +13,7 @@ import pytest
 
 from wsync_engine.plugins import PluginHost, PluginReport
 from wsync_engine.plugins.configuration import secret_references
-from wsync_sdk import AddressPolicy, CheckReport, ConfigError, PluginError, Split
+from wsync_sdk import AddressPolicy, CheckReport, ConfigError, Operation, PluginError, Split
 
 WHOLE = """
 from pydantic import BaseModel, ConfigDict
@@ -219,13 +219,16 @@ from pydantic import BaseModel
 from wsync_sdk import *
 class Config(BaseModel):
     password: Secret
+    can_tell: bool = True
 class Caller(Sink):
     def check(self): return CheckReport(findings=())
     def streams(self): return []
     def write(self, chunk, token): ...
+def operations(config): return frozenset({Operation.UPSERT}) if config.can_tell else 1 / 0
 @hookimpl
 def wsync_sinks():
-    return [SinkSpec(name=NAME, title="T", config_model=Config, factory=lambda config: Caller(), capabilities=SinkCapabilities())]
+    return [SinkSpec(name=NAME, title="T", config_model=Config, factory=lambda config: Caller(), capabilities=SinkCapabilities(),
+                     operations=operations)]
 """
 
 
@@ -236,3 +239,13 @@ def test_a_sink_may_call_public_addresses_and_those_the_installation_allows(inst
 
     assert host.open_sink("caller", config, lambda _: "x").network == AddressPolicy()
     assert host.open_sink("caller", config, lambda _: "x", network=policy).network == policy
+
+
+def test_what_a_sink_can_do_is_told_without_opening_it_and_a_failure_is_fenced_off(install: Install) -> None:
+    install("teller", SINK, spec="teller")
+    host, config = PluginHost.load(), {"password": "env:P"}
+
+    assert host.sink_operations("teller", config, lambda _: "x") == {Operation.UPSERT}
+    with pytest.raises(PluginError, match="acme-teller"):
+        host.sink_operations("teller", {**config, "can_tell": False}, lambda _: "x")
+    assert host.sink_operations("postgres", {"url": "env:URL"}, lambda _: "x") is None

@@ -78,6 +78,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"url": URL, "headers": {"X-A": "日本"}}, "can't hold"),
     ({"url": URL, "headers": {"Host": "other"}}, "itself"),
     ({"url": URL, "headers": {"Transfer-Encoding": "chunked"}}, "itself"),
+    ({"url": URL, "headers": {"Authorization": "Bearer x"}}, "secret_headers"),
     ({"url": URL, "headers": {"x-a": "1", "X-A": "2"}}, "twice"),
     ({"url": URL, "headers": {"idempotency-key": "1"}}, "twice"),
     ({"url": URL, "success": [600]}, "status"),

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from wsync_sdk import PluginError, WsyncError
 
-__all__ = ["guarded"]
+__all__ = ["called", "guarded"]
 
 T = TypeVar("T")
 
@@ -30,6 +30,14 @@ def guarded(factory: Callable[[Any], Any], config: Any, label: str, kind: type[T
         if not name.startswith("_"):
             object.__setattr__(made, name, _fenced(method, label, name))
     return made
+
+
+def called(function: Callable[..., Any], label: str, name: str, *arguments: Any) -> Any:
+    """Call a function of a plugin, fenced off.
+
+    :raises PluginError: it raised something that is not a WsyncError.
+    """
+    return _call(function, label, name, *arguments)
 
 
 def _fenced(method: Callable[..., Any], label: str, name: str) -> Callable[..., Any]:

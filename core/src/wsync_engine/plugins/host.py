@@ -11,11 +11,11 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from wsync_engine.plugins.boundary import guarded
+from wsync_engine.plugins.boundary import called, guarded
 from wsync_engine.plugins.configuration import validated
 from wsync_engine.plugins.discovery import Candidate, find_candidates, refusal
 from wsync_engine.plugins.loading import LoadFailed, Offer, load, survives_import
-from wsync_sdk import AddressPolicy, ConfigError, Sink, SinkSpec, Source, SourceSpec
+from wsync_sdk import AddressPolicy, ConfigError, Operation, Sink, SinkSpec, Source, SourceSpec
 
 __all__ = ["PluginHost", "PluginReport"]
 
@@ -112,6 +112,15 @@ class PluginHost:
         offered = _named(self._sources, plugin, "source")
         source: Source = guarded(offered.spec.factory, validated(offered.spec.config_model, config, resolve), _label(offered), Source)  # type: ignore[type-abstract]
         return source
+
+    def sink_operations(self, plugin: str, config: Mapping[str, Any], resolve: Callable[[str], str]) -> frozenset[Operation] | None:
+        """What a sink with this config can do, told without connecting; None: only a connected sink knows. Raises as `open_source`."""
+        offered = _named(self._sinks, plugin, "sink")
+        if offered.spec.operations is None:
+            return None
+        model = validated(offered.spec.config_model, config, resolve)
+        operations: frozenset[Operation] = called(offered.spec.operations, _label(offered), "operations", model)
+        return operations
 
     def open_sink(
         self, plugin: str, config: Mapping[str, Any], resolve: Callable[[str], str], *, network: AddressPolicy = _PUBLIC_ONLY

@@ -59,10 +59,8 @@ def check_mode(host: PluginHost, plugin: str, config: Mapping[str, Any], mode: M
 
     :raises ConfigError: the sync mirrors, and the sink deletes nothing.
     """
-    spec = host.sink_spec(plugin)
-    if mode is not Mode.MIRROR or spec.operations is None:
-        return
-    if Operation.DELETE not in spec.operations(validated(spec.config_model, config, resolve)):
+    operations = host.sink_operations(plugin, config, resolve) if mode is Mode.MIRROR else None
+    if operations is not None and Operation.DELETE not in operations:
         raise ConfigError(
             "mode `mirror` deletes what left the result, and the sink's config says nothing of deletes",
             next_step=f"tell the sink how to delete (see the page of `{plugin}`), or use `mode: upsert`",

@@ -22,6 +22,8 @@ OURS = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "content-encoding", "accept-encoding", "te", "upgrade", "expect"}
 )
 """Headers that the sink sets itself."""
+CREDENTIALS = frozenset({"authorization", "proxy-authorization", "cookie", "api-key", "x-api-key", "x-auth-token", "x-access-token"})
+"""Headers whose values are secrets: a config is stored and shown as it is written."""
 
 
 class Format(StrEnum):
@@ -155,7 +157,7 @@ class Delete(_Part):
     url: Url
     method: Method = "DELETE"
     format: Format = Format.NONE
-    wrap: str | None = Field(default=None, min_length=1)
+    wrap: str | None = Field(default=None, min_length=1, max_length=100)
     success: tuple[Status, ...] = ("2xx",)
     results: Results | None = None
 
@@ -185,7 +187,7 @@ class HttpConfig(_Part):
     )
     method: Method = Field(default="POST")
     format: Format = Field(default=Format.ARRAY)
-    wrap: str | None = Field(default=None, min_length=1, description='With `format: array`: the body is {"<wrap>": [...]}.')
+    wrap: str | None = Field(default=None, min_length=1, max_length=100, description='With `format: array`: the body is {"<wrap>": [...]}.')
     headers: dict[str, str] = Field(default_factory=dict)
     secret_headers: dict[str, Secret] = Field(
         default_factory=dict, description="Header → reference to its whole value; resolved at each call."
@@ -242,6 +244,8 @@ class HttpConfig(_Part):
         for name in names:
             if problem := header_problem(name, self.headers.get(name)):
                 raise ValueError(f"header `{name}` {problem}")
+        if literal := next((name for name in self.headers if name.lower() in CREDENTIALS), ""):
+            raise ValueError(f"header `{literal}` holds a credential: write it under `secret_headers`, as env:NAME or file:PATH")
         lower = [name.lower() for name in names]
         if twice := next((name for name in lower if lower.count(name) > 1), ""):
             raise ValueError(f"header `{twice}` is set twice")

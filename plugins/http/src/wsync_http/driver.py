@@ -49,17 +49,16 @@ class Request:
 class Client:
     """Makes requests, from several threads at once.
 
-    :param policy: which addresses may be connected to, asked at each new connection. :param ca_file: further authorities to trust.
+    :param policy: which addresses may be connected to, asked at each new connection. :param ca_file: PEM file of further authorities to trust.
+    :raises ConfigError: `ca_file` can't be read.
     """
 
     def __init__(self, *, policy: Policy, connections: int, ca_file: str | None, reply_max_bytes: int) -> None:
         self._backend = _Backend(policy)
-        self._ca_file = ca_file
         self._reply_max_bytes = reply_max_bytes
-        self._connections = connections
-        self._tls: ssl.SSLContext | None = None
+        self._tls = _tls_context(ca_file)
         self._pool = httpcore.ConnectionPool(
-            ssl_context=self._tls_context(),
+            ssl_context=self._tls,
             max_connections=connections,
             keepalive_expiry=KEEP_ALIVE_S,
             retries=0,
@@ -102,7 +101,7 @@ class Client:
             try:
                 if parts.scheme == "http":
                     return "connected, without TLS"
-                stream = stream.start_tls(self._tls_context(), server_hostname=parts.hostname, timeout=until_s)
+                stream = stream.start_tls(self._tls, server_hostname=parts.hostname, timeout=until_s)
                 return f"connected, {stream.get_extra_info('ssl_object').version()}"
             finally:
                 stream.close()
@@ -112,15 +111,6 @@ class Client:
     def close(self) -> None:
         """Close every connection."""
         self._pool.close()
-
-    def _tls_context(self) -> ssl.SSLContext:
-        """Trusts the system's authorities, Mozilla's, and the configured ones."""
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
-            self._tls.load_verify_locations(certifi.where())
-            if self._ca_file is not None:
-                _trust(self._tls, self._ca_file)
-        return self._tls
 
     def _read(self, pieces: Iterable[bytes], encoding: str) -> tuple[bytes, Body]:
         """The body as far as it comes; a broken one does not hide the status that came before it."""
@@ -135,11 +125,16 @@ class Client:
         return bytes(body), Body.WHOLE
 
 
-def _trust(context: ssl.SSLContext, ca_file: str) -> None:
+def _tls_context(ca_file: str | None) -> ssl.SSLContext:
+    """Trusts the system's authorities, Mozilla's, and those in `ca_file`."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(certifi.where())
     try:
-        context.load_verify_locations(ca_file)
+        if ca_file is not None:
+            context.load_verify_locations(ca_file)
     except OSError as exc:  # also what is no PEM
         raise ConfigError("`ca_file` can't be read as PEM certificates", next_step="correct the file where the worker runs") from exc
+    return context
 
 
 def _decoded(pieces: Iterable[bytes], encoding: str, max_bytes: int) -> Iterable[bytes]:

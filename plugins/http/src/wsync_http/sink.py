@@ -5,6 +5,7 @@ At least once: a chunk whose reply was lost is sent again, under the same idempo
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Sequence
@@ -45,8 +46,6 @@ from wsync_sdk import (
 __all__ = ["HttpSink"]
 
 CHECK_TIMEOUT_S = 10.0
-WRAPPING_BYTES = 64
-"""Of `max_bytes`, left for what stands around the records."""
 _REASONS = {
     "not_finite": "is NaN or infinite, which JSON has not",
     "invalid_json": "is not valid JSON",
@@ -87,7 +86,7 @@ class HttpSink(Sink):
             operations=self._config.operations,
             limits=StreamLimits(
                 max_rows=1 if self._config.is_single else limits.max_rows,
-                max_bytes=limits.max_bytes - WRAPPING_BYTES,
+                max_bytes=limits.max_bytes - _bytes_around(self._config),
                 max_record_bytes=limits.max_record_bytes,
                 calls_per_s=limits.calls_per_s,
                 concurrency=limits.concurrency,
@@ -271,6 +270,12 @@ def _judged(call: Call, reply: Reply) -> Verdicts:
         # A refusal that names no row: believed to be one of all of them.
         raise error_of_status(doing, reply, now=datetime.now(UTC))
     return found
+
+
+def _bytes_around(config: HttpConfig) -> int:
+    """What stands around the records of a body, at most."""
+    wraps = [config.wrap, config.delete.wrap if config.delete is not None else None]
+    return max(len(json.dumps(wrap or "")) + len("{:[]}") for wrap in wraps)
 
 
 def _has_results(endpoint: Endpoint, status: int) -> bool:
