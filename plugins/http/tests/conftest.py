@@ -182,19 +182,21 @@ class Authority:
     key_file: Path
 
 
-def certificate(folder: Path, *, address: str = "127.0.0.1") -> Authority:
+def certificate(folder: Path, *, address: str = "127.0.0.1", name: str = "") -> Authority:
+    """For an address, or for a name."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "wsync test")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "wsync test")])
+    host: x509.GeneralName = x509.DNSName(name) if name else x509.IPAddress(IPv4Address(address))
     now = datetime.now(UTC)
     made = (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
+        .subject_name(subject)
+        .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address(address))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([host]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )

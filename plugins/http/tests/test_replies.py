@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from ipaddress import IPv4Network
@@ -18,7 +19,7 @@ import pytest
 
 from wsync_http.replies import Reply, error_of_status, retry_after_s
 from wsync_http.sink import HttpSink, without
-from wsync_sdk import AddressPolicy, ConfigError, FatalError, RetryableError, RowError, Secret, WsyncError
+from wsync_sdk import AddressPolicy, ConfigError, FatalError, RetryableError, RowError, Secret, SocketAddress, WsyncError
 
 from .conftest import Server, answer, certificate, chunk, hang_up, listening, reset, rows, tls_context, trickle
 
@@ -413,6 +414,36 @@ def test_a_certificate_for_another_host_is_refused(tmp_path: Path, make_sink: Ma
 
         with pytest.raises(ConfigError, match="certificate is not valid"):
             sink.write(chunk(sink, rows(1)), b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Answering(AddressPolicy):
+    """Every name is at this port of loopback, as a policy may find."""
+
+    at_port: int = 0
+
+    def resolve(self, host: str, port: int, *, timeout_s: float = 10.0) -> tuple[SocketAddress, ...]:
+        return (
+            SocketAddress(family=socket.AF_INET, sockaddr=("127.0.0.1", 1)),  # nobody is there: the next one is tried
+            SocketAddress(family=socket.AF_INET, sockaddr=("127.0.0.1", self.at_port)),
+        )
+
+
+@pytest.mark.parametrize("name", ["store.example", "other.example"])
+def test_the_connection_goes_to_the_address_that_was_checked_and_tls_verifies_the_name(
+    tmp_path: Path, make_sink: MakeSink, name: str
+) -> None:
+    authority = certificate(tmp_path, name=name)
+    server = Server(scheme="https")
+    with listening(server, tls_context(authority)):
+        sink = make_sink("https://store.example/in", ca_file=str(authority.file), network=Answering(at_port=server.port))
+
+        if name == "store.example":
+            assert sink.write(chunk(sink, rows(1)), b"").accepted_rows == 1
+            assert server.received[0].headers["host"] == "store.example"
+        else:
+            with pytest.raises(ConfigError, match="certificate is not valid"):
+                sink.write(chunk(sink, rows(1)), b"")
 
 
 def test_a_call_ends_in_time_though_the_handshake_does_not(make_sink: MakeSink) -> None:

@@ -22,7 +22,7 @@ from wsync_http.driver import Request
 from wsync_http.records import SEPARATOR_BYTES
 from wsync_sdk import Chunk, Operation, RowError
 
-__all__ = ["Call", "Endpoint", "calls", "endpoint_of", "separator"]
+__all__ = ["Call", "Endpoint", "calls", "endpoint_of", "filled", "separator"]
 
 _TYPES = {Format.ARRAY: "application/json", Format.OBJECT: "application/json", Format.NDJSON: "application/x-ndjson"}
 _ROW_STEP = "correct the row where it comes from, or the `url`"

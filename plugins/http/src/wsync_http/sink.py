@@ -10,13 +10,13 @@ import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 
+from wsync_http import __version__
 from wsync_http.calls import Call, Endpoint, calls, endpoint_of, separator
 from wsync_http.config import STREAM, HttpConfig, header_problem, placeholders
 from wsync_http.driver import Client, Request
@@ -43,7 +43,7 @@ from wsync_sdk import (
     WsyncError,
 )
 
-__all__ = ["HttpSink"]
+__all__ = ["HttpSink", "without"]
 
 CHECK_TIMEOUT_S = 10.0
 _REASONS = {
@@ -184,7 +184,7 @@ class HttpSink(Sink):
 
     def _headers(self, secret_headers: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """Those of every request."""
-        ours = [("User-Agent", f"wsync-http/{version('wsync-http')}"), ("Accept", "application/json"), ("Accept-Encoding", "identity")]
+        ours = [("User-Agent", f"wsync-http/{__version__}"), ("Accept", "application/json"), ("Accept-Encoding", "identity")]
         given = [*self._config.headers.items(), *secret_headers]
         named = {name.lower() for name, _ in given}
         return [*((name, value) for name, value in ours if name.lower() not in named), *given]
