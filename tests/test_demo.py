@@ -24,5 +24,8 @@ def test_the_demo_delivers_exactly_the_changes_and_leaves_nothing(tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert "first run: 100,000 rows read, 0 unchanged, 100,000 upserts and 0 deletes" in done.stderr
     assert "next run: 100,300 rows read, 98,800 unchanged, 1,500 upserts and 200 deletes" in done.stderr
+    assert "first run into the HTTP endpoint: 100,000 rows read, 0 unchanged, 100,000 upserts and 0 deletes" in done.stderr
+    assert "next run into the HTTP endpoint: 100,300 rows read, 98,800 unchanged, 1,500 upserts and 200 deletes" in done.stderr
     assert "the 100,300 subscribers in the store are what the query says" in done.stderr
+    assert "the 100,300 subscribers that the endpoint was told of, in 102 calls, are the same" in done.stderr
     assert list(tmp_path.glob("wsync-demo-*")) == []

@@ -127,7 +127,7 @@ def _show_change(change: Change) -> None:
     typer.echo(f"{_SIGNS[change.kind]} {change.object} {change.name}" + (f": {change.note}" if change.note else ""))
     for field in change.fields:
         if change.kind == "create":
-            if field.new not in (False, "", 0):  # a new object's defaults say nothing
+            if field.new not in (False, "", 0, []):  # a new object's defaults say nothing
                 typer.echo(f"    {field.path}: {_text(field.new)}")
         else:
             typer.echo(f"  {_sign(field.old, field.new)} {field.path}: {_text(field.old)} -> {_text(field.new)}")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass, field
+from datetime import UTC
+from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.rows import dict_row
 
-__all__ = ["ADDED", "CHANGED", "DELETED", "ROWS", "World"]
+__all__ = ["ADDED", "CHANGED", "DELETED", "QUERY", "ROWS", "World"]
 
 ROWS, CHANGED, ADDED, DELETED = 100_000, 1_000, 500, 200
 QUERY = "SELECT id, email, full_name, plan, city, balance, active, created_at FROM customer"
@@ -65,6 +68,12 @@ class World:
         """(rows, digest of all values in key order) of the query's result and of the store."""
         table = QUERY.replace("FROM customer", "FROM subscriber")
         return _digest(self.warehouse_url, QUERY), _digest(self.store_url, table)
+
+    def result(self) -> dict[int, dict[str, Any]]:
+        """The query's result by id, with values as JSON has them."""
+        with psycopg.connect(self.warehouse_url, row_factory=dict_row) as connection:
+            rows = connection.execute(QUERY).fetchall()
+        return {row["id"]: {**row, "created_at": row["created_at"].astimezone(UTC).isoformat().replace("+00:00", "Z")} for row in rows}
 
     def _warehouse(self) -> psycopg.Connection[tuple[object, ...]]:
         return psycopg.connect(self.admin_url.rpartition("/")[0] + "/demo_warehouse", autocommit=True)
