@@ -7,6 +7,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -117,6 +118,12 @@ class Server:
     @property
     def url(self) -> str:
         return f"{self.scheme}://127.0.0.1:{self.port}"
+
+    def wait_for(self, is_met: Callable[[], bool], *, timeout_s: float = 10.0) -> None:
+        until_s, pause = time.monotonic() + timeout_s, threading.Event()
+        while not is_met():
+            assert time.monotonic() < until_s, "timed out"
+            pause.wait(0.01)
 
     def take(self, request: Received) -> Behaviour:
         with self.lock:

@@ -15,6 +15,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from wsync_http.replies import Reply, error_of_status, retry_after_s
@@ -195,8 +196,7 @@ def test_a_call_ends_in_time_though_no_connection_is_free(server: Server, make_s
     slow, other = chunk(sink, rows(1), timeout_s=2.0), chunk(sink, rows(2), timeout_s=0.3)
     with ThreadPoolExecutor(max_workers=1) as pool:
         first = pool.submit(sink.write, slow, b"")
-        while not server.received:
-            threading.Event().wait(0.01)
+        server.wait_for(lambda: bool(server.received))
 
         with pytest.raises(RetryableError, match="no connection was free"):
             sink.write(other, b"")
@@ -355,6 +355,18 @@ def test_what_a_destination_says_of_a_row_goes_on_without_the_rows_values_and_se
     assert without("row 1 of 11", ["1"]) == "row *** of 11"
 
 
+def test_values_inside_jsonb_are_blotted_out_too(server: Server, make_sink: MakeSink) -> None:
+    schema = pa.schema([pa.field("id", pa.int64()), pa.field("extra", pa.string(), metadata={b"wsync.logical": b"json"})])
+    server.then = answer(200, {"results": [{"status": "bad", "error": {"text": "zoe@example.com owes 12.50"}}]})
+    sink = make_sink(server.url, results=ALL)
+
+    result = sink.write(
+        chunk(sink, [{"op": "upsert", "id": 1, "extra": '{"mail": ["zoe@example.com"], "owes": 12.50}'}], schema=schema), b""
+    )
+
+    assert result.rejections[0].message == "*** owes ***"
+
+
 # -- addresses and TLS
 
 
@@ -477,7 +489,8 @@ def test_a_check_connects_and_sends_nothing(server: Server, make_sink: MakeSink)
 
     assert report.ok
     assert [one.name for one in report.findings] == ["secret_headers", "reachable", "encryption"]
-    assert (server.connections, server.received) == (1, [])
+    server.wait_for(lambda: server.connections == 1)  # the backlog answers before the server does
+    assert server.received == []
 
 
 def test_a_check_can_make_a_request_that_changes_nothing(server: Server, make_sink: MakeSink) -> None:

@@ -21,7 +21,7 @@ from wsync_http.calls import Call, Endpoint, calls, endpoint_of, separator
 from wsync_http.config import STREAM, HttpConfig, header_problem, placeholders
 from wsync_http.driver import Client, Request
 from wsync_http.encoding import unsupported
-from wsync_http.records import Style, is_marked, mark_of, rendered
+from wsync_http.records import SEPARATOR_BYTES, Style, is_marked, mark_of, rendered
 from wsync_http.replies import Body, Reply, error_of_status, is_among
 from wsync_http.verdicts import Refusal, Unreadable, Verdicts, verdicts
 from wsync_sdk import (
@@ -304,8 +304,9 @@ def _marked_row(row: int, record: str) -> Rejection:
 
 
 def _rejection(row: int, refusal: Refusal, chunk: Chunk, secrets: Sequence[str]) -> Rejection:
-    values = {name: value for name, value in chunk.changes.slice(row, 1).to_pylist()[0].items() if name != chunk.changes.schema.names[0]}
-    message = without(refusal.message, [*secrets, *_texts(values)])
+    assert chunk.records is not None
+    sent = json.loads(str(chunk.records[row])[:-SEPARATOR_BYTES], parse_int=str, parse_float=str)  # numbers as they were written
+    message = without(refusal.message, [*secrets, *_texts(sent)])
     return Rejection(row=row, code=without(refusal.code, secrets), message=message, retryable=refusal.retryable)
 
 
