@@ -170,6 +170,7 @@ class World:
                     spec=self.spec,
                     source=source,
                     sink=sink,
+                    destination="s/http",
                     books=RunBooks(self.api, tenant_id=self.tenant_id, run_id=run_id, epoch=row[0]),
                     storage=self.storage,
                     cipher=self.cipher,
