@@ -28,7 +28,7 @@ bench: setup  ## the benchmarks; each prints one JSON object as its last line
 	$(BIN)/python benchmarks/render_json.py
 
 test: setup  ## set up and run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup  ## style and formatting
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import resource
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -19,6 +20,7 @@ from wsync_sdk import (
     ConfigError,
     FatalError,
     Rejection,
+    RetryableError,
     StateError,
     WriteResult,
     WsyncError,
@@ -112,6 +114,42 @@ def test_a_lost_reply_is_sent_again_under_the_same_key(world: World) -> None:
     keys = [key for key, _ in world.sink.calls]
     assert len(keys) == len(set(keys)) + 2
     assert world.sink.contents == world.source.rows
+
+
+def test_who_asks_for_a_long_wait_gets_it_in_the_queue(world: World) -> None:
+    world.sink.fail = RetryableError("429", next_step="wait", retry_after_s=3_600.0)
+
+    with pytest.raises(RetryableError) as caught:
+        world.run()
+
+    assert caught.value.retry_after_s == 3_600.0
+
+
+def test_a_wait_between_two_tries_ends_when_the_run_shall_end(world: World) -> None:
+    world.sink.fail = RetryableError("429", next_step="wait", retry_after_s=25.0)
+    job = world.job(world.new_run())
+    asked_at_s = []
+
+    def is_cancelled() -> bool:
+        is_waiting = world.scalar("SELECT count(*) FROM wsync.chunk") > 0
+        asked_at_s.append(time.monotonic())
+        return bool(is_waiting)
+
+    job.context.is_cancelled = is_cancelled
+    with pytest.raises(Cancelled):
+        execute(job)
+
+    assert asked_at_s[-1] - asked_at_s[0] < 20
+
+
+def test_calls_are_kept_apart_as_the_stream_asks(world: World) -> None:
+    world.sink.calls_per_s = 100.0
+    started_s = time.monotonic()
+
+    world.run()
+
+    assert len(world.sink.calls) == 15
+    assert time.monotonic() - started_s > 14 / 100
 
 
 def test_refused_rows_stand_alone_after_bisection_and_the_others_arrive(world: World) -> None:

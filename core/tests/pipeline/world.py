@@ -93,6 +93,7 @@ class RecordingSink(Sink):
         self.calls: list[tuple[str, tuple[int, ...]]] = []
         self.refuse: frozenset[int] = frozenset()
         self.lose_replies = 0
+        self.calls_per_s: float | None = None
         self.fail: WsyncError | None = None
         self.verdict: Callable[[Chunk], WriteResult] | None = None
 
@@ -100,7 +101,7 @@ class RecordingSink(Sink):
         return CheckReport(findings=())
 
     def streams(self) -> Sequence[StreamSpec]:
-        limits = StreamLimits(max_rows=7, concurrency=3)
+        limits = StreamLimits(max_rows=7, concurrency=3, calls_per_s=self.calls_per_s)
         return [StreamSpec(name="people", title="People", operations=frozenset(Operation), limits=limits)]
 
     def write(self, chunk: Chunk, token: bytes) -> WriteResult:

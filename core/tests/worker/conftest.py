@@ -140,7 +140,7 @@ class World:
         assert row is not None
         return row
 
-    def until(self, condition: Callable[[], bool], timeout_s: float = 25.0) -> None:
+    def until(self, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
         """Wait, with a scheduler at work."""
         give_up_at_s = time.monotonic() + timeout_s
         while not condition():

@@ -80,7 +80,7 @@ class StreamLimits:
 
     :param max_rows: most rows in a call. :param max_bytes: most rendered bytes in a call.
     :param max_record_bytes: most rendered bytes of one row; a larger one is a rejection. None: no limit.
-    :param calls_per_s: shared by all that use the same credential. None: no limit.
+    :param calls_per_s: most calls in a second, by one run. None: no limit.
     :param concurrency: most calls at once.
     :param idempotent: the destination recognises a chunk key, or the write is an upsert by key: the same chunk twice is harmless.
     """

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from wsync_sdk import FatalError
 
 __all__ = ["Cancelled", "RunContext", "no_faults"]
+
+
+_LOOK_S = 0.2
+"""How long a pause does not look whether the run shall end."""
 
 
 class Cancelled(FatalError):
@@ -43,6 +48,16 @@ class RunContext:
         with self._lock:
             self.counters[name] = self.counters.get(name, 0) + rows
             self.progress(self.counters)
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not beyond the run's end.
+
+        :raises Cancelled: it shall end.
+        """
+        until_s = time.monotonic() + seconds
+        while (left_s := until_s - time.monotonic()) > 0:
+            self.check()
+            time.sleep(min(left_s, _LOOK_S))
 
     def check(self) -> None:
         """Stop here if the run shall end.

@@ -8,6 +8,7 @@ rows again sends them under the same key.
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -77,6 +78,23 @@ class _Refused:
     error: RowError
 
 
+class _Pace:
+    """Keeps calls apart as the stream's limit asks. Any thread."""
+
+    def __init__(self, calls_per_s: float | None) -> None:
+        self._apart_s = 1 / calls_per_s if calls_per_s else 0.0
+        self._next_s = 0.0
+        self._lock = threading.Lock()
+
+    def reserve_s(self) -> float:
+        """Take the next free place; how long it is until then."""
+        with self._lock:
+            now_s = time.monotonic()
+            at_s = max(now_s, self._next_s)
+            self._next_s = at_s + self._apart_s
+            return at_s - now_s
+
+
 def deliver_partition(delivery: Delivery, reader: ChangeLogReader, partition: int) -> None:
     """Send what has no verdict yet; returns when every row has one.
 
@@ -92,6 +110,7 @@ class _Partition:
         self._d = delivery
         self._reader = reader
         self._partition = partition
+        self._pace = _Pace(delivery.limits.calls_per_s)
 
     def run(self) -> None:
         acked = [ack.range for ack in self._d.books.acks(self._d.books.run_id, self._partition)]
@@ -214,6 +233,7 @@ class _Partition:
         """One chunk, with repetitions, in a pool thread."""
         policy = self._d.retry
         for attempt in range(1, policy.tries + 1):
+            self._d.context.pause(self._pace.reserve_s())
             self._d.context.await_right_to_write()
             self._d.context.check()
             try:
@@ -223,11 +243,11 @@ class _Partition:
             except RowError as exc:
                 return _Refused(error=exc)
             except RetryableError as exc:
-                if attempt == policy.tries:
+                # Who asks for a longer wait than a slot may be held for gets it in the queue.
+                if attempt == policy.tries or (exc.retry_after_s or 0) > policy.max_wait_s:
                     raise
-                draw = random.random()
-                backoff = draw * min(policy.max_wait_s, policy.first_wait_s * 2.0 ** (attempt - 1))
-                time.sleep(min(exc.retry_after_s if exc.retry_after_s is not None else backoff, policy.max_wait_s))
+                backoff = random.random() * min(policy.max_wait_s, policy.first_wait_s * 2.0 ** (attempt - 1))
+                self._d.context.pause(exc.retry_after_s if exc.retry_after_s is not None else backoff)
         raise AssertionError("unreachable")
 
     def _chunk(self, span: RowRange, changes: pa.RecordBatch, records: Any) -> Chunk:

@@ -113,7 +113,8 @@ _OUTCOMES: dict[str, Outcome] = {
 
 def _retry(run_id: UUID, epoch: int, error: RunError, *, retry_after_s: float | None = None) -> Write:
     def write(conn: psycopg.Connection[Any]) -> ReadyRun | None:
-        return retry_run(conn, run_id, epoch, error=error, retry_after_s=retry_after_s).run
+        is_throttled = retry_after_s is not None
+        return retry_run(conn, run_id, epoch, error=error, retry_after_s=retry_after_s, is_throttled=is_throttled).run
 
     return _or_cancelled(run_id, epoch, write)
 

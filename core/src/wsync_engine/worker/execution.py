@@ -93,8 +93,8 @@ class _Execution:
             error = FatalError("out of time", next_step="raise the schedule's timeout, or make the query faster")
         elif isinstance(exc, Cancelled):
             return _ended(self._run, "back")
-        elif isinstance(exc, RetryableError) and (self._connection.broken or not self._a.is_last_attempt):
-            raise exc
+        elif isinstance(exc, RetryableError) and (self._connection.broken or exc.retry_after_s is not None or not self._a.is_last_attempt):
+            raise exc  # who was asked to wait has not failed: only the run's deadline ends that
         _log.warning("run.ending", run_id=str(self._a.run_id), state=state, error=type(error).__name__, exc_info=_cause(exc))
         return _ended(self._run, "concluded", state=conclude(job, error, outcome=state).state)
 
