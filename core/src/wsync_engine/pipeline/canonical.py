@@ -15,7 +15,7 @@ A row's hash decides whether a row is sent again, so this definition never chang
             binary    upper-case hexadecimal
             text      itself
             list      compact JSON
-    hash    MD5 of the row's UTF-8 bytes, as a UUID: 128 bits, equal on every platform and release
+    hash    MD5 of the row's UTF-8 bytes, the digest's last byte first, as a UUID: 128 bits, equal on every platform and release
 
 Golden tests pin it. The hash finds changes, it does not protect secrets; the seed is the tenant's, so equal rows of two tenants differ.
 """
@@ -90,7 +90,8 @@ def hash_of_row(seed: str, leaves: Sequence[tuple[str, str, str]]) -> str:
             parts += [f"coalesce({value}, '~')", "';'"]
         else:
             parts += [f"coalesce(strlen({value}), -1)", "':'", value]
-    return f"CAST(md5(concat({', '.join(parts)})) AS UUID)"
+    # As a number, which DuckDB makes of the digest's bytes from the last to the first: the way through hexadecimal text costs a fifth more.
+    return f"CAST(md5_number(concat({', '.join(parts)})) AS UUID)"
 
 
 def _prefix(seed: str, paths: Sequence[str]) -> str:

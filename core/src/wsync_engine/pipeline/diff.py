@@ -20,7 +20,7 @@ from wsync_engine.pipeline.canonical import canonical_value, partition_of_key
 from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.manifest import KeyColumn, Manifest
 from wsync_engine.pipeline.mapping import HASH, PARTITION, REFUSAL
-from wsync_engine.pipeline.sql import identifier, path_list, text
+from wsync_engine.pipeline.sql import PARQUET, identifier, path_list, text
 from wsync_sdk import OP, ConfigError, Operation
 
 __all__ = [
@@ -258,5 +258,5 @@ def _write_log(connection: duckdb.DuckDBPyConnection, task: DiffInput, *, with_d
         queries.append(f"SELECT {text(Operation.DELETE)} AS {OP}, {_keys(task)}, CAST(NULL AS UUID) AS {HASH} FROM ({_departed(task)})")
     connection.execute(
         f"COPY (SELECT * FROM ({' UNION ALL BY NAME '.join(queries)}) ORDER BY {_keys(task)})"
-        f" TO {text(str(task.log))} (FORMAT parquet, COMPRESSION snappy, ROW_GROUP_SIZE {LOG_ROW_GROUP})"
+        f" TO {text(str(task.log))} ({PARQUET}, ROW_GROUP_SIZE {LOG_ROW_GROUP})"
     )

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.mapping import PARTITION, REFUSAL, CompiledMapping
-from wsync_engine.pipeline.sql import text
+from wsync_engine.pipeline.sql import PARQUET, text
 from wsync_sdk import PluginError, Source, Split, WsyncError
 
 __all__ = ["StagedSplit", "extract_split"]
@@ -103,10 +103,10 @@ def _copy(connection: duckdb.DuckDBPyConnection, feed: _Feed, mapping: CompiledM
     if partitions == 1:
         target.mkdir()
         destination = text(str(target / "part-0.parquet"))
-        options = "FORMAT parquet, COMPRESSION snappy, ROW_GROUP_SIZE 61440"
+        options = f"{PARQUET}, ROW_GROUP_SIZE 61440"
     else:
         destination = text(str(target))
-        options = f"FORMAT parquet, COMPRESSION snappy, ROW_GROUP_SIZE 61440, PARTITION_BY ({PARTITION}), WRITE_PARTITION_COLUMNS true"
+        options = f"{PARQUET}, ROW_GROUP_SIZE 61440, PARTITION_BY ({PARTITION}), WRITE_PARTITION_COLUMNS true"
     try:
         connection.execute(f"COPY ({mapping.select}) TO {destination} ({options})")
     except duckdb.Error as exc:

@@ -21,7 +21,7 @@ from wsync_engine.pipeline.chunking import leaves, remaining
 from wsync_engine.pipeline.diff import DiffInput, load_snapshot, load_stage
 from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.mapping import HASH
-from wsync_engine.pipeline.sql import identifier, text
+from wsync_engine.pipeline.sql import PARQUET, identifier, text
 from wsync_sdk import OP, RowRange
 
 __all__ = ["Verdicts", "fold_partition"]
@@ -64,10 +64,7 @@ def fold_partition(task: DiffInput, verdicts: Verdicts, target: Path, *, now_us:
         load_stage(connection, task)
         load_snapshot(connection, task.snapshot, task.manifest, task.key, task.partition)
         _load_judged(connection, task, verdicts)
-        connection.execute(
-            f"COPY ({_kept(task)} UNION ALL BY NAME {_judged_entries(task, now_us)})"
-            f" TO {text(str(target))} (FORMAT parquet, COMPRESSION snappy)"
-        )
+        connection.execute(f"COPY ({_kept(task)} UNION ALL BY NAME {_judged_entries(task, now_us)}) TO {text(str(target))} ({PARQUET})")
         row = connection.execute(f"SELECT count(*) FROM read_parquet({text(str(target))})").fetchone()
         assert row is not None
         return int(row[0])

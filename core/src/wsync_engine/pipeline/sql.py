@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["identifier", "path_list", "text"]
+__all__ = ["PARQUET", "identifier", "path_list", "text"]
+
+PARQUET = "FORMAT parquet, PARQUET_VERSION V2, COMPRESSION snappy"
+"""How files are written: its encodings make them two fifths smaller than version 1's, and cheaper to write and to read."""
 
 
 def identifier(name: str) -> str:

@@ -1,15 +1,17 @@
 """Which Arrow type a Postgres column becomes, and which of its values are refused. Pure: makes SQL text and Arrow fields, runs nothing.
 
-ADBC hands on infinity and BC dates as numbers that mean something else, without an error, so the wrapping SELECT takes them out on the server.
+ADBC hands on infinity and BC dates as numbers that mean something else, without an error: the wrapping SELECT names them, and `conform` takes them out.
 The table in README.md is this module in words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from wsync_sdk import REFUSED_COLUMNS, ConfigError
 
@@ -44,8 +46,7 @@ _REFUSED = {
     1114: "({0} < TIMESTAMP '0001-01-01' OR {0} >= TIMESTAMP '10000-01-01')",
     1184: "({0} < TIMESTAMPTZ '0001-01-01 00:00:00+00' OR {0} >= TIMESTAMPTZ '10000-01-01 00:00:00+00')",
 }
-_REFUSED_DECIMAL = "({0} IN ('NaN'::numeric, 'Infinity'::numeric, '-Infinity'::numeric))"
-_REFUSED_DECIMAL_BEFORE_14 = "({0} = 'NaN'::numeric)"  # numeric had no infinity before 14
+_REFUSED_DECIMAL = "({0} = 'NaN'::numeric)"  # a numeric with a declared precision holds no infinity (Postgres 18, 8.1.2, read 2026-11-24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,18 +76,25 @@ class Column:
     refused: str | None = None
 
 
-def column(index: int, name: str, pg_type: PgType, *, server_version: int) -> Column:
-    """How the column at `index` is read; `server_version` as libpq says it, e.g. 180006."""
+def column(index: int, name: str, pg_type: PgType) -> Column:
+    """How the column at `index` is read."""
     alias = f"c{index}"
     if pg_type.element:
         return _array(alias, name, pg_type)
     if decimal := _decimal(pg_type):
-        refused = (_REFUSED_DECIMAL if server_version >= 140000 else _REFUSED_DECIMAL_BEFORE_14).format(alias)
+        refused = _REFUSED_DECIMAL.format(alias)
         # As text: the driver makes text of a numeric too, and takes four times as long for it as the server.
         return _column(alias, pa.field(name, decimal), pg_type, f"{alias}::text", refused)
     if direct := _DIRECT.get(pg_type.oid):
         template = _REFUSED.get(pg_type.oid)
-        return _column(alias, pa.field(name, direct), pg_type, alias, template.format(alias) if template else None)
+        # Left in on the server: a test of every value there costs more than to take a few out here.
+        return Column(
+            field=pa.field(name, direct),
+            alias=alias,
+            pg_type=pg_type,
+            expression=alias,
+            refused=template.format(alias) if template else None,
+        )
     metadata = JSON_METADATA if pg_type.oid in _JSON else None
     return _column(alias, pa.field(name, pa.string(), metadata=metadata), pg_type, f"{alias}::text", None)
 
@@ -148,9 +156,23 @@ def select_list(columns: Sequence[Column], texts: Sequence[str]) -> str:
 
 
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The batch with exactly this schema: the driver's metadata gone, decimals made of their text."""
+    """The batch with exactly this schema: the driver's metadata gone, decimals made of their text, refused values NULL."""
     arrays = [_conform(array, field.type) for array, field in zip(batch.columns, schema, strict=True)]
+    if schema.names[-1:] == [REFUSED_COLUMNS] and arrays[-1].null_count < len(batch):
+        arrays = [*_without_refused(arrays, schema), arrays[-1]]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _without_refused(arrays: Sequence[pa.Array], schema: pa.Schema) -> Iterator[pa.Array]:
+    names, rows = arrays[-1].flatten(), pc.list_parent_indices(arrays[-1])
+    refused = set(names.unique().to_pylist())
+    for array, name in zip(arrays[:-1], schema.names[:-1], strict=True):
+        if name not in refused:
+            yield array
+            continue
+        mask = np.zeros(len(array), dtype=bool)
+        mask[rows.filter(pc.equal(names, name)).to_numpy()] = True
+        yield pc.if_else(pa.array(mask), pa.scalar(None, array.type), array)
 
 
 def _conform(array: pa.Array, type_: pa.DataType) -> pa.Array:
