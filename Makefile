@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DISTS := sdk core plugins/postgres plugins/http
 
-.PHONY: help setup demo test up bench lint types contracts wheels clean
+.PHONY: help setup demo test up bench lint types contracts wheels docs
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ types: setup  ## strict types, package by package
 
 contracts: setup  ## which package may import which
 	$(BIN)/lint-imports
+
+docs: setup  ## write docs/reference/ from the program itself
+	$(BIN)/python docs/generate.py
 
 wheels: setup  ## build every wheel and try them in a clean environment
 	$(BIN)/python tests/wheels.py

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -91,6 +92,26 @@ def test_a_full_sink_is_adopted_and_a_resync_offers_everything_again(
         assert "10 subscribers" in run("sync", "resync", "customers").stderr
         assert run("sync", "run", "customers", "--wait").exit_code == 0
         assert owner.execute("SELECT count(*) FROM public.people WHERE email LIKE 'older%'").fetchone() == (0,)
+
+
+def test_on_a_terminal_a_run_is_followed_by_bars(file: Path, run: Run) -> None:
+    run("apply", file)
+    run_id = run("sync", "run", "customers").stdout.strip()
+    run("runs", "cancel", run_id)
+    ours, theirs = pty.openpty()
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "wsync_engine.cli", "runs", "watch", run_id],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(theirs)
+    out, _ = process.communicate(timeout=60)
+
+    assert b"changes delivered" in os.read(ours, 65_536)
+    os.close(ours)
+    assert (process.returncode, b"cancelled" in out, b"changes delivered" in out) == (1, True, False)
 
 
 def test_up_ends_with_the_exit_code_of_the_role_that_ended(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from wsync_engine.cli.boundary import Exit, reported
 from wsync_engine.cli.output import print_objects, say, table
+from wsync_engine.cli.progress import shown_progress
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -204,42 +205,29 @@ def discard(run: RunArgument, tenant: Tenant = None) -> None:
 
 
 def _watched(session: Session, run_id: UUID) -> Mapping[str, Any]:
-    """Polls the row, which is what counts; says what is new on stderr."""
+    """Polls the row, which is what counts, until the run has ended or waits for a decision."""
     from wsync_engine.services.runs import show_run
 
-    said = ""
-    while True:
-        run = show_run(session.api, session.tenant_id, run_id).run
-        now = _progress(run)
-        if now != said:
-            say(f"{run_id}: {now}")
-            said = now
-        if run["state"] not in _OPEN:
-            return run
-        time.sleep(POLL_S)
-
-
-def _progress(run: Mapping[str, Any]) -> str:
-    words = [str(run["state"])]
-    if run["state"] == "running" and run["phase"]:
-        words.append(str(run["phase"]))
-    if run["state"] == "running" and isinstance(run["progress"], Mapping):
-        words += [f"{name} {value}" for name, value in run["progress"].items()]
-    if run["state"] == "queued" and run["error"]:  # it waits between two attempts
-        words.append(f"again at {run['ready_at']:%H:%M:%SZ} after: {run['error']}")
-    return ", ".join(words)
+    with shown_progress(run_id) as show:
+        while True:
+            run = show_run(session.api, session.tenant_id, run_id).run
+            show(run)
+            if run["state"] not in _OPEN:
+                return run
+            time.sleep(POLL_S)
 
 
 def _show(run: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
         print_objects([run])
     else:
-        table([{"field": name, "value": value} for name, value in run.items() if value is not None], ("field", "value"))
+        shown = {**run, "counts": {name: rows for name, rows in (run["counts"] or {}).items() if rows}}
+        table([{"field": name, "value": value} for name, value in shown.items() if value not in (None, {}, False)], ("field", "value"))
 
 
 def _exit_by(run: Mapping[str, Any]) -> None:
     if run["state"] == "blocked":
-        say(f"next: `wsync-engine runs approve {run['run_id']}`, or `discard`")
+        say(f"next: `wsync-engine runs approve {run['run_id']}`, or `wsync-engine runs discard {run['run_id']}`")
         reasons = [reason for reason in run["guards"] or () if not str(reason).startswith("dry run")]
         if reasons or not run["dry_run"]:
             raise typer.Exit(Exit.GUARD)

@@ -27,7 +27,7 @@ def _milliseconds(value: Any) -> Any:
     return int(match[1]) * _UNIT_MS[match[2]]
 
 
-DurationMs = Annotated[int, BeforeValidator(_milliseconds)]
+DurationMs = Annotated[int, BeforeValidator(_milliseconds, json_schema_input_type=Annotated[str, Field(pattern=f"^{_DURATION.pattern}$")])]
 
 
 def _one_or_more(value: Any) -> Any:
@@ -75,7 +75,9 @@ class FieldBlock(_Block):
 
     column: str | None = Field(default=None, description="Column of the query.")
     constant: Constant = Field(default=None, description="Instead of a column: this value for every row.")
-    cast: Literal["text", "integer", "number", "boolean", "date", "timestamp", "json"] | None = None
+    cast: Literal["text", "integer", "number", "boolean", "date", "timestamp", "json"] | None = Field(
+        default=None, description="A value that can't be cast refuses the row."
+    )
     required: bool = Field(default=False, description="NULL refuses the row.")
 
     @model_validator(mode="after")
@@ -89,13 +91,15 @@ def _long_form(value: Any) -> Any:
     return {"column": value} if isinstance(value, str) else value
 
 
-FieldEntry = Annotated[FieldBlock, BeforeValidator(_long_form)]
+FieldEntry = Annotated[FieldBlock, BeforeValidator(_long_form, json_schema_input_type=str | FieldBlock)]
 
 
 class DuplicatesBlock(_Block):
     """What happens to rows of one key."""
 
-    rule: Literal["refuse", "first", "last"] = "refuse"
+    rule: Literal["refuse", "first", "last"] = Field(
+        default="refuse", description="refuse all of them, or send the first or the last by the field `by`; a tie is refused."
+    )
     by: str | None = Field(default=None, description="Field of the mapping that orders them; for first and last.")
 
     @model_validator(mode="after")
@@ -108,11 +112,17 @@ class DuplicatesBlock(_Block):
 class GuardsBlock(_Block):
     """What stops a run before it delivers; null: no such guard."""
 
-    max_delete_percent: float | None = Field(default=20.0, ge=0, le=100)
-    max_deletes: int | None = Field(default=None, ge=0)
-    allow_empty: bool = False
-    max_shrink_percent: float | None = Field(default=None, ge=0, le=100)
-    max_rejection_percent: float | None = Field(default=None, ge=0, le=100)
+    max_delete_percent: float | None = Field(
+        default=20.0, ge=0, le=100, description="More deletes than this share of the subscribers delivered."
+    )
+    max_deletes: int | None = Field(default=None, ge=0, description="More deletes than this.")
+    allow_empty: bool = Field(default=False, description="true: a result without rows is no reason to stop.")
+    max_shrink_percent: float | None = Field(
+        default=None, ge=0, le=100, description="A result smaller by more than this than what was delivered."
+    )
+    max_rejection_percent: float | None = Field(
+        default=None, ge=0, le=100, description="More than this share of the rows refused by the mapping."
+    )
 
 
 class SyncBlock(_Block):
@@ -123,16 +133,19 @@ class SyncBlock(_Block):
     query: str | None = Field(default=None, min_length=1, description="SQL; instead of `table`.")
     table: str | None = Field(default=None, min_length=1, description="A whole table; instead of `query`.")
     parameters: dict[str, Constant] = Field(default_factory=dict, description="Values of `:name` in the query.")
-    split_by: str | None = None
-    key: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = Field(min_length=1, description="Fields that identify a subscriber.")
+    split_by: str | None = Field(default=None, description="A column of the result with an order: its ranges are read side by side.")
+    key: Annotated[tuple[str, ...], BeforeValidator(_one_or_more, json_schema_input_type=str | list[str])] = Field(
+        min_length=1, description="Fields that identify a subscriber."
+    )
     stream: str = Field(min_length=1, description="Of the sink: profiles, a table …")
     mode: Mode = Field(description="upsert: new and changed rows; mirror: also deletes what left the result.")
     mapping: dict[str, FieldEntry] = Field(
-        default_factory=dict, description="target: column, or target: {column | constant, cast, required}."
+        default_factory=dict,
+        description="field: column, or field: {…} as below; dots nest. Without it every column goes under its own name.",
     )
-    duplicates: DuplicatesBlock = DuplicatesBlock()
-    guards: GuardsBlock = GuardsBlock()
-    schedule: ScheduleBlock | None = None
+    duplicates: DuplicatesBlock = Field(default=DuplicatesBlock(), description="Rows with the same key.")
+    guards: GuardsBlock = Field(default=GuardsBlock(), description="What stops a run.")
+    schedule: ScheduleBlock | None = Field(default=None, description="Without it the sync runs when it is told to.")
 
     @model_validator(mode="after")
     def _one_query(self) -> SyncBlock:
@@ -162,12 +175,12 @@ class SyncBlock(_Block):
 
 
 class FileBlock(_Block):
-    """The whole file."""
+    """Everything of one tenant: what the file no longer declares is deleted by `apply`."""
 
-    version: Literal[1]
-    tenant: Name
-    connections: dict[Name, ConnectionBlock] = Field(default_factory=dict)
-    syncs: dict[Name, SyncBlock] = Field(default_factory=dict)
+    version: Literal[1] = Field(description="Of this format.")
+    tenant: Name = Field(description="Whose connections, syncs and schedules these are.")
+    connections: dict[Name, ConnectionBlock] = Field(default_factory=dict, description="By name.")
+    syncs: dict[Name, SyncBlock] = Field(default_factory=dict, description="By name; a sync's schedule bears the sync's name.")
 
     def to_declaration(self) -> Declaration:
         """As ours."""

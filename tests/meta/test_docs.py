@@ -1,0 +1,114 @@
+"""The docs say what is so: generated pages are current, and the tutorial does what it shows."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def generator() -> Any:
+    spec = importlib.util.spec_from_file_location("generate_docs", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["cli.md", "settings.md", "wsync-yaml.md", "wsync.schema.json"])
+def test_a_reference_page_is_what_the_program_says(name: str) -> None:
+    assert (DOCS / "reference" / name).read_text(encoding="utf-8") == generator().PAGES[name](), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", sorted([*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md"), *DOCS.parent.glob("*/*/README.md")]), ids=str)
+def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8"))
+
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+# -- the tutorial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A block of the tutorial: what kind, and its text."""
+
+    kind: str
+    text: str
+
+
+def steps() -> list[Step]:
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", (DOCS / "tutorial.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [Step(kind=kind, text=text) for kind, text in found]
+
+
+class Reader:
+    """Somebody who types what the tutorial shows, in one shell."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        self.folder = folder
+        self.url = url
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("WSYNC_")}
+        path = f"{Path(sys.executable).parent}:{clean['PATH']}"
+        self.environment = {**clean, "PATH": path, "WAREHOUSE_URL": url, "CRM_URL": url}
+        self.up: subprocess.Popen[bytes] | None = None
+
+    def follow(self, step: Step) -> None:
+        if step.kind == "sql":
+            with psycopg.connect(self.url, autocommit=True) as connection:
+                connection.execute(step.text.encode())
+        elif step.kind == "yaml":
+            (self.folder / "wsync.yaml").write_text(step.text, encoding="utf-8")
+        elif step.kind == "console":
+            for command, output in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", step.text, re.MULTILINE):
+                self.type(command, output)
+
+    def type(self, command: str, output: str) -> None:
+        if command == "wsync-engine up":
+            with (self.folder / "up.log").open("wb") as log:
+                self.up = subprocess.Popen(command.split(), cwd=self.folder, env=self.environment, stdout=log, stderr=log)
+            return
+        done = subprocess.run(
+            ["bash", "-c", command + "\nset > .shell"], cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
+        )
+        assigned = re.search(r"^RUN=(.+)$", (self.folder / ".shell").read_text(), re.MULTILINE)
+        self.environment |= {"RUN": assigned[1]} if assigned else {}
+        seen = done.stdout + done.stderr
+        pattern = ".*".join(re.escape(part) for part in re.split(r"…\n?", output.strip("\n")))
+        assert re.search(pattern, seen, re.DOTALL), f"{command}\n{seen}\n{self.log()}"
+
+    def log(self) -> str:
+        return (self.folder / "up.log").read_text() if self.up else ""
+
+    def close(self) -> None:
+        if self.up is not None:
+            self.up.send_signal(signal.SIGINT)
+            self.up.wait(60)
+
+
+@pytest.fixture
+def reader(tmp_path: Path, servers: Any, database: Any) -> Iterator[Reader]:
+    made = Reader(tmp_path, database.owner_url)
+    with psycopg.connect(servers.endpoints.admin_url.rsplit("/", 1)[0] + "/" + database.owner_url.rsplit("/", 1)[1]) as admin:
+        admin.execute("GRANT CREATE ON SCHEMA public TO wsync_owner")
+    yield made
+    made.close()
+
+
+def test_the_tutorial_does_what_it_shows(reader: Reader) -> None:
+    for step in steps():
+        reader.follow(step)
