@@ -114,6 +114,17 @@ def test_on_a_terminal_a_run_is_followed_by_bars(file: Path, run: Run) -> None:
     assert (process.returncode, b"cancelled" in out, b"changes delivered" in out) == (1, True, False)
 
 
+def test_a_worker_with_another_storage_refuses_to_start(up: subprocess.Popen[bytes], file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_for(lambda: b"worker.started" in (file.parent / "log").read_bytes())
+    monkeypatch.setenv("WSYNC_STORAGE_URL", (file.parent / "elsewhere").as_uri())
+
+    process = command("worker")
+    _, errors = process.communicate(timeout=60)
+
+    assert process.returncode == 2
+    assert b"next: set WSYNC_STORAGE_URL" in errors
+
+
 def test_up_ends_with_the_exit_code_of_the_role_that_ended(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for role in ("OWNER", "ENGINE", "API"):
         monkeypatch.setenv(f"WSYNC_DATABASE_URL_{role}", "postgresql://u@127.0.0.1:1/db")

@@ -231,10 +231,16 @@ def test_a_cancelled_run_is_folded_and_the_next_one_finishes_the_rest(world: Wor
 
 def test_an_expired_plan_is_planned_again_and_counts_no_row_twice(world: World) -> None:
     world.source.expire_reads = 1
+    staged: list[list[str]] = []
 
-    outcome = world.run()
+    def look(step: str) -> None:
+        if step == "diff":
+            staged.append([folder.name for folder in world.storage.root.rglob("stage-*")])
+
+    outcome = world.run(look)
 
     assert (outcome.state, outcome.counts["read"], world.source.plans) == ("succeeded", 100, 2)
+    assert staged == [["stage-2"]]
 
 
 def test_a_stale_holder_writes_nothing_more(world: World) -> None:

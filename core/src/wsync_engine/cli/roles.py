@@ -18,6 +18,9 @@ from wsync_engine.cli.output import say
 __all__ = ["add_commands"]
 
 Slots = Annotated[int, typer.Option(min=1, max=256, help="Runs at the same time.")]
+NewStorage = Annotated[
+    bool, typer.Option("--new-storage", help="Take this storage as the installation's: the former one is gone for good.")
+]
 WATCH_S = 0.2
 
 
@@ -52,11 +55,12 @@ def scheduler() -> None:
 
 
 @reported
-def worker(slots: Slots = 2) -> None:
+def worker(slots: Slots = 2, new_storage: NewStorage = False) -> None:
     """Execute runs. The first signal lets them finish, the second ends them."""
     from wsync_engine.cli.session import address_policy, keyring_of, plugins_file, urls_of
     from wsync_engine.index.due_index import Index
     from wsync_engine.index.due_index import connect as connect_index
+    from wsync_engine.services.storage import claim_storage
     from wsync_engine.settings import Settings
     from wsync_engine.state.database import check_schema, connect
     from wsync_engine.telemetry import log_to_stderr
@@ -69,6 +73,8 @@ def worker(slots: Slots = 2) -> None:
         check_schema(urls.engine)
         index = Index(connect_index(urls.redis))
         index.check_server()
+        with connect(urls.engine, application_name="wsync worker") as conn:
+            claim_storage(conn, settings.storage, is_new=new_storage)
         options = WorkerOptions(api_url=urls.api, storage_url=settings.storage, slots=slots, lease_s=settings.lease_ttl_s)
         Worker(
             options,
@@ -86,13 +92,13 @@ def worker(slots: Slots = 2) -> None:
 
 
 @reported
-def up(slots: Slots = 2) -> None:
+def up(slots: Slots = 2, new_storage: NewStorage = False) -> None:
     """A scheduler and a worker, for one machine; if one of them ends, so does the other."""
     from wsync_engine.settings import Settings
 
     Settings.read()  # a mistake in them is said once
     stop = _stop_on_signal()
-    roles = [["scheduler"], ["worker", "--slots", str(slots)]]
+    roles = [["scheduler"], ["worker", "--slots", str(slots), *(["--new-storage"] if new_storage else [])]]
     # In groups of their own: Ctrl-C reaches each once, through us. Embedded servers are theirs: whoever comes first starts them.
     children = [subprocess.Popen([sys.executable, "-m", "wsync_engine.cli", *role], start_new_session=True) for role in roles]
     codes: list[int] = []

@@ -177,6 +177,7 @@ def _prepare(job: Job, *, adopt: bool) -> None:
             _diff(job, manifest.grown(partitions), mapping, generation, adopt=adopt)
             return
         except PlanExpired:
+            job.storage.drop_stage(str(job.books.run_id), generation)
             if attempt == MOST_PLANS:
                 raise
             job.books.event("plan.expired", {"attempt": attempt})

@@ -27,8 +27,9 @@ from wsync_engine.scheduler.rows import Row, select
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.services.catalog import Catalog, StoredConnection, StoredSync, named, read_catalog, service_statements
 from wsync_engine.services.connections import secret_of
+from wsync_engine.services.storage import known_storage_id
 from wsync_engine.state.database import check_schema, connect, tenant_transaction
-from wsync_engine.storage import LocalStorage
+from wsync_engine.storage import LocalStorage, storage_id
 from wsync_sdk import AddressPolicy, Finding, Operation, Query, WsyncError
 
 __all__ = ["Installation", "examine_installation", "examine_sync"]
@@ -68,6 +69,7 @@ def examine_installation(installation: Installation) -> Iterator[Finding]:
     yield from _plugins(installation.host)
     if is_store_right:
         with connect(installation.engine_url, application_name="wsync doctor") as conn:
+            yield _tried_for("storage", lambda: _same_storage(conn, installation.storage_url))
             if index.ok:
                 yield _tried_for("clocks", lambda: _clocks(conn, installation.index))
             yield from _workforce(conn)
@@ -100,6 +102,14 @@ def _storage(url: str) -> Finding:
     if free < LEAST_FREE_BYTES:
         return Finding(name="storage", ok=False, message=message, next_step="free space: runs stage the whole result there")
     return Finding(name="storage", ok=True, message=message)
+
+
+def _same_storage(conn: psycopg.Connection[Any], url: str) -> Finding:
+    known = known_storage_id(conn)
+    if known is None or known == storage_id(url):
+        return Finding(name="storage", ok=True, message="it is the installation's")
+    step = "set WSYNC_STORAGE_URL to the storage that all workers share"
+    return Finding(name="storage", ok=False, message="this is not the storage that the installation's snapshots are in", next_step=step)
 
 
 def _plugins(host: PluginHost) -> Iterator[Finding]:

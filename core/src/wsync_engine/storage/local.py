@@ -1,5 +1,6 @@
 """Storage on a local disk: `file:///folder`.
 
+    <root>/storage-id                                  which storage this is
     <root>/<tenant>/runs/<run>/stage-<generation>/…    read and mapped rows, dropped when the run is folded
     <root>/<tenant>/runs/<run>/log/…                   the change log
     <root>/<tenant>/snapshots/<sync>/…                 immutable files, named by the run that wrote them
@@ -9,15 +10,59 @@ A file counts only once Postgres names it: what a dead process left behind is no
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
+from uuid import uuid4
 
 from wsync_sdk import ConfigError, FatalError
 
-__all__ = ["LocalStorage"]
+__all__ = ["LocalStorage", "storage_id"]
+
+ID_FILE = "storage-id"
+
+
+def storage_id(url: str) -> str:
+    """The id of the storage at a URL, made at its first use: tells the same folder by another path from another folder by the same path.
+
+    :raises ConfigError: not a `file:///` URL. :raises FatalError: the folder can't be written.
+    """
+    file = _made(_root_of(url)) / ID_FILE
+    draft = file.with_name(f".{ID_FILE}.{uuid4().hex}")
+    try:
+        if not file.exists():
+            draft.write_text(uuid4().hex, encoding="ascii")
+            with suppress(FileExistsError):  # another process was first; its id counts
+                os.link(draft, file)
+            draft.unlink()
+        return file.read_text(encoding="ascii").strip()
+    except OSError as exc:
+        raise _not_writable(exc) from exc
+
+
+def _root_of(url: str) -> Path:
+    parts = urlparse(url)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+        raise ConfigError(f"storage `{parts.scheme}://` is not known", next_step="set WSYNC_STORAGE_URL to file:///a/folder")
+    return Path(unquote(parts.path))
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as exc:
+        raise _not_writable(exc) from exc
+    return folder
+
+
+def _not_writable(exc: OSError) -> FatalError:
+    return FatalError(
+        f"the storage folder can't be written: {exc.strerror}", next_step="correct its permissions or free space, then run again"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,26 +78,23 @@ class LocalStorage:
 
         :raises ConfigError: not a `file:///` URL.
         """
-        parts = urlparse(url)
-        if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
-            raise ConfigError(f"storage `{parts.scheme}://` is not known", next_step="set WSYNC_STORAGE_URL to file:///a/folder")
-        return cls(root=Path(unquote(parts.path)), tenant_id=tenant_id)
+        return cls(root=_root_of(url), tenant_id=tenant_id)
 
     def stage_folder(self, run_id: str, generation: int) -> Path:
         """Folder for the mapped rows of one plan; made when missing."""
-        return self._made(self._run(run_id) / f"stage-{generation}")
+        return _made(self._run(run_id) / f"stage-{generation}")
 
     def log_folder(self, run_id: str) -> Path:
         """Folder for the run's change log; made when missing."""
-        return self._made(self._run(run_id) / "log")
+        return _made(self._run(run_id) / "log")
 
     def scratch_folder(self, run_id: str) -> Path:
         """Folder for what the run spills; made when missing."""
-        return self._made(self._run(run_id) / "scratch")
+        return _made(self._run(run_id) / "scratch")
 
     def snapshot_folder(self, sync_id: str) -> Path:
         """Folder of the sync's snapshot files; made when missing."""
-        return self._made(self.root / self.tenant_id / "snapshots" / sync_id)
+        return _made(self.root / self.tenant_id / "snapshots" / sync_id)
 
     def relative(self, path: Path) -> str:
         """The path as it is stored."""
@@ -85,13 +127,3 @@ class LocalStorage:
 
     def _run(self, run_id: str) -> Path:
         return self.root / self.tenant_id / "runs" / run_id
-
-    @staticmethod
-    def _made(folder: Path) -> Path:
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as exc:
-            raise FatalError(
-                f"the storage folder can't be written: {exc.strerror}", next_step="correct its permissions or free space, then run again"
-            ) from exc
-        return folder
