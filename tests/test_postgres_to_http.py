@@ -7,28 +7,21 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import psycopg
 import pytest
 
-from wsync_engine.model.ids import uuid7
 from wsync_engine.model.sync import MappingEntry, Mode, SyncSpec
-from wsync_engine.pipeline.context import RunContext, no_faults
-from wsync_engine.pipeline.deliver import RetryPolicy
-from wsync_engine.pipeline.run import Job, Outcome, execute
-from wsync_engine.plugins import PluginHost
-from wsync_engine.secrets.keyring import Keyring
-from wsync_engine.state.books import RunBooks
-from wsync_engine.storage import LocalStorage
-from wsync_sdk import AddressPolicy, ConfigError
+from wsync_sdk import AddressPolicy, ConfigError, Sink
+
+from .one_sync import Crash, OneSync
 
 ROWS = 1_000
 LOOPBACK = AddressPolicy(allowed=(IPv4Network("127.0.0.0/8"),))
@@ -38,10 +31,6 @@ CREATE TABLE public.customer AS SELECT n AS id, 'user' || n || '@example.com' AS
  timestamptz '2024-01-01' + n * interval '1 second' AS seen_at FROM generate_series(1, 1000) n
 """
 QUERY = "SELECT id, email, full_name, score, extra, seen_at FROM public.customer"
-
-
-class Crash(BaseException):
-    """The process dies here."""
 
 
 class Store:
@@ -110,78 +99,21 @@ def store() -> Iterator[Store]:
         yield made
 
 
-class World:
-    """A warehouse table and a state store in one database, and the endpoint; `run` makes a run and executes it."""
+class World(OneSync):
+    """A warehouse table and the endpoint."""
+
+    sink_plugin = "http"
 
     def __init__(self, database: Any, admin_url: str, folder: Path, store: Store) -> None:
+        super().__init__(database, admin_url, folder)
         self.store = store
-        self.url = admin_url.rsplit("/", 1)[0] + "/" + database.engine_url.rsplit("/", 1)[1]
-        self.admin = psycopg.connect(self.url, autocommit=True)
         self.admin.execute(SCHEMA)
         self.spec = SyncSpec(name="people", source="w", sink="s", query=QUERY, key=("id",), stream="people", mode=Mode.MIRROR)
         self.config: dict[str, Any] = {"url": store.url, "op_field": "op", "limits": {"max_rows": 100}}
         self.config["secret_headers"] = {"Authorization": "env:TOKEN"}
-        self.tenant_id, self.sync_id = uuid7(), uuid7()
-        self.engine = psycopg.connect(database.engine_url, autocommit=True)
-        self.api = psycopg.connect(database.api_url, autocommit=True)
-        self.storage = LocalStorage(root=folder, tenant_id=str(self.tenant_id))
-        self.cipher = Keyring.from_file(folder / "secret.key").tenant(self.tenant_id)
-        connection_id = uuid7()
-        self.engine.execute("INSERT INTO wsync.tenant (tenant_id, name) VALUES (%s, 'acme')", (self.tenant_id,))
-        self.engine.execute(
-            "INSERT INTO wsync.connection (connection_id, tenant_id, name, plugin) VALUES (%s, %s, 'c', 'http')",
-            (connection_id, self.tenant_id),
-        )
-        self.engine.execute(
-            "INSERT INTO wsync.sync (sync_id, tenant_id, name, source_connection_id, sink_connection_id, spec, overlap_key)"
-            " VALUES (%s, %s, 'people', %s, %s, '{}', %s)",
-            (self.sync_id, self.tenant_id, connection_id, connection_id, self.sync_id),
-        )
 
-    def close(self) -> None:
-        for connection in (self.admin, self.engine, self.api):
-            connection.close()
-
-    def new_run(self) -> UUID:
-        run_id = uuid7()
-        self.engine.execute(
-            "INSERT INTO wsync.run (run_id, tenant_id, shard, sync_id, connection_id, credential_id, overlap_key, trigger, nominal_at,"
-            " due_at, ready_at, priority, exclusive, state)"
-            " VALUES (%s, %s, 0, %s, %s, %s, %s, 'manual', now(), now(), now(), 1, true, 'queued')",
-            (run_id, self.tenant_id, self.sync_id, uuid7(), uuid7(), self.sync_id),
-        )
-        return run_id
-
-    def attempt(self, run_id: UUID, faults: Callable[[str], None] = no_faults) -> Outcome:
-        """One holder's try, with connectors of its own."""
-        row = self.engine.execute(
-            "UPDATE wsync.run SET state = 'running', epoch = epoch + 1 WHERE run_id = %s RETURNING epoch", (run_id,)
-        ).fetchone()
-        assert row is not None
-        host = PluginHost.load()
-        with (
-            host.open_source("postgres", {"url": "env:WAREHOUSE_URL"}, lambda _: self.url) as source,
-            host.open_sink("http", self.config, lambda _: "Bearer token", network=LOOPBACK) as sink,
-        ):
-            return execute(
-                Job(
-                    sync_id=self.sync_id,
-                    sync_name="people",
-                    spec=self.spec,
-                    source=source,
-                    sink=sink,
-                    destination="s/http",
-                    books=RunBooks(self.api, tenant_id=self.tenant_id, run_id=run_id, epoch=row[0]),
-                    storage=self.storage,
-                    cipher=self.cipher,
-                    context=RunContext(tag="test", faults=faults),
-                    seed="seed",
-                    retry=RetryPolicy(first_wait_s=0.01, max_wait_s=0.02),
-                )
-            )
-
-    def run(self) -> Outcome:
-        return self.attempt(self.new_run())
+    def open_sink(self) -> Sink:
+        return self.host.open_sink("http", self.config, lambda _: "Bearer token", network=LOOPBACK)
 
     def change(self) -> None:
         """26 updates, 50 inserts, 20 deletes."""

@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
-import psycopg
 import pytest
 
-from wsync_engine.model.ids import uuid7
 from wsync_engine.model.sync import Guards, MappingEntry, Mode, SyncSpec
-from wsync_engine.pipeline.context import RunContext, no_faults
-from wsync_engine.pipeline.run import Job, Outcome, execute
-from wsync_engine.plugins import PluginHost
-from wsync_engine.secrets.keyring import Keyring
-from wsync_engine.state.books import RunBooks
-from wsync_engine.storage import LocalStorage
+from wsync_sdk import Sink
+
+from .one_sync import Crash, OneSync
 
 ROWS = 3_000
 
 
-class Crash(BaseException):
-    """The process dies here."""
+class World(OneSync):
+    """A warehouse table and a destination in one database."""
 
-
-class World:
-    """A warehouse table, a destination and a state store in one database; `run` makes a run and executes it."""
+    sink_plugin = "postgres"
 
     def __init__(self, database: Any, admin_url: str, folder: Path) -> None:
-        name = database.engine_url.rsplit("/", 1)[1]
-        self.url = admin_url.rsplit("/", 1)[0] + f"/{name}"
-        self.admin = psycopg.connect(self.url, autocommit=True)
+        super().__init__(database, admin_url, folder)
         self.admin.execute(
             "CREATE TABLE customer AS SELECT n AS id, 'user' || n || '@example.com' AS email, CASE WHEN n % 7 > 0 THEN 'Zoë 日本 ' || n END AS"
             " full_name, (n % 100 / 7.0)::numeric(8, 3) AS score, jsonb_build_object('n', n) AS extra,"
@@ -49,67 +39,9 @@ class World:
             split_by="id",
             guards=Guards(),
         )
-        self.tenant_id, self.sync_id = uuid7(), uuid7()
-        self.engine = psycopg.connect(database.engine_url, autocommit=True)
-        self.api = psycopg.connect(database.api_url, autocommit=True)
-        self.storage = LocalStorage(root=folder, tenant_id=str(self.tenant_id))
-        self.cipher = Keyring.from_file(folder / "secret.key").tenant(self.tenant_id)
-        connection_id = uuid7()
-        self.engine.execute("INSERT INTO wsync.tenant (tenant_id, name) VALUES (%s, 'acme')", (self.tenant_id,))
-        self.engine.execute(
-            "INSERT INTO wsync.connection (connection_id, tenant_id, name, plugin) VALUES (%s, %s, 'c', 'postgres')",
-            (connection_id, self.tenant_id),
-        )
-        self.engine.execute(
-            "INSERT INTO wsync.sync (sync_id, tenant_id, name, source_connection_id, sink_connection_id, spec, overlap_key)"
-            " VALUES (%s, %s, 'people', %s, %s, '{}', %s)",
-            (self.sync_id, self.tenant_id, connection_id, connection_id, self.sync_id),
-        )
 
-    def close(self) -> None:
-        for connection in (self.admin, self.engine, self.api):
-            connection.close()
-
-    def new_run(self) -> UUID:
-        run_id = uuid7()
-        self.engine.execute(
-            "INSERT INTO wsync.run (run_id, tenant_id, shard, sync_id, connection_id, credential_id, overlap_key, trigger, nominal_at,"
-            " due_at, ready_at, priority, exclusive, state)"
-            " VALUES (%s, %s, 0, %s, %s, %s, %s, 'manual', now(), now(), now(), 1, true, 'queued')",
-            (run_id, self.tenant_id, self.sync_id, uuid7(), uuid7(), self.sync_id),
-        )
-        return run_id
-
-    def attempt(self, run_id: UUID, faults: Callable[[str], None] = no_faults) -> Outcome:
-        """One holder's try, with connectors of its own."""
-        row = self.engine.execute(
-            "UPDATE wsync.run SET state = 'running', epoch = epoch + 1 WHERE run_id = %s RETURNING epoch", (run_id,)
-        ).fetchone()
-        assert row is not None
-        host = PluginHost.load()
-        config = {"url": "env:WAREHOUSE_URL"}
-        with (
-            host.open_source("postgres", config, lambda _: self.url) as source,
-            host.open_sink("postgres", config, lambda _: self.url) as sink,
-        ):
-            return execute(
-                Job(
-                    sync_id=self.sync_id,
-                    sync_name="people",
-                    spec=self.spec,
-                    source=source,
-                    sink=sink,
-                    destination="s/postgres",
-                    books=RunBooks(self.api, tenant_id=self.tenant_id, run_id=run_id, epoch=row[0]),
-                    storage=self.storage,
-                    cipher=self.cipher,
-                    context=RunContext(tag="test", faults=faults),
-                    seed="seed",
-                )
-            )
-
-    def run(self) -> Outcome:
-        return self.attempt(self.new_run())
+    def open_sink(self) -> Sink:
+        return self.host.open_sink("postgres", {"url": "env:WAREHOUSE_URL"}, lambda _: self.url)
 
     def change(self) -> None:
         self.admin.execute("UPDATE customer SET full_name = full_name || '!' WHERE id <= 100 AND id % 7 > 0")
