@@ -115,12 +115,17 @@ class StreamSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRef:
-    """Whose run this is. Ids are opaque text without blanks; `delivery` rises by one with each run of the sync that may write."""
+    """Whose run this is. Ids are opaque text without blanks.
+
+    :param delivery: rises with each run of the sync that may write. :param continues: the delivery whose rows this one only brings up to date: a
+        destination that can tell that it never had it (another database, a table that was dropped) says so in `begin`. 0: everything is offered.
+    """
 
     tenant_id: str
     sync_id: str
     run_id: str
     delivery: int
+    continues: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,7 +291,8 @@ class Sink(ABC):
     def begin(self, run: RunRef, target: Target) -> bytes:
         """Prepare for a run's writes and give a token that every write carries; stored before the first write, not repeated after that.
 
-        :raises ConfigError: the target can't take this schema.
+        :raises ConfigError: the target can't take this schema, would tell keys apart otherwise than by `target.key`'s values, or never had what
+            `run.continues` names.
         """
         return b""
 
