@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -12,9 +12,11 @@ import psycopg
 
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.sync import SyncSpec
-from wsync_engine.pipeline.context import RunContext, no_faults
+from wsync_engine.pipeline.context import Cancelled, RunContext, no_faults
 from wsync_engine.pipeline.deliver import RetryPolicy
-from wsync_engine.pipeline.run import Job, Outcome, execute
+from wsync_engine.pipeline.finish import conclude
+from wsync_engine.pipeline.job import Job, Outcome
+from wsync_engine.pipeline.run import execute
 from wsync_engine.plugins import PluginHost
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.state.books import RunBooks
@@ -76,22 +78,32 @@ class OneSync:
             "UPDATE wsync.run SET state = 'running', epoch = epoch + 1 WHERE run_id = %s RETURNING epoch", (run_id,)
         ).fetchone()
         assert row is not None
+        with self._job(run_id, row[0], faults) as job:
+            return execute(job)
+
+    def end(self, run_id: UUID) -> Outcome:
+        """What a child does when somebody cancelled the run."""
+        row = self.engine.execute("SELECT epoch FROM wsync.run WHERE run_id = %s", (run_id,)).fetchone()
+        assert row is not None
+        with self._job(run_id, row[0], no_faults) as job:
+            return conclude(job, Cancelled("cancelled", next_step="nothing"), outcome="cancelled")
+
+    @contextmanager
+    def _job(self, run_id: UUID, epoch: int, faults: Callable[[str], None]) -> Iterator[Job]:
         with self.host.open_source("postgres", {"url": "env:WAREHOUSE_URL"}, lambda _: self.url) as source, self.open_sink() as sink:
-            return execute(
-                Job(
-                    sync_id=self.sync_id,
-                    sync_name="people",
-                    spec=self.spec,
-                    source=source,
-                    sink=sink,
-                    destination=f"c/{self.sink_plugin}",
-                    books=RunBooks(self.api, tenant_id=self.tenant_id, run_id=run_id, epoch=row[0]),
-                    storage=self.storage,
-                    cipher=self.cipher,
-                    context=RunContext(tag="test", faults=faults),
-                    seed="seed",
-                    retry=RetryPolicy(first_wait_s=0.01, max_wait_s=0.02),
-                )
+            yield Job(
+                sync_id=self.sync_id,
+                sync_name="people",
+                spec=self.spec,
+                source=source,
+                sink=sink,
+                destination=f"c/{self.sink_plugin}",
+                books=RunBooks(self.api, tenant_id=self.tenant_id, run_id=run_id, epoch=epoch),
+                storage=self.storage,
+                cipher=self.cipher,
+                context=RunContext(tag="test", faults=faults),
+                seed="seed",
+                retry=RetryPolicy(first_wait_s=0.01, max_wait_s=0.02),
             )
 
     def run(self) -> Outcome:

@@ -43,6 +43,14 @@ class World(OneSync):
     def open_sink(self) -> Sink:
         return self.host.open_sink("postgres", {"url": "env:WAREHOUSE_URL"}, lambda _: self.url)
 
+    def note_what_is_applied(self) -> None:
+        self.admin.execute("CREATE TABLE applied (id bigint)")
+        self.admin.execute(
+            "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN INSERT INTO applied VALUES (coalesce(NEW.id, OLD.id)); RETURN NULL; END'"
+        )
+        self.admin.execute("CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON subscriber FOR EACH ROW EXECUTE FUNCTION note()")
+
     def change(self) -> None:
         self.admin.execute("UPDATE customer SET full_name = full_name || '!' WHERE id <= 100 AND id % 7 > 0")
         self.admin.execute("DELETE FROM customer WHERE id BETWEEN 201 AND 220")
@@ -94,12 +102,7 @@ STEPS = [
 def test_wherever_the_process_dies_each_row_is_applied_exactly_once(world: World, step: str) -> None:
     world.run()
     world.change()
-    world.admin.execute("CREATE TABLE applied (id bigint)")
-    world.admin.execute(
-        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS"
-        " 'BEGIN INSERT INTO applied VALUES (coalesce(NEW.id, OLD.id)); RETURN NULL; END'"
-    )
-    world.admin.execute("CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON subscriber FOR EACH ROW EXECUTE FUNCTION note()")
+    world.note_what_is_applied()
     run_id = world.new_run()
 
     def die(name: str) -> None:
@@ -113,6 +116,29 @@ def test_wherever_the_process_dies_each_row_is_applied_exactly_once(world: World
     assert world.differences() == 0
     applied = world.admin.execute("SELECT count(*), count(DISTINCT id) FROM applied").fetchone()
     assert applied == (156, 156)
+
+
+@pytest.mark.parametrize("is_concluded", [False, True])
+def test_what_the_table_took_without_our_knowing_is_not_applied_again(world: World, is_concluded: bool) -> None:
+    world.admin.execute("CREATE TABLE subscriber AS TABLE customer WITH NO DATA")
+    world.admin.execute("CREATE UNIQUE INDEX ON subscriber (id)")
+    world.note_what_is_applied()
+    run_id = world.new_run()
+
+    def die(step: str) -> None:
+        if step == "before_ack":
+            raise Crash(step)
+
+    with pytest.raises(Crash):
+        world.attempt(run_id, die)
+    if is_concluded:
+        world.end(run_id)
+    else:  # its worker died for the last time: nobody was there to fold
+        world.engine.execute("UPDATE wsync.run SET state = 'failed' WHERE run_id = %s", (run_id,))
+    assert world.run().state == "succeeded"
+
+    assert world.differences() == 0
+    assert world.admin.execute("SELECT count(*), count(DISTINCT id) FROM applied").fetchone() == (ROWS, ROWS)
 
 
 def test_a_row_that_the_table_refuses_is_a_rejection_and_the_others_arrive(world: World) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from wsync_engine.model.sync import Guards
 from wsync_engine.pipeline.context import Cancelled
-from wsync_engine.pipeline.run import conclude, execute
+from wsync_engine.pipeline.finish import conclude
+from wsync_engine.pipeline.run import execute
 from wsync_sdk import FatalError
 
 from .world import Crash, World, change, crash_at
@@ -187,3 +188,42 @@ def test_a_change_log_is_never_delivered_to_another_sink(world: World) -> None:
         execute(world.job(run_id))
 
     assert world.sink.calls == []
+
+
+def test_a_moved_sync_offers_everything_and_deletes_nothing_at_the_new_destination(world: World) -> None:
+    world.run()
+    world.sink.contents = {7: "not ours", 999: "not ours"}
+    del world.source.rows[7]
+    world.move()
+
+    outcome = world.run()
+
+    assert (outcome.state, outcome.counts["upserts"], outcome.counts["deletes"]) == ("succeeded", 99, 0)
+    assert world.sink.contents == {**world.source.rows, 7: "not ours", 999: "not ours"}
+    del world.source.rows[8]
+    assert world.run().counts["deletes"] == 1
+
+
+def test_a_run_of_the_former_destination_that_is_folded_late_is_forgotten_too(world: World) -> None:
+    run_id = world.new_run()
+    with pytest.raises(Crash):
+        execute(world.job(run_id, crash_at("after_ack", 2)))
+    world.engine.execute("UPDATE wsync.run SET state = 'failed' WHERE run_id = %s", (run_id,))
+    world.sink.contents.clear()
+    world.move()
+
+    assert world.run().counts["upserts"] == 100
+    assert world.sink.contents == world.source.rows
+
+
+def test_a_sink_is_told_whether_a_run_only_brings_it_up_to_date(world: World) -> None:
+    world.run()
+    world.run()
+    world.ask_for_resync()
+    world.run()
+    world.adopt()
+    world.source.rows[1] = "other"
+    world.adopt()
+    world.run()
+
+    assert [continues > 0 for continues in world.sink.continues] == [False, True, False, False]

@@ -14,7 +14,8 @@ import pytest
 
 from wsync_engine.model.sync import Guards
 from wsync_engine.pipeline.context import Cancelled, no_faults
-from wsync_engine.pipeline.run import conclude, execute
+from wsync_engine.pipeline.finish import conclude
+from wsync_engine.pipeline.run import execute
 from wsync_engine.storage import LocalStorage
 from wsync_sdk import (
     ConfigError,
@@ -408,3 +409,43 @@ def test_a_storage_folder_that_can_not_be_made_is_said_in_one_line(world: World,
     world.storage = LocalStorage(root=tmp_path / "file", tenant_id="t")
 
     assert "the storage folder can't be written" in world.failed_run().message
+
+
+def test_a_sink_that_saw_a_later_delivery_ends_the_run_with_that_reason(world: World) -> None:
+    world.sink.refuse_begin = StateError("fenced off", next_step="nothing")
+
+    assert "has seen a later delivery" in world.failed_run().message
+
+
+def test_a_run_that_lost_its_lease_is_not_told_that_of_the_sink(world: World) -> None:
+    world.sink.refuse_begin = StateError("fenced off", next_step="nothing")
+    run_id = world.new_run()
+    job = world.job(run_id, lambda step: world.job(run_id) and None if step == "after_start_delivery" else None)
+
+    with pytest.raises(StateError):
+        execute(job)
+
+
+def test_a_dry_run_beside_a_real_one_plans_again_when_its_base_is_gone(world: World) -> None:
+    world.run()
+    change(world)
+    has_run = []
+
+    def between(step: str) -> None:
+        if step == "after_publish" and not has_run:
+            has_run.append(world.run().state)
+
+    dry = execute(world.job(world.new_run(dry_run=True), between))
+
+    assert has_run == ["succeeded"]
+    assert (dry.state, dry.counts["upserts"], dry.counts["unchanged"]) == ("blocked", 0, 100)
+
+
+def test_a_run_that_holds_rejected_rows_back_is_not_green(world: World) -> None:
+    world.sink.refuse = frozenset({3})
+    world.run()
+
+    outcome = world.run()
+
+    assert (outcome.state, outcome.counts["held_back"]) == ("partial", 1)
+    assert "1 rows rejected before" in outcome.reason

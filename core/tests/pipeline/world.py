@@ -14,7 +14,9 @@ from wsync_engine.model.ids import uuid7
 from wsync_engine.model.sync import Guards, Mode, SyncSpec
 from wsync_engine.pipeline.context import RunContext, no_faults
 from wsync_engine.pipeline.deliver import RetryPolicy
-from wsync_engine.pipeline.run import Job, Outcome, conclude, execute
+from wsync_engine.pipeline.finish import conclude
+from wsync_engine.pipeline.job import Job, Outcome
+from wsync_engine.pipeline.run import execute
 from wsync_engine.state.books import RunBooks
 from wsync_engine.storage import LocalStorage
 from wsync_sdk import (
@@ -31,11 +33,13 @@ from wsync_sdk import (
     ReadPlan,
     RetryableError,
     RowError,
+    RunRef,
     Sink,
     Source,
     Split,
     StreamLimits,
     StreamSpec,
+    Target,
     WriteResult,
     WsyncError,
 )
@@ -94,6 +98,8 @@ class RecordingSink(Sink):
         self.refuse: frozenset[int] = frozenset()
         self.lose_replies = 0
         self.calls_per_s: float | None = None
+        self.continues: list[int] = []
+        self.refuse_begin: WsyncError | None = None
         self.fail: WsyncError | None = None
         self.verdict: Callable[[Chunk], WriteResult] | None = None
 
@@ -103,6 +109,12 @@ class RecordingSink(Sink):
     def streams(self) -> Sequence[StreamSpec]:
         limits = StreamLimits(max_rows=7, concurrency=3, calls_per_s=self.calls_per_s)
         return [StreamSpec(name="people", title="People", operations=frozenset(Operation), limits=limits)]
+
+    def begin(self, run: RunRef, target: Target) -> bytes:
+        if self.refuse_begin is not None:
+            raise self.refuse_begin
+        self.continues.append(run.continues)
+        return b""
 
     def write(self, chunk: Chunk, token: bytes) -> WriteResult:
         rows = chunk.to_rows()
@@ -207,6 +219,10 @@ class World:
 
     def adopt(self, faults: Callable[[str], None] = no_faults) -> Outcome:
         return execute(self.job(self.new_run(adopt=True), faults))
+
+    def move(self) -> None:
+        """As `apply` does when the sync goes to another destination."""
+        self.engine.execute("UPDATE wsync.sync SET resync = resync + 1, forgotten = resync + 1 WHERE sync_id = %s", (self.sync_id,))
 
     def ask_for_resync(self) -> None:
         self.engine.execute("UPDATE wsync.sync SET resync = resync + 1 WHERE sync_id = %s", (self.sync_id,))

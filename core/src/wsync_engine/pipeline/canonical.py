@@ -3,7 +3,8 @@
 A row's hash decides whether a row is sent again, so this definition never changes; another one gets another name, stored in the manifest.
 
     row     prefix, then every leaf field in byte order of its dotted path
-    prefix  the first 16 hexadecimal digits of the MD5 of: seed, then for each path its length in bytes, ":" and the path
+    prefix  the first 16 hexadecimal digits of the MD5 of: seed, then for each path its length in bytes, ":", the path, ":", its kind and ";"
+    kind    boolean, integer, float, decimal, date, time, timestamp, instant, binary, uuid, text, json or nested: what a sink's wire form may depend on
     field   of text, list or structure: length in bytes (NULL: -1) ":" text;  of every other type: text (NULL: "~") ";"
     text    boolean   true | false
             integer   decimal digits
@@ -24,10 +25,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from wsync_engine.pipeline.sql import text
 
-__all__ = ["ALGORITHM", "canonical_value", "hash_of_row", "partition_of_key"]
+__all__ = ["ALGORITHM", "HashedField", "canonical_value", "hash_of_row", "partition_of_key"]
 
 ALGORITHM = "wsync-row-1"
 
@@ -59,6 +61,17 @@ _DELIMITED = frozenset(
 ) | {"TIMESTAMP WITH TIME ZONE"}
 
 
+_KINDS = {
+    **dict.fromkeys(
+        ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT"), "integer"
+    ),
+    **dict.fromkeys(("FLOAT", "DOUBLE"), "float"),
+    "TIMESTAMP WITH TIME ZONE": "instant",
+    "BLOB": "binary",
+    "VARCHAR": "text",
+}
+
+
 def canonical_value(expression: str, duckdb_type: str) -> str:
     """SQL for the text of one leaf value; NULL stays NULL.
 
@@ -77,14 +90,22 @@ def canonical_value(expression: str, duckdb_type: str) -> str:
     return f"CAST({expression} AS VARCHAR)"
 
 
-def hash_of_row(seed: str, leaves: Sequence[tuple[str, str, str]]) -> str:
-    """SQL for a row's hash, a UUID.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HashedField:
+    """A leaf of the mapped row: its dotted path, the SQL of its value, and the value's DuckDB type; `is_json`: text that is JSON."""
 
-    :param leaves: (dotted path, SQL of the value, its DuckDB type) of every leaf field, in any order.
-    """
-    ordered = sorted(leaves, key=lambda leaf: leaf[0].encode())
-    parts = [text(_prefix(seed, [path for path, _, _ in ordered]))]
-    for _, expression, duckdb_type in ordered:
+    path: str
+    expression: str
+    type: str
+    is_json: bool = False
+
+
+def hash_of_row(seed: str, fields: Sequence[HashedField]) -> str:
+    """SQL for a row's hash, a UUID, of all its leaf fields, given in any order."""
+    ordered = sorted(fields, key=lambda field: field.path.encode())
+    parts = [text(_prefix(seed, ordered))]
+    for field in ordered:
+        expression, duckdb_type = field.expression, field.type
         value = canonical_value(expression, duckdb_type)
         if _is_delimited(duckdb_type):
             parts += [f"coalesce({value}, '~')", "';'"]
@@ -94,9 +115,18 @@ def hash_of_row(seed: str, leaves: Sequence[tuple[str, str, str]]) -> str:
     return f"CAST(md5_number(concat({', '.join(parts)})) AS UUID)"
 
 
-def _prefix(seed: str, paths: Sequence[str]) -> str:
-    named = seed + "".join(f"{len(path.encode())}:{path}" for path in paths)
+def _prefix(seed: str, fields: Sequence[HashedField]) -> str:
+    named = seed + "".join(f"{len(field.path.encode())}:{field.path}:{_kind(field)};" for field in fields)
     return hashlib.md5(named.encode(), usedforsecurity=False).hexdigest()[:16]
+
+
+def _kind(field: HashedField) -> str:
+    if field.is_json:
+        return "json"
+    if _is_nested(field.type):
+        return "nested"
+    name = field.type.partition("(")[0]
+    return _KINDS.get(name) or ("timestamp" if name.startswith("TIMESTAMP") else name.lower())
 
 
 def _is_nested(duckdb_type: str) -> bool:

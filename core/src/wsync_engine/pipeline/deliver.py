@@ -40,7 +40,7 @@ from wsync_sdk import (
     WriteResult,
 )
 
-__all__ = ["Delivery", "RetryPolicy", "deliver_partition"]
+__all__ = ["Delivery", "RetryPolicy", "deliver_partition", "is_covered", "missing_recorded"]
 
 WINDOW_CHUNKS = 16
 MOST_WINDOW_ROWS = 32_768
@@ -115,7 +115,7 @@ class _Partition:
     def run(self) -> None:
         acked = [ack.range for ack in self._d.books.acks(self._d.books.run_id, self._partition)]
         acked += self._adopt_recorded(acked)
-        sent = [chunk for chunk in leaves(self._d.books.chunks(self._d.books.run_id, self._partition)) if not _covered(chunk, acked)]
+        sent = [chunk for chunk in leaves(self._d.books.chunks(self._d.books.run_id, self._partition)) if not is_covered(chunk, acked)]
         with ThreadPoolExecutor(max_workers=self._d.limits.concurrency, thread_name_prefix="deliver") as pool:
             for start in range(0, len(sent), WINDOW_CHUNKS):
                 self._send_window(pool, [self._chunk(span, *self._rendered(span)) for span in sent[start : start + WINDOW_CHUNKS]])
@@ -126,8 +126,7 @@ class _Partition:
         """A transactional sink knows what it applied: that is acknowledged without being sent again."""
         if not isinstance(self._d.sink, TransactionalSink):
             return []
-        recorded = self._d.sink.recorded(self._d.run, self._d.target, self._partition)
-        missing = [span for span in recorded if not _covered(span, acked)]
+        missing = missing_recorded(self._d.sink, self._d.run, self._d.target, self._partition, acked)
         if missing:
             self._d.books.record_acks([self._ack(span, "accepted") for span in missing], [])
         return missing
@@ -324,7 +323,13 @@ def _sorted_out(
     return results, error
 
 
-def _covered(span: RowRange, ranges: Sequence[RowRange]) -> bool:
+def missing_recorded(sink: TransactionalSink, run: RunRef, target: Target, partition: int, acked: Sequence[RowRange]) -> list[RowRange]:
+    """Ranges that the sink says it applied and that have no ack here."""
+    return [span for span in sink.recorded(run, target, partition) if not is_covered(span, acked)]
+
+
+def is_covered(span: RowRange, ranges: Sequence[RowRange]) -> bool:
+    """Whether the ranges hold all rows of `span`."""
     return not remaining(span.rows, [RowRange(r.first - span.first, r.last - span.first) for r in ranges if r.last >= span.first])
 
 

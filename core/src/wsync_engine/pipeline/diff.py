@@ -71,6 +71,7 @@ class DiffCounts:
     snapshot_rows: int = 0
     refused_duplicates: int = 0
     withheld_deletes: int = 0
+    held_deletes: int = 0
 
     def __add__(self, other: DiffCounts) -> DiffCounts:
         return DiffCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__})
@@ -190,10 +191,11 @@ def _held_back(task: DiffInput) -> str:
 _SAME = f"(o.{HASH} = s.{HASH} AND NOT o.wsync_unsure)"
 
 
-def _departed(task: DiffInput) -> str:
-    held = f"(wsync_rejections > 0 AND wsync_rejected_hash IS NULL AND wsync_offer_at > {task.offer_before_us})"
+def _departed(task: DiffInput, *, is_held: bool = False) -> str:
+    """Entries whose keys left the result; those to be deleted now, or those whose delete was rejected before and is held back."""
+    held = f"coalesce(wsync_rejections > 0 AND wsync_rejected_hash IS NULL AND wsync_offer_at > {task.offer_before_us}, false)"
     return (
-        f"SELECT o.* FROM snapshot o WHERE (o.{HASH} IS NOT NULL OR o.wsync_unsure) AND NOT coalesce({held}, false)"
+        f"SELECT o.* FROM snapshot o WHERE (o.{HASH} IS NOT NULL OR o.wsync_unsure) AND {'' if is_held else 'NOT '}{held}"
         f" AND NOT EXISTS (FROM present s WHERE {_on(task, 's', 'o')})"
     )
 
@@ -216,10 +218,17 @@ def _count(connection: duckdb.DuckDBPyConnection, task: DiffInput, *, has_repeat
         duplicates=duplicates,
         refused=refused,
         held_back=held_back,
-        deletes=_row(connection, f"SELECT count(*) FROM ({_departed(task)})")[0] if task.mode is Mode.MIRROR else 0,
+        deletes=_departed_rows(connection, task, is_held=False),
+        held_deletes=_departed_rows(connection, task, is_held=True),
         snapshot_rows=_row(connection, f"SELECT count(*) FROM snapshot WHERE {HASH} IS NOT NULL OR wsync_unsure")[0],
         refused_duplicates=refused_keys,
     )
+
+
+def _departed_rows(connection: duckdb.DuckDBPyConnection, task: DiffInput, *, is_held: bool) -> int:
+    if task.mode is not Mode.MIRROR:
+        return 0
+    return _row(connection, f"SELECT count(*) FROM ({_departed(task, is_held=is_held)})")[0]
 
 
 def _count_duplicates(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from wsync_engine.pipeline.sql import text
 from wsync_sdk import FatalError
 
-__all__ = ["LOST_NEXT_STEP", "Budget", "arrow_table", "is_damage", "opened"]
+__all__ = ["LOST_NEXT_STEP", "Budget", "SnapshotLost", "arrow_table", "is_damage", "opened"]
 
 
 LOST_NEXT_STEP = (
@@ -65,8 +65,12 @@ def is_damage(exc: duckdb.Error) -> bool:
     return isinstance(exc, duckdb.InvalidInputException) or "TProtocolException" in str(exc)
 
 
-def _damaged(how: str) -> FatalError:
-    return FatalError(
+class SnapshotLost(FatalError):
+    """A file that Postgres names is missing or damaged."""
+
+
+def _damaged(how: str) -> SnapshotLost:
+    return SnapshotLost(
         f"snapshot_lost: a file of the snapshot, or of a run that is not folded yet, is {how}",
         next_step=LOST_NEXT_STEP,
     )

@@ -30,6 +30,7 @@ class Manifest:
 
     :param version: 0 where there is none yet. :param files: per partition its file, None while it is empty; relative to the storage.
     :param partitions: power of two; never shrinks. :param seed: the hash's.
+    :param delivery: number of the last one that it holds; 0: what it holds was adopted, and no sink knows of it.
     :param resync: up to which request every entry has been offered again. :param is_unsure: whatever the files say, every entry is `unsure`.
     """
 
@@ -40,6 +41,7 @@ class Manifest:
     seed: str
     key: tuple[KeyColumn, ...] = ()
     rows: int = 0
+    delivery: int = 0
     resync: int = 0
     is_unsure: bool = False
 
@@ -59,6 +61,7 @@ class Manifest:
             "seed": self.seed,
             "key": [[column.name, column.type] for column in self.key],
             "rows": self.rows,
+            "delivery": self.delivery,
             "resync": self.resync,
             "is_unsure": self.is_unsure,
         }
@@ -74,6 +77,7 @@ class Manifest:
             seed=document["seed"],
             key=tuple(KeyColumn(name=name, type=kind) for name, kind in document["key"]),
             rows=document["rows"],
+            delivery=document["delivery"],
             resync=document["resync"],
             is_unsure=document["is_unsure"],
         )

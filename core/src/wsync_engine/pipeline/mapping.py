@@ -16,7 +16,7 @@ import duckdb
 import pyarrow as pa
 
 from wsync_engine.model.sync import MappingEntry, SyncSpec
-from wsync_engine.pipeline.canonical import canonical_value, hash_of_row, partition_of_key
+from wsync_engine.pipeline.canonical import HashedField, canonical_value, hash_of_row, partition_of_key
 from wsync_engine.pipeline.local_database import arrow_table
 from wsync_engine.pipeline.sql import identifier, text
 from wsync_sdk import REFUSED_COLUMNS, ConfigError
@@ -84,7 +84,7 @@ def compile_mapping(spec: SyncSpec, source: pa.Schema, *, seed: str, partitions:
         select = ", ".join(
             [
                 fields,
-                f"{hash_of_row(seed, [(leaf.path, leaf.expression, leaf.type) for leaf in leaves])} AS {HASH}",
+                f"{hash_of_row(seed, [_hashed(leaf) for leaf in leaves])} AS {HASH}",
                 f"{partition_of_key([_key_text(leaf) for leaf in keys], partitions)} AS {PARTITION}",
                 f"{_refusal(leaves, keys)} AS {REFUSAL}",
             ]
@@ -126,6 +126,10 @@ def _leaf(entry: MappingEntry, types: dict[str, str], source: pa.Schema) -> _Lea
     metadata = source.field(entry.column).metadata or {}
     is_json = entry.cast == "json" or (entry.cast is None and metadata.get(b"wsync.logical") == b"json")
     return _Leaf(path=entry.target, expression=expression, type=kind, refusals=tuple(refusals), is_json=is_json)
+
+
+def _hashed(leaf: _Leaf) -> HashedField:
+    return HashedField(path=leaf.path, expression=leaf.expression, type=leaf.type, is_json=leaf.is_json)
 
 
 def _constant_leaf(entry: MappingEntry) -> _Leaf:

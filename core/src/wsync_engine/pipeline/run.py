@@ -7,86 +7,46 @@ how far the run came. Until a chunk may have been sent, a run can start over; af
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from uuid import UUID
 
 from wsync_engine.model.ids import uuid7
-from wsync_engine.model.sync import Mode, SyncSpec
+from wsync_engine.model.sync import Mode
 from wsync_engine.pipeline.change_log import ChangeLogReader
-from wsync_engine.pipeline.context import RunContext
-from wsync_engine.pipeline.deliver import Delivery, RetryPolicy, deliver_partition
+from wsync_engine.pipeline.deliver import Delivery, deliver_partition
 from wsync_engine.pipeline.diff import DiffCounts, DiffInput, diff_partition
 from wsync_engine.pipeline.extract import StagedSplit, extract_split
-from wsync_engine.pipeline.fold import Verdicts, fold_partition
+from wsync_engine.pipeline.finish import conclude, fold_predecessors
 from wsync_engine.pipeline.guards import tripped
-from wsync_engine.pipeline.local_database import Budget
+from wsync_engine.pipeline.job import Job, Outcome, log_of, run_ref, scratch_of, target_of
+from wsync_engine.pipeline.local_database import SnapshotLost
 from wsync_engine.pipeline.log_record import LogRecord
 from wsync_engine.pipeline.manifest import KeyColumn, Manifest, partitions_for
 from wsync_engine.pipeline.mapping import CompiledMapping, compile_mapping
 from wsync_engine.pipeline.refusals import refusals_of
-from wsync_engine.pipeline.snapshot import current_manifest, is_resync_wanted
-from wsync_engine.state.books import Ack, Cipher, NewRejection, PublishedSplit, RunBooks, RunRecord
-from wsync_engine.storage import LocalStorage
+from wsync_engine.pipeline.snapshot import current_manifest
+from wsync_engine.state.books import Ack, NewRejection, PublishedSplit, RunRecord
 from wsync_sdk import (
     ConfigError,
     FatalError,
     Operation,
     PlanExpired,
     Query,
-    ReadLimits,
     ReadPlan,
     RowRange,
-    RunRef,
-    Sink,
-    Source,
     StateError,
-    Target,
-    WsyncError,
+    TransactionalSink,
 )
 
-__all__ = ["Job", "Outcome", "conclude", "execute"]
+__all__ = ["execute"]
 
 MOST_PLANS = 3
+TRANSACTION_S = 300.0
 _NEVER_LATER_US = 2**62
 """No backoff ends after it."""
 MOST_LISTED = 10_000
 """Refused rows that a run lists one by one; its counts have all of them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """All that one run needs.
-
-    :param sync_name: for messages. :param destination: the sink's connection and plugin, opaque. :param seed: the tenant's, for hashes. :param parameters: bound to the query.
-    """
-
-    sync_id: UUID
-    sync_name: str
-    spec: SyncSpec
-    source: Source
-    sink: Sink
-    destination: str
-    books: RunBooks
-    storage: LocalStorage
-    cipher: Cipher
-    context: RunContext
-    seed: str
-    budget: Budget = Budget()
-    retry: RetryPolicy = RetryPolicy()
-    read_limits: ReadLimits = ReadLimits()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """How `execute` left the run: `blocked`, or the terminal state it ended in, with the reason in words."""
-
-    state: str
-    reason: str
-    counts: Mapping[str, int]
 
 
 def execute(job: Job) -> Outcome:
@@ -94,7 +54,7 @@ def execute(job: Job) -> Outcome:
 
     :raises WsyncError: what stopped it; the caller either calls it again later (RetryableError) or ends the run with `conclude`.
     """
-    _fold_predecessors(job)
+    fold_predecessors(job)
     record = job.books.load()
     if record.delivery is None:
         if record.change_log is None:
@@ -115,72 +75,43 @@ def execute(job: Job) -> Outcome:
     return conclude(job, None)
 
 
-def conclude(job: Job, error: WsyncError | None, *, outcome: str = "failed") -> Outcome:
-    """End the run: fold its acks into the snapshot and store the outcome, in one transaction.
-
-    :param error: what stopped the run; None: it went through. :param outcome: with an error, `failed` or `cancelled`.
-    """
-    record = job.books.load()
-    counts = dict(record.counts)
-    fold: tuple[int, dict[str, Any]] | None = None
-    if record.delivery is not None:
-        counts |= _delivered_counts(job, job.books.run_id, record)
-        fold = _fold(job, job.books.run_id, record)
-    state, reason = _judge(counts, error, outcome)
-    if record.adopt and error is None:
-        reason = f"{counts['accepted']} rows taken as acknowledged, nothing was sent" + (f"; {reason}" if state != "succeeded" else "")
-    job.context.faults("before_finish")
-    job.books.finish(outcome=state, reason=reason, counts=counts, error=error, fold=fold, sync_id=job.sync_id)
-    job.context.faults("after_finish")
-    _tidy(job, job.books.run_id, record, fold)
-    return Outcome(state=state, reason=reason, counts=counts)
-
-
-def _judge(counts: Mapping[str, int], error: WsyncError | None, outcome: str) -> tuple[str, str]:
-    if error is not None:
-        return outcome, error.message
-    changes = counts.get("upserts", 0) + counts.get("deletes", 0)
-    settled = counts.get("accepted", 0) + counts.get("rejected", 0) + counts.get("unsure", 0) + counts.get("not_sent", 0)
-    if changes != settled or counts.get("not_sent", 0):
-        return "failed", f"the books do not balance: {changes} changes, {settled} settled, {counts.get('not_sent', 0)} not sent"
-    left = [f"{counts[name]} {words}" for name, words in _SHORTFALLS.items() if counts.get(name)]
-    return ("partial", ", ".join(left)) if left else ("succeeded", f"{changes} changes delivered")
-
-
-_SHORTFALLS = {
-    "refused": "rows refused by the mapping",
-    "refused_duplicates": "keys refused because they are in the result more than once",
-    "rejected": "changes rejected by the sink",
-    "unsure": "changes without a verdict",
-    "withheld_deletes": "deletes withheld because keys could not be read",
-}
-
-
 # -- plan and extract
 
 
 def _prepare(job: Job, *, adopt: bool) -> None:
     """Everything before the first write: plan, extract, diff; leaves the change log stored."""
     for attempt in range(1, MOST_PLANS + 1):
+        base = job.books.snapshot(job.sync_id).version
         try:
-            manifest = _current_manifest(job, adopt=adopt)
-            job.context.check()
-            generation = job.books.begin_plan()
-            job.context.faults("plan")
-            plan = _plan(job, manifest)
-            try:
-                partitions = partitions_for(plan.estimated_rows, manifest)
-                mapping = compile_mapping(job.spec, plan.schema, seed=manifest.seed, partitions=partitions)
-                _extract(job, plan, mapping, partitions, generation)
-            finally:
-                job.source.release(plan)
-            _diff(job, manifest.grown(partitions), mapping, generation, adopt=adopt)
+            _prepare_once(job, adopt=adopt)
             return
         except PlanExpired:
-            job.storage.drop_stage(str(job.books.run_id), generation)
             if attempt == MOST_PLANS:
                 raise
             job.books.event("plan.expired", {"attempt": attempt})
+        except SnapshotLost:
+            # Beside a dry run a real one may end: the files it replaced are gone, and the plan would be stale.
+            if attempt == MOST_PLANS or job.books.snapshot(job.sync_id).version == base:
+                raise
+            job.books.event("base.moved", {"attempt": attempt})
+
+
+def _prepare_once(job: Job, *, adopt: bool) -> None:
+    manifest = _current_manifest(job, adopt=adopt)
+    job.context.check()
+    generation = job.books.begin_plan()
+    job.context.faults("plan")
+    plan = _plan(job, manifest)
+    try:
+        partitions = partitions_for(plan.estimated_rows, manifest)
+        mapping = compile_mapping(job.spec, plan.schema, seed=manifest.seed, partitions=partitions)
+        _extract(job, plan, mapping, partitions, generation)
+    except PlanExpired:
+        job.storage.drop_stage(str(job.books.run_id), generation)
+        raise
+    finally:
+        job.source.release(plan)
+    _diff(job, manifest.grown(partitions), mapping, generation, adopt=adopt)
 
 
 def _check_mode(job: Job) -> None:
@@ -259,7 +190,7 @@ def _published(job: Job, staged: StagedSplit) -> PublishedSplit:
 
 def _current_manifest(job: Job, *, adopt: bool) -> Manifest:
     manifest, lost_files = current_manifest(
-        job.books.snapshot(job.sync_id), job.storage, seed=job.seed, is_adopting=adopt, scratch=_scratch(job), budget=job.budget
+        job.books.snapshot(job.sync_id), job.storage, seed=job.seed, is_adopting=adopt, scratch=scratch_of(job), budget=job.budget
     )
     if lost_files:
         job.books.event("snapshot.restarted", {"lost_files": lost_files})
@@ -296,12 +227,12 @@ def _diff(job: Job, manifest: Manifest, mapping: CompiledMapping, generation: in
             log=log,
         )
         withhold = (unreadable > 0 or adopt) and job.spec.mode is Mode.MIRROR
-        counts = diff_partition(task, withhold_deletes=withhold, scratch=_scratch(job), budget=job.budget)
+        counts = diff_partition(task, withhold_deletes=withhold, scratch=scratch_of(job), budget=job.budget)
         if adopt:  # what left the result stays in the snapshot, for the next run to delete
             counts = replace(counts, withheld_deletes=0)
         totals += counts
         if counts.refused or counts.refused_duplicates:
-            rejections += refusals_of(task, job.cipher, _scratch(job), job.budget, limit=MOST_LISTED - len(rejections))
+            rejections += refusals_of(task, job.cipher, scratch_of(job), job.budget, limit=MOST_LISTED - len(rejections))
         files.append(job.storage.relative(log))
     read_rows = sum(split.read_rows for split in splits)
     _check_books(read_rows, totals)
@@ -334,10 +265,6 @@ def _snapshot_path(job: Job, manifest: Manifest, partition: int) -> Path | None:
     return None if name is None else job.storage.absolute(name)
 
 
-def _scratch(job: Job) -> Path:
-    return job.storage.scratch_folder(str(job.books.run_id))
-
-
 def _stops(job: Job, record: RunRecord) -> list[str]:
     """Why the run may not deliver now; an approval answers all of it."""
     if record.approved_by is not None or record.adopt:
@@ -353,12 +280,23 @@ def _stops(job: Job, record: RunRecord) -> list[str]:
 
 
 def _deliver(job: Job, record: RunRecord) -> None:
-    log = _log_of(record)
+    try:
+        _send(job, record)
+    except StateError as exc:
+        job.books.load()  # raises if it is we who are too late
+        raise FatalError(
+            "the destination has seen a later delivery of this sync than the state store knows of",
+            next_step="the state store was restored, or two installations write there: `wsync-engine sync resync NAME` goes beyond it",
+        ) from exc
+
+
+def _send(job: Job, record: RunRecord) -> None:
+    log = log_of(record)
     if log.destination != job.destination:
         raise FatalError("the sync was moved to another sink since the change log was made", next_step="run the sync again")
-    run = _run_ref(job, job.books.run_id, record)
+    run = run_ref(job, job.books.run_id, record)
     stream = job.sink.stream(log.stream)
-    target = Target(stream=log.stream, key=tuple(column.name for column in log.key), schema=log.schema)
+    target = target_of(log)
     token = record.sink_token
     if token is None:
         for forgotten in job.sink.find_open(run):
@@ -375,6 +313,8 @@ def _deliver(job: Job, record: RunRecord) -> None:
         cipher=job.cipher,
         context=job.context,
         retry=job.retry,
+        # Fenced in its own transaction, such a sink may take longer than our lease.
+        call_timeout_s=TRANSACTION_S if isinstance(job.sink, TransactionalSink) else job.call_timeout_s,
     )
     for partition, name in enumerate(log.files):
         reader = ChangeLogReader(job.storage.absolute(name), log.schema)
@@ -387,95 +327,8 @@ def _deliver(job: Job, record: RunRecord) -> None:
 
 def _adopt(job: Job, record: RunRecord) -> None:
     """Take every row of the log as acknowledged: the sink has it already."""
-    for partition, name in enumerate(_log_of(record).files):
-        reader = ChangeLogReader(job.storage.absolute(name), _log_of(record).schema)
+    for partition, name in enumerate(log_of(record).files):
+        reader = ChangeLogReader(job.storage.absolute(name), log_of(record).schema)
         reader.close()
         if reader.rows:
             job.books.record_acks([Ack(partition=partition, range=RowRange(0, reader.rows - 1), verdict="accepted")], [])
-
-
-def _run_ref(job: Job, run_id: UUID, record: RunRecord) -> RunRef:
-    if record.delivery is None:
-        raise StateError("the run has no delivery number", next_step="report this")
-    return RunRef(tenant_id=str(job.books.tenant_id), sync_id=str(job.sync_id), run_id=str(run_id), delivery=record.delivery)
-
-
-def _log_of(record: RunRecord) -> LogRecord:
-    if record.change_log is None:
-        raise StateError("the run has no change log", next_step="report this")
-    return LogRecord.from_json(record.base_version or 0, record.change_log)
-
-
-# -- finish
-
-
-def _fold_predecessors(job: Job) -> None:
-    for run_id in job.books.unfolded(job.sync_id):
-        record = job.books.record_of(run_id)
-        fold = _fold_or_give_up(job, run_id, record)
-        # Another run of the sync (a dry one runs beside) may fold it too: only who swapped the manifest may remove what it replaced.
-        if job.books.fold_other(run_id, job.sync_id, fold):
-            _tidy(job, run_id, record, fold)
-
-
-def _fold_or_give_up(job: Job, run_id: UUID, record: RunRecord) -> tuple[int, dict[str, Any]] | None:
-    """The fold of an ended run; where its files are lost a resync makes up for it, since all is offered again then."""
-    try:
-        return _fold(job, run_id, record)
-    except FatalError:
-        if not is_resync_wanted(job.books.snapshot(job.sync_id)):
-            raise
-        job.books.event("fold.given_up", {"run": str(run_id)})
-        return None
-
-
-def _verdicts(job: Job, run_id: UUID, partition: int) -> Verdicts:
-    acked = [(ack.range, ack.verdict) for ack in job.books.acks(run_id, partition)]
-    return Verdicts(acked=acked, sent=job.books.chunks(run_id, partition))
-
-
-def _delivered_counts(job: Job, run_id: UUID, record: RunRecord) -> dict[str, int]:
-    """What became of the log's rows, from its acks and chunks."""
-    totals = {"accepted": 0, "rejected": 0, "unsure": 0}
-    log = _log_of(record)
-    for partition in range(log.partitions):
-        for first, last, verdict in _verdicts(job, run_id, partition).ranges():
-            totals[verdict] += last - first + 1
-    changes = record.counts["upserts"] + record.counts["deletes"]
-    return {**totals, "not_sent": changes - sum(totals.values())}
-
-
-def _fold(job: Job, run_id: UUID, record: RunRecord) -> tuple[int, dict[str, Any]] | None:
-    """Write the snapshot's next files; None where nothing was sent."""
-    log = _log_of(record)
-    folder = job.storage.snapshot_folder(str(job.sync_id))
-    files: list[str | None] = list(log.base.files)
-    verdicts = [_verdicts(job, run_id, partition) for partition in range(log.partitions)]
-    if all(verdict.is_empty for verdict in verdicts):
-        return None
-    rows = 0
-    for partition, verdict in enumerate(verdicts):
-        target = folder / f"{run_id}-{uuid7()}.parquet"  # a holder that sleeps in mid-write must not share our file
-        rows += fold_partition(
-            log.diff_input(partition, job.storage),
-            verdict,
-            target,
-            now_us=int(time.time() * 1_000_000),
-            scratch=_scratch(job),
-            budget=job.budget,
-        )
-        files[partition] = job.storage.relative(target)
-        job.context.faults("fold")
-    manifest = replace(log.base, files=tuple(files), key=log.key, rows=rows, is_unsure=False)
-    return log.base.version, manifest.to_json()
-
-
-def _tidy(job: Job, run_id: UUID, record: RunRecord, fold: tuple[int, dict[str, Any]] | None) -> None:
-    """Drop files that nobody names any more; a failure here costs disk only."""
-    try:
-        job.storage.drop_run_leftovers(str(run_id))
-        if fold is not None:
-            base = _log_of(record).base.files
-            job.storage.drop_superseded(str(job.sync_id), str(run_id), before=base, after=fold[1]["files"])
-    except OSError:
-        pass

@@ -14,12 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wsync_engine.pipeline.canonical import ALGORITHM
-from wsync_engine.pipeline.local_database import LOST_NEXT_STEP, Budget, is_damage, opened
+from wsync_engine.pipeline.local_database import LOST_NEXT_STEP, Budget, SnapshotLost, is_damage, opened
 from wsync_engine.pipeline.manifest import Manifest
 from wsync_engine.pipeline.sql import text
 from wsync_engine.state.books import SnapshotRow
 from wsync_engine.storage import LocalStorage
-from wsync_sdk import FatalError
 
 __all__ = ["current_manifest", "is_resync_wanted"]
 
@@ -36,16 +35,18 @@ def current_manifest(
     """What the run's result is compared with, and how many of its files are lost.
 
     :returns: files are lost only to a resync or an adoption: their entries are forgotten then, else they block the sync.
-    :raises FatalError: files are missing or damaged (`snapshot_lost`).
+    :raises SnapshotLost: files are missing or damaged (`snapshot_lost`).
     """
     if row.manifest is None:
         return Manifest(version=row.version, partitions=1, files=(None,), algorithm=ALGORITHM, seed=seed, resync=row.resync), 0
     manifest = Manifest.from_json(row.version, row.manifest)
+    if manifest.resync < row.forgotten:  # another destination's: what that one holds says nothing of this one
+        return replace(manifest, files=(None,) * manifest.partitions, rows=0, key=(), resync=row.resync, delivery=0), 0
     paths = {name: storage.absolute(name) for name in manifest.files if name is not None}
     if not is_resync_wanted(row) and not is_adopting:
         lost = {name for name, path in paths.items() if not _has_footer(path)}
         if lost:
-            raise FatalError(
+            raise SnapshotLost(
                 f"snapshot_lost: {len(lost)} of the snapshot's files are missing or damaged",
                 next_step=LOST_NEXT_STEP,
             )

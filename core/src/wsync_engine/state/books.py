@@ -98,11 +98,15 @@ class NewRejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotRow:
-    """A sync's snapshot as stored; version 0 and no manifest before the first fold. `resync`: how often one was asked for."""
+    """A sync's snapshot as stored; version 0 and no manifest before the first fold.
+
+    :param resync: how often one was asked for. :param forgotten: manifests that have done fewer belong to a destination that the sync has left.
+    """
 
     version: int
     manifest: dict[str, Any] | None
     resync: int
+    forgotten: int
 
 
 def _error_columns(error: WsyncError | None) -> tuple[str | None, str | None, str | None]:
@@ -150,13 +154,13 @@ class RunBooks:
         """The sync's snapshot now."""
         with self._fenced() as cursor:
             row = cursor.execute(
-                "SELECT coalesce(s.version, 0), s.manifest, y.resync FROM wsync.sync y LEFT JOIN wsync.snapshot s USING (tenant_id, sync_id)"
+                "SELECT coalesce(s.version, 0), s.manifest, y.resync, y.forgotten FROM wsync.sync y LEFT JOIN wsync.snapshot s USING (tenant_id, sync_id)"
                 " WHERE y.sync_id = %s",
                 (sync_id,),
             ).fetchone()
         if row is None:
             raise StateError("the run's sync does not exist any more", next_step="nothing to do: it was purged")
-        return SnapshotRow(version=row[0], manifest=row[1], resync=row[2])
+        return SnapshotRow(version=row[0], manifest=row[1], resync=row[2], forgotten=row[3])
 
     def splits(self, generation: int) -> list[PublishedSplit]:
         """The published splits of one plan."""
@@ -303,13 +307,16 @@ class RunBooks:
                 [(self.run_id, chunk.partition, chunk.range.first, chunk.range.last, self.tenant_id) for chunk in chunks],
             )
 
-    def record_acks(self, acks: Sequence[Ack], rejections: Sequence[NewRejection]) -> None:
-        """Store verdicts; the same range twice is stored once."""
+    def record_acks(self, acks: Sequence[Ack], rejections: Sequence[NewRejection], *, of_run: UUID | None = None) -> None:
+        """Store verdicts; the same range twice is stored once.
+
+        :param of_run: a predecessor that ended without them, which this run folds; None: this run.
+        """
         with self._fenced() as cursor:
             cursor.executemany(
                 "INSERT INTO wsync.ack (run_id, partition, first_row, last_row, tenant_id, epoch, verdict, at)"
                 " VALUES (%s, %s, %s, %s, %s, %s, %s, wsync.clock()) ON CONFLICT DO NOTHING",
-                [(self.run_id, a.partition, a.range.first, a.range.last, self.tenant_id, self.epoch, a.verdict) for a in acks],
+                [(of_run or self.run_id, a.partition, a.range.first, a.range.last, self.tenant_id, self.epoch, a.verdict) for a in acks],
             )
             self._insert_rejections(cursor, rejections)
 
@@ -323,6 +330,7 @@ class RunBooks:
         counts: Mapping[str, int],
         error: WsyncError | None,
         fold: tuple[int, Mapping[str, Any]] | None,
+        is_folded: bool = True,
         sync_id: UUID,
     ) -> None:
         """End the run: snapshot, counts and outcome in one transaction.
@@ -335,9 +343,9 @@ class RunBooks:
             cursor.execute(
                 "UPDATE wsync.run SET state = CAST(%s AS wsync.run_state), outcome_reason = %s, counts = %s, error_class = %s, error = %s,"
                 " next_step = %s,"
-                " finished_at = wsync.clock(), folded_at = wsync.clock(), worker_id = NULL, lease_until = NULL, phase = 'finish'"
+                " finished_at = wsync.clock(), folded_at = CASE WHEN %s THEN wsync.clock() END, worker_id = NULL, lease_until = NULL, phase = 'finish'"
                 " WHERE run_id = %s",
-                (outcome, reason, Jsonb(dict(counts)), *_error_columns(error), self.run_id),
+                (outcome, reason, Jsonb(dict(counts)), *_error_columns(error), is_folded, self.run_id),
             )
 
     def fold_other(self, run_id: UUID, sync_id: UUID, fold: tuple[int, Mapping[str, Any]] | None) -> bool:

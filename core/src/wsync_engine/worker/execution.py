@@ -12,7 +12,9 @@ from psycopg.rows import TupleRow
 
 from wsync_engine.model.run import RunError
 from wsync_engine.pipeline.context import Cancelled, RunContext
-from wsync_engine.pipeline.run import Job, conclude, execute
+from wsync_engine.pipeline.finish import conclude
+from wsync_engine.pipeline.job import Job
+from wsync_engine.pipeline.run import execute
 from wsync_engine.secrets.keyring import TenantCipher
 from wsync_engine.state import database
 from wsync_engine.state.books import RunBooks

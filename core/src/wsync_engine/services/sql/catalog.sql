@@ -46,20 +46,21 @@ VALUES (:sync_id, :tenant_id, :name, :source_id, :sink_id, :spec, :sync_id, wsyn
 UPDATE wsync.sync
 SET source_connection_id = :source_id, sink_connection_id = :sink_id, spec = :spec, spec_version = spec_version + 1,
     resync = resync + CAST(CAST(:is_moved AS bool) AS int),
+    forgotten = CASE WHEN CAST(:is_moved AS bool) THEN resync + 1 ELSE forgotten END,
     updated_at = wsync.clock()
 WHERE sync_id = :sync_id;
 
 -- name: sync_resync
 -- Asked for again before the first was done: one more, so that a run under way does not answer it.
 UPDATE wsync.sync AS y
-SET resync = resync + 1
+SET resync = resync + 1, delivery = delivery + 1000000  -- beyond what a destination may have seen before the state store was restored
 WHERE y.tenant_id = :tenant_id AND y.sync_id = :sync_id
 RETURNING y.spec, (SELECT s.manifest FROM wsync.snapshot AS s WHERE s.tenant_id = y.tenant_id AND s.sync_id = y.sync_id) AS manifest;
 
 -- name: sync_resync_of_sink
 -- The connection has another plugin now: what its syncs were acknowledged, was acknowledged elsewhere.
 UPDATE wsync.sync
-SET resync = resync + 1
+SET resync = resync + 1, forgotten = resync + 1
 WHERE sink_connection_id = :connection_id AND deleted_at IS NULL;
 
 -- name: sync_delete

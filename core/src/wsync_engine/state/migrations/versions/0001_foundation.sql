@@ -52,6 +52,7 @@ CREATE TABLE wsync.sync (
     delivery bigint NOT NULL DEFAULT 0,  -- number of the last run that was let deliver
     overlap_key uuid NOT NULL,
     resync int NOT NULL DEFAULT 0,  -- how often it was asked for; the manifest says up to which it has been done
+    forgotten int NOT NULL DEFAULT 0,  -- manifests that have done fewer belong to a destination that the sync has left
     deleted_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT now(),
     updated_at timestamptz NOT NULL DEFAULT now(),

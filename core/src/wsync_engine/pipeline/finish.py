@@ -1,0 +1,176 @@
+"""Finish: end a run, on whatever outcome, and fold what was acknowledged into the snapshot; exactly that.
+
+Before a fold a sink that keeps acks of its own is asked for those that we never got to store: else its rows would be applied a second time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+from wsync_engine.model.ids import uuid7
+from wsync_engine.pipeline.chunking import leaves
+from wsync_engine.pipeline.deliver import is_covered, missing_recorded
+from wsync_engine.pipeline.fold import Verdicts, fold_partition
+from wsync_engine.pipeline.job import Job, Outcome, log_of, run_ref, scratch_of, target_of
+from wsync_engine.pipeline.local_database import SnapshotLost
+from wsync_engine.pipeline.snapshot import is_resync_wanted
+from wsync_engine.state.books import Ack, RunRecord
+from wsync_sdk import StateError, TransactionalSink, WsyncError
+
+__all__ = ["conclude", "fold_predecessors"]
+
+
+def conclude(job: Job, error: WsyncError | None, *, outcome: str = "failed") -> Outcome:
+    """End the run: fold its acks into the snapshot and store the outcome, in one transaction.
+
+    :param error: what stopped the run; None: it went through. :param outcome: with an error, `failed` or `cancelled`.
+    """
+    record = job.books.load()
+    counts = dict(record.counts)
+    fold: tuple[int, dict[str, Any]] | None = None
+    is_folded = True
+    if record.delivery is not None:
+        is_folded = _is_known(job, record, must=error is None)
+        counts |= _delivered_counts(job, job.books.run_id, record)
+        fold = _fold(job, job.books.run_id, record) if is_folded else None
+    state, reason = _judge(counts, error, outcome)
+    if record.adopt and error is None:
+        reason = f"{counts['accepted']} rows taken as acknowledged, nothing was sent" + (f"; {reason}" if state != "succeeded" else "")
+    job.context.faults("before_finish")
+    job.books.finish(outcome=state, reason=reason, counts=counts, error=error, fold=fold, is_folded=is_folded, sync_id=job.sync_id)
+    job.context.faults("after_finish")
+    if is_folded:
+        _tidy(job, job.books.run_id, record, fold)
+    return Outcome(state=state, reason=reason, counts=counts)
+
+
+def _judge(counts: Mapping[str, int], error: WsyncError | None, outcome: str) -> tuple[str, str]:
+    if error is not None:
+        return outcome, error.message
+    changes = counts.get("upserts", 0) + counts.get("deletes", 0)
+    settled = counts.get("accepted", 0) + counts.get("rejected", 0) + counts.get("unsure", 0) + counts.get("not_sent", 0)
+    if changes != settled or counts.get("not_sent", 0):
+        return "failed", f"the books do not balance: {changes} changes, {settled} settled, {counts.get('not_sent', 0)} not sent"
+    left = [f"{counts[name]} {words}" for name, words in _SHORTFALLS.items() if counts.get(name)]
+    return ("partial", ", ".join(left)) if left else ("succeeded", f"{changes} changes delivered")
+
+
+_SHORTFALLS = {
+    "refused": "rows refused by the mapping",
+    "refused_duplicates": "keys refused because they are in the result more than once",
+    "rejected": "changes rejected by the sink",
+    "unsure": "changes without a verdict",
+    "withheld_deletes": "deletes withheld because keys could not be read",
+    "held_back": "rows rejected before and not offered again yet",
+    "held_deletes": "deletes rejected before and not offered again yet",
+}
+
+
+def fold_predecessors(job: Job) -> None:
+    for run_id in job.books.unfolded(job.sync_id):
+        record = job.books.record_of(run_id)
+        _ask_sink(job, run_id, record)
+        fold = _fold_or_give_up(job, run_id, record)
+        # Another run of the sync (a dry one runs beside) may fold it too: only who swapped the manifest may remove what it replaced.
+        if job.books.fold_other(run_id, job.sync_id, fold):
+            _tidy(job, run_id, record, fold)
+
+
+def _fold_or_give_up(job: Job, run_id: UUID, record: RunRecord) -> tuple[int, dict[str, Any]] | None:
+    """The fold of an ended run; where its files are lost a resync makes up for it, since all is offered again then."""
+    try:
+        return _fold(job, run_id, record)
+    except SnapshotLost:
+        if not is_resync_wanted(job.books.snapshot(job.sync_id)):
+            raise
+        job.books.event("fold.given_up", {"run": str(run_id)})
+        return None
+
+
+def _is_known(job: Job, record: RunRecord, *, must: bool) -> bool:
+    """Ask the sink for acks that we never stored. A run that failed because the sink is away leaves that, and its fold, to the next one.
+
+    :param must: raise if it can't be asked.
+    """
+    try:
+        _ask_sink(job, job.books.run_id, record)
+    except StateError:
+        raise
+    except WsyncError as exc:
+        if must:
+            raise
+        job.books.event("fold.postponed", {"error": type(exc).__name__})
+        return False
+    return True
+
+
+def _ask_sink(job: Job, run_id: UUID, record: RunRecord) -> None:
+    """Store the acks of a transactional sink for chunks of the run that were sent without a verdict."""
+    log = log_of(record)
+    if not isinstance(job.sink, TransactionalSink) or record.adopt or log.destination != job.destination:
+        return
+    for partition in range(log.partitions):
+        acked = [ack.range for ack in job.books.acks(run_id, partition)]
+        if all(is_covered(chunk, acked) for chunk in leaves(job.books.chunks(run_id, partition))):
+            continue
+        missing = missing_recorded(job.sink, run_ref(job, run_id, record), target_of(log), partition, acked)
+        if missing:
+            acks = [Ack(partition=partition, range=span, verdict="accepted") for span in missing]
+            job.books.record_acks(acks, [], of_run=run_id)
+
+
+def _verdicts(job: Job, run_id: UUID, partition: int) -> Verdicts:
+    acked = [(ack.range, ack.verdict) for ack in job.books.acks(run_id, partition)]
+    return Verdicts(acked=acked, sent=job.books.chunks(run_id, partition))
+
+
+def _delivered_counts(job: Job, run_id: UUID, record: RunRecord) -> dict[str, int]:
+    """What became of the log's rows, from its acks and chunks."""
+    totals = {"accepted": 0, "rejected": 0, "unsure": 0}
+    log = log_of(record)
+    for partition in range(log.partitions):
+        for first, last, verdict in _verdicts(job, run_id, partition).ranges():
+            totals[verdict] += last - first + 1
+    changes = record.counts["upserts"] + record.counts["deletes"]
+    return {**totals, "not_sent": changes - sum(totals.values())}
+
+
+def _fold(job: Job, run_id: UUID, record: RunRecord) -> tuple[int, dict[str, Any]] | None:
+    """Write the snapshot's next files; None where nothing was sent."""
+    log = log_of(record)
+    folder = job.storage.snapshot_folder(str(job.sync_id))
+    files: list[str | None] = list(log.base.files)
+    verdicts = [_verdicts(job, run_id, partition) for partition in range(log.partitions)]
+    if all(verdict.is_empty for verdict in verdicts):
+        return None
+    rows = 0
+    for partition, verdict in enumerate(verdicts):
+        target = folder / f"{run_id}-{uuid7()}.parquet"  # a holder that sleeps in mid-write must not share our file
+        rows += fold_partition(
+            log.diff_input(partition, job.storage),
+            verdict,
+            target,
+            now_us=int(time.time() * 1_000_000),
+            scratch=scratch_of(job),
+            budget=job.budget,
+        )
+        files[partition] = job.storage.relative(target)
+        job.context.faults("fold")
+    delivery = 0 if record.adopt else record.delivery or 0
+    manifest = replace(log.base, files=tuple(files), key=log.key, rows=rows, is_unsure=False, delivery=delivery)
+    return log.base.version, manifest.to_json()
+
+
+def _tidy(job: Job, run_id: UUID, record: RunRecord, fold: tuple[int, dict[str, Any]] | None) -> None:
+    """Drop files that nobody names any more; a failure here costs disk only."""
+    try:
+        job.storage.drop_run_leftovers(str(run_id))
+        if fold is not None:
+            base = log_of(record).base.files
+            job.storage.drop_superseded(str(job.sync_id), str(run_id), before=base, after=fold[1]["files"])
+    except OSError:
+        pass
