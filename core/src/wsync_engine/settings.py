@@ -47,6 +47,10 @@ class Settings(BaseSettings):
         pattern=r"^file:///",
         description="Where staged files, snapshots and change logs live: file:///…; absent: `storage` in the data folder.",
     )
+    secret_folders: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_words)] = Field(
+        default=(Path("/run/secrets"),),
+        description="Folders with tenants' secrets, separated by commas: `file:` reaches what lies in one of them, in a folder of the tenant's name.",
+    )
     lease_ttl_s: float = Field(default=30.0, ge=3.0, le=600.0, description="A worker that is silent for this long loses its runs.")
     plugins_allow: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
         default=(), description="Distributions whose plugins may load, separated by commas; empty: all that are installed."

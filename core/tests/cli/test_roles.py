@@ -29,7 +29,7 @@ def wait_for(is_met: Callable[[], bool], timeout_s: float = 30.0) -> None:
 
 def command(*words: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "wsync_engine.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-P", "-m", "wsync_engine.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
 
 
@@ -37,9 +37,10 @@ def command(*words: str) -> subprocess.Popen[bytes]:
 def up(file: Path, run: Run) -> Iterator[subprocess.Popen[bytes]]:
     """A scheduler and a worker; what they say goes to the file `log`."""
     assert run("apply", file).exit_code == 0
+    (file.parent / "redis.py").write_text("raise SystemExit('a module of the current folder')")
     with (file.parent / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "wsync_engine.cli", "up", "--slots", "1"], stdout=log, stderr=log, start_new_session=True
+            [sys.executable, "-P", "-m", "wsync_engine.cli", "up", "--slots", "1"], stdout=log, stderr=log, start_new_session=True
         )
     yield process
     if process.poll() is None:

@@ -117,3 +117,9 @@ def test_all_mistakes_are_listed_in_the_order_of_the_file(host: PluginHost) -> N
 )
 def test_what_is_no_such_file_is_refused(host: PluginHost, text: str) -> None:
     assert refusal(host, text).next_step
+
+
+def test_a_few_lines_that_stand_for_more_than_memory_holds_are_refused(host: PluginHost) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
+
+    assert "more than 100,000 values" in refusal(host, "\n".join(lines)).message

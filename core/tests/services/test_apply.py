@@ -98,6 +98,15 @@ def test_a_variable_that_is_not_set_stops_before_anything_is_written(store: Stor
     assert store.rows("SELECT * FROM wsync.tenant") == []
 
 
+def test_a_file_outside_the_tenants_folder_of_secrets_stops_before_anything_is_written(store: Store) -> None:
+    stolen = ConnectionSpec(name="crm", plugin="postgres", config={"url": "file:/run/secrets/other/url"})
+
+    with pytest.raises(ConfigError, match="not in the tenant's folder"):
+        store.apply(replace(DECLARATION, connections=(DECLARATION.connections[0], stolen)))
+
+    assert store.rows("SELECT * FROM wsync.connection") == []
+
+
 def test_what_is_no_longer_declared_goes_with_its_schedules_and_open_runs(store: Store) -> None:
     store.apply()
     sync_id = store.rows("SELECT sync_id FROM wsync.sync")[0]["sync_id"]

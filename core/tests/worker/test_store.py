@@ -20,7 +20,7 @@ from wsync_sdk import ConfigError
 def load(world: Any, keyring: Keyring) -> Assignment:
     with connect(world.database.engine_url, application_name="test") as conn:
         (claimed,) = claim_runs(conn, [world.add_run()], uuid7())
-        return load_assignment(conn, claimed, keyring, write_until_s=0.0)
+        return load_assignment(conn, claimed, keyring, write_until_s=0.0, call_timeout_s=9.0)
 
 
 def test_an_assignment_brings_the_secrets_its_connections_refer_to_and_hides_them(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:

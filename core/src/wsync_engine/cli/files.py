@@ -91,7 +91,9 @@ def plan(
 
     with open_session() as session:
         declaration = load_declaration(file, session.host)
-        changes = plan_changes(session.api, declaration, host=session.host, keyring=session.keyring)
+        changes = plan_changes(
+            session.api, declaration, host=session.host, keyring=session.keyring, secret_folders=session.settings.secret_folders
+        )
     has_changes = _show(changes, as_json)
     if exit_code and has_changes:
         raise typer.Exit(Exit.CHANGES)
@@ -106,7 +108,15 @@ def apply(file: FileArgument, as_json: Json = False) -> None:
 
     with open_session() as session:
         declaration = load_declaration(file, session.host)
-        changes = service.apply(session.api, declaration, host=session.host, keyring=session.keyring, actor=actor(), index=session.index)
+        changes = service.apply(
+            session.api,
+            declaration,
+            host=session.host,
+            keyring=session.keyring,
+            actor=actor(),
+            secret_folders=session.settings.secret_folders,
+            index=session.index,
+        )
     _show(changes, as_json)
     say("applied")
 

@@ -58,7 +58,9 @@ def check(name: Annotated[str, typer.Argument(help="A connection.")], tenant: Te
 
     with open_session(tenant) as session:
         network = address_policy(session.settings)
-        checked = check_connection(session.api, session.tenant_id, name, host=session.host, keyring=session.keyring, network=network)
+        checked = check_connection(
+            session.api, session.tenant_id, name, host=session.host, keyring=session.keyring, network=network, folders=session.folders
+        )
     rows = [
         {"role": one.role, "check": finding.name, "ok": finding.ok, "message": finding.message, "next_step": finding.next_step}
         for one in checked
@@ -95,12 +97,14 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Look at everything, and say what a person must fix; changes nothing. Exits with 1 if something is wrong."""
-    from wsync_engine.cli.session import address_policy, keyring_of, load_plugins, log_to_errors, tenant_id_of, urls_of
+    from wsync_engine.cli.session import address_policy, keyring_of, load_plugins, log_to_errors, tenant_name_of, urls_of
     from wsync_engine.index.due_index import Index
     from wsync_engine.index.due_index import connect as connect_index
+    from wsync_engine.secrets.references import tenant_folders
     from wsync_engine.services.doctor import Installation, examine_installation, examine_sync
     from wsync_engine.settings import Settings
     from wsync_engine.state.database import connect
+    from wsync_engine.state.tenants import tenant_named
 
     log_to_errors()
     settings = Settings.read()
@@ -117,7 +121,10 @@ def doctor(
         is_right = _show_findings(examine_installation(installation), as_json)
         if sync is not None:
             with connect(urls.api, application_name="wsync doctor") as api:
-                is_right = _show_findings(examine_sync(api, tenant_id_of(api, tenant), sync, installation), as_json) and is_right
+                name = tenant_name_of(tenant)
+                folders = tenant_folders(settings.secret_folders, name)
+                found = examine_sync(api, tenant_named(api, name), sync, installation, folders=folders)
+                is_right = _show_findings(found, as_json) and is_right
     if not is_right:
         raise typer.Exit(Exit.FAILED)
 

@@ -75,7 +75,13 @@ def worker(slots: Slots = 2, new_storage: NewStorage = False) -> None:
         index.check_server()
         with connect(urls.engine, application_name="wsync worker") as conn:
             claim_storage(conn, settings.storage, is_new=new_storage)
-        options = WorkerOptions(api_url=urls.api, storage_url=settings.storage, slots=slots, lease_s=settings.lease_ttl_s)
+        options = WorkerOptions(
+            api_url=urls.api,
+            storage_url=settings.storage,
+            slots=slots,
+            lease_s=settings.lease_ttl_s,
+            secret_folders=settings.secret_folders,
+        )
         Worker(
             options,
             index=index,
@@ -99,8 +105,8 @@ def up(slots: Slots = 2, new_storage: NewStorage = False) -> None:
     Settings.read()  # a mistake in them is said once
     stop = _stop_on_signal()
     roles = [["scheduler"], ["worker", "--slots", str(slots), *(["--new-storage"] if new_storage else [])]]
-    # In groups of their own: Ctrl-C reaches each once, through us. Embedded servers are theirs: whoever comes first starts them.
-    children = [subprocess.Popen([sys.executable, "-m", "wsync_engine.cli", *role], start_new_session=True) for role in roles]
+    # In groups of their own: Ctrl-C reaches each once, through us; -P: the current folder holds no modules of ours. Embedded servers are theirs: whoever comes first starts them.
+    children = [subprocess.Popen([sys.executable, "-P", "-m", "wsync_engine.cli", *role], start_new_session=True) for role in roles]
     codes: list[int] = []
     try:
         say("running; Ctrl-C ends it")

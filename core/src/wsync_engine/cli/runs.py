@@ -39,8 +39,9 @@ def run_sync(
     tenant: Tenant = None,
     as_json: Json = False,
 ) -> None:
-    """Make a run now. With --wait: exit 0 succeeded, 1 not everything arrived, 4 a guard stopped it."""
+    """Make a run now. With --wait: exit 0 succeeded, 1 not everything arrived, 4 a guard stopped it, or the open run for which it was skipped."""
     from wsync_engine.cli.session import actor, open_session
+    from wsync_engine.services.runs import show_run
     from wsync_engine.services.syncs import trigger_sync
 
     with open_session(tenant) as session:
@@ -49,7 +50,9 @@ def run_sync(
             say(f"skipped: run {made.run_id} of the sync is open")
         else:
             _tell_if_nobody_works(session)
-        if wait and made.is_new:
+        if wait and not made.is_new:
+            _exit_by(show_run(session.api, session.tenant_id, made.run_id).run, is_ours=False)
+        elif wait:
             ended = _watched(session, made.run_id)
             _show(ended, as_json)
             _exit_by(ended)
@@ -225,13 +228,14 @@ def _show(run: Mapping[str, Any], as_json: bool) -> None:
         table([{"field": name, "value": value} for name, value in shown.items() if value not in (None, {}, False)], ("field", "value"))
 
 
-def _exit_by(run: Mapping[str, Any]) -> None:
+def _exit_by(run: Mapping[str, Any], *, is_ours: bool = True) -> None:
+    """`is_ours` False: another run is open, and ours was skipped for it; only one that waits for a person is bad news."""
     if run["state"] == "blocked":
         say(f"next: `wsync-engine runs approve {run['run_id']}`, or `wsync-engine runs discard {run['run_id']}`")
         reasons = [reason for reason in run["guards"] or () if not str(reason).startswith("dry run")]
         if reasons or not run["dry_run"]:
             raise typer.Exit(Exit.GUARD)
-    elif run["state"] != "succeeded":
+    elif is_ours and run["state"] != "succeeded":
         say(f"{run['state']}: {run['error'] or run['outcome_reason'] or run['cancel_reason']}")
         say(f"next: {run['next_step'] or 'see `wsync-engine runs show ' + str(run['run_id']) + '`'}")
         raise typer.Exit(Exit.FAILED)

@@ -19,6 +19,7 @@ from wsync_engine.index.due_index import connect as connect_index
 from wsync_engine.model.ids import TenantId
 from wsync_engine.scheduler.schedules import ANNOUNCE_TIMEOUT_S
 from wsync_engine.secrets.keyring import Keyring
+from wsync_engine.secrets.references import tenant_folders
 from wsync_engine.settings import Settings
 from wsync_engine.state.database import check_schema, connect
 from wsync_engine.state.tenants import tenant_named
@@ -40,7 +41,7 @@ __all__ = [
     "log_to_errors",
     "open_session",
     "plugins_file",
-    "tenant_id_of",
+    "tenant_name_of",
     "urls_of",
 ]
 
@@ -69,7 +70,17 @@ class Session:
     @cached_property
     def tenant_id(self) -> TenantId:
         """The tenant that the command is about: `--tenant`, else the one that ./wsync.yaml names."""
-        return tenant_id_of(self.api, self._tenant)
+        return tenant_named(self.api, self.tenant)
+
+    @cached_property
+    def tenant(self) -> str:
+        """Its name."""
+        return tenant_name_of(self._tenant)
+
+    @cached_property
+    def folders(self) -> tuple[Path, ...]:
+        """Where its secret files may lie."""
+        return tenant_folders(self.settings.secret_folders, self.tenant)
 
     @cached_property
     def host(self) -> PluginHost:
@@ -104,17 +115,17 @@ def log_to_errors() -> None:
     log_to_stderr(logging.ERROR)
 
 
-def tenant_id_of(api: psycopg.Connection[Any], tenant: str | None) -> TenantId:
-    """The tenant of that name; None: the one that ./wsync.yaml names.
+def tenant_name_of(tenant: str | None) -> str:
+    """The tenant that was named; None: the one that ./wsync.yaml names.
 
-    :raises ConfigError: none is named, or there is none of that name.
+    :raises ConfigError: none is named.
     """
     from wsync_engine.config.loader import tenant_of  # noqa: PLC0415
 
     name = tenant or tenant_of(FILE)
     if name is None:
         raise ConfigError("which tenant?", next_step="add `--tenant NAME`, or run this where its wsync.yaml is")
-    return tenant_named(api, name)
+    return name
 
 
 @contextmanager

@@ -10,6 +10,8 @@ import yaml
 
 __all__ = ["Document", "Path", "Problem", "read_document"]
 
+MOST_NODES = 100_000
+"""Anchors are counted each time they are used: a few lines can stand for more than any memory holds."""
 Path = tuple[str | int, ...]
 
 
@@ -63,8 +65,14 @@ class _Reader:
         self.problems: list[Problem] = []
         self._loader = yaml.SafeLoader("")
         self._open: set[int] = set()
+        self._nodes = 0
 
     def value(self, node: yaml.Node, path: Path) -> Any:
+        self._nodes += 1
+        if self._nodes > MOST_NODES:
+            if self._nodes == MOST_NODES + 1:
+                self._problem(path, node, f"more than {MOST_NODES:,} values", "write fewer, or anchors that hold fewer")
+            return None
         self.lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)

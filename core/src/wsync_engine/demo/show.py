@@ -83,7 +83,7 @@ def run_demo(say: Callable[[str], None]) -> None:
         say(f"done in {time.monotonic() - started_s:.0f} s")
 
 
-_COMMAND = [sys.executable, "-m", "wsync_engine.cli"]
+_COMMAND = [sys.executable, "-P", "-m", "wsync_engine.cli"]
 
 
 def _environment(data: Path, world: World) -> dict[str, str]:

@@ -7,8 +7,9 @@ made for a sync under another name stay, until the sync goes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +26,7 @@ from wsync_engine.scheduler.rows import Row, select
 from wsync_engine.scheduler.runs import request_cancel
 from wsync_engine.scheduler.schedules import ScheduleSpec, announce, change_schedule, create_schedule, delete_schedule
 from wsync_engine.secrets.keyring import Keyring, TenantCipher
+from wsync_engine.secrets.references import tenant_folders
 from wsync_engine.services.catalog import Catalog, StoredConnection, StoredSync, named, read_catalog, schedule_spec_of, service_statements
 from wsync_engine.services.changes import Change, compared
 from wsync_engine.services.connections import check_config, check_mode, resolved_secrets, roles_of
@@ -50,12 +52,20 @@ class _Wanted:
         return {sync.spec.name: sync for sync in self.declaration.syncs}
 
 
-def plan_changes(conn: psycopg.Connection[Any], declaration: Declaration, *, host: PluginHost, keyring: Keyring) -> list[Change]:
+def plan_changes(
+    conn: psycopg.Connection[Any],
+    declaration: Declaration,
+    *,
+    host: PluginHost,
+    keyring: Keyring,
+    secret_folders: Sequence[Path] = (),
+) -> list[Change]:
     """What `apply` would do, object by object, also those that stay; nothing is written.
 
+    :param secret_folders: the installation's.
     :raises ConfigError: what `apply` would refuse of plugins, configs and secrets.
     """
-    wanted = _wanted(declaration, host)
+    wanted = _wanted(declaration, host, secret_folders)
     tenant_id = find_tenant(conn, declaration.tenant)
     if tenant_id is None:
         return [Change(kind="create", object="tenant", name=declaration.tenant), *_changes(wanted, Catalog())]
@@ -70,14 +80,15 @@ def apply(
     host: PluginHost,
     keyring: Keyring,
     actor: str,
+    secret_folders: Sequence[Path] = (),
     index: Index | None = None,
 ) -> list[Change]:
     """Make it so; returns what was done. Objects that are not declared any more are deleted, and open runs of deleted syncs cancelled.
 
-    :param conn: autocommit, the api's login. :param index: told after the commit, best effort; None: the sweep tells it.
+    :param conn: autocommit, the api's login. :param secret_folders: the installation's. :param index: told after the commit, best effort; None: the sweep tells it.
     :raises ConfigError: plugin, config, secret or schedule is wrong; nothing is changed then.
     """
-    wanted = _wanted(declaration, host)
+    wanted = _wanted(declaration, host, secret_folders)
     is_new = find_tenant(conn, declaration.tenant) is None
     tenant_id = ensure_tenant(conn, declaration.tenant)
     cipher = keyring.tenant(tenant_id)
@@ -91,7 +102,8 @@ def apply(
     return [Change(kind="create", object="tenant", name=declaration.tenant), *changes] if is_new else changes
 
 
-def _wanted(declaration: Declaration, host: PluginHost) -> _Wanted:
+def _wanted(declaration: Declaration, host: PluginHost, secret_folders: Sequence[Path]) -> _Wanted:
+    folders = tenant_folders(secret_folders, declaration.tenant)
     connections = {connection.name: connection for connection in declaration.connections}
     for sync in declaration.syncs:
         named(connections, sync.spec.source, "connection")
@@ -100,7 +112,7 @@ def _wanted(declaration: Declaration, host: PluginHost) -> _Wanted:
     for name, spec in connections.items():
         roles = roles_of(declaration, name)
         check_config(host, spec.plugin, spec.config, roles)
-        secrets[name] = resolved_secrets(host, spec.plugin, spec.config, roles)
+        secrets[name] = resolved_secrets(host, spec.plugin, spec.config, roles, folders)
     for sync in declaration.syncs:
         sink = connections[sync.spec.sink]
         check_mode(host, sink.plugin, sink.config, sync.spec.mode)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import psycopg
@@ -15,7 +16,7 @@ from wsync_engine.model.sync import Mode
 from wsync_engine.plugins import PluginHost
 from wsync_engine.plugins.configuration import secret_references, validated
 from wsync_engine.secrets.keyring import Keyring
-from wsync_engine.secrets.references import resolve
+from wsync_engine.secrets.references import check_reference, resolve
 from wsync_engine.services.catalog import Catalog, StoredConnection, named, read_catalog
 from wsync_engine.state.database import tenant_transaction
 from wsync_sdk.errors import ConfigError
@@ -67,43 +68,57 @@ def check_mode(host: PluginHost, plugin: str, config: Mapping[str, Any], mode: M
         )
 
 
-def resolved_secrets(host: PluginHost, plugin: str, config: Mapping[str, Any], roles: Sequence[Role]) -> dict[str, str]:
+def resolved_secrets(
+    host: PluginHost, plugin: str, config: Mapping[str, Any], roles: Sequence[Role], folders: Sequence[Path]
+) -> dict[str, str]:
     """The values to be stored: of every `env:` reference, as they are in this process now. `file:` is read by whoever uses it.
 
-    :raises ConfigError: a variable is not set, or a secret is given as a value.
+    :param folders: where the tenant's files may lie.
+    :raises ConfigError: a variable is not set, a file is not the tenant's, or a secret is given as a value.
     """
     references = [found for model in _models(host, plugin, roles) for found in secret_references(model, config)]
+    for reference in references:
+        check_reference(reference, folders)
     return {reference: resolve(reference) for reference in sorted(set(references)) if reference.startswith(STORED)}
 
 
 def check_connection(
-    conn: psycopg.Connection[Any], tenant_id: TenantId, name: str, *, host: PluginHost, keyring: Keyring, network: AddressPolicy
+    conn: psycopg.Connection[Any],
+    tenant_id: TenantId,
+    name: str,
+    *,
+    host: PluginHost,
+    keyring: Keyring,
+    network: AddressPolicy,
+    folders: Sequence[Path] = (),
 ) -> tuple[Checked, ...]:
     """Open a stored connection and let its plugin look at it, in each role that a sync uses, else in the first that the plugin offers.
 
-    :param network: which addresses a sink may call.
+    :param network: which addresses a sink may call. :param folders: where the tenant's secret files may lie.
     :raises ConfigError: there is no such connection, or its config is wrong. Errors of the plugin pass through.
     """
     with tenant_transaction(conn, tenant_id):
         catalog = read_catalog(conn, tenant_id, keyring.tenant(tenant_id))
     connection: StoredConnection = named(catalog.connections, name, "connection")
-    return tuple(Checked(role=role, report=_checked(connection, role, host, network)) for role in _roles_in_use(catalog, connection, host))
+    return tuple(
+        Checked(role=role, report=_checked(connection, role, host, network, folders)) for role in _roles_in_use(catalog, connection, host)
+    )
 
 
-def secret_of(connection: StoredConnection) -> Callable[[str], str]:
-    """What resolves the connection's references: the stored value where there is one, else this process' environment and files."""
+def secret_of(connection: StoredConnection, folders: Sequence[Path]) -> Callable[[str], str]:
+    """What resolves the connection's references: the stored value where there is one, else this process' environment and the tenant's files."""
 
     def value(reference: str) -> str:
-        return connection.secrets[reference] if reference in connection.secrets else resolve(reference)
+        return connection.secrets[reference] if reference in connection.secrets else resolve(reference, folders=folders)
 
     return value
 
 
-def _checked(connection: StoredConnection, role: Role, host: PluginHost, network: AddressPolicy) -> CheckReport:
+def _checked(connection: StoredConnection, role: Role, host: PluginHost, network: AddressPolicy, folders: Sequence[Path]) -> CheckReport:
     if role == "source":
-        with host.open_source(connection.plugin, connection.config, secret_of(connection)) as source:
+        with host.open_source(connection.plugin, connection.config, secret_of(connection, folders)) as source:
             return source.check()
-    with host.open_sink(connection.plugin, connection.config, secret_of(connection), network=network) as sink:
+    with host.open_sink(connection.plugin, connection.config, secret_of(connection, folders), network=network) as sink:
         return sink.check()
 
 

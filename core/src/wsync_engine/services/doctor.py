@@ -6,7 +6,7 @@ Each look is independent: one that fails says so, and the others still happen, e
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -30,7 +30,7 @@ from wsync_engine.services.connections import secret_of
 from wsync_engine.services.storage import known_storage_id
 from wsync_engine.state.database import check_schema, connect, tenant_transaction
 from wsync_engine.storage import LocalStorage, storage_id
-from wsync_sdk import AddressPolicy, Finding, Operation, Query, WsyncError
+from wsync_sdk import REFUSED_COLUMNS, AddressPolicy, Finding, Operation, Query, WsyncError
 
 __all__ = ["Installation", "examine_installation", "examine_sync"]
 
@@ -150,9 +150,12 @@ def _workforce(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
 # -- one sync
 
 
-def examine_sync(conn: psycopg.Connection[Any], tenant_id: TenantId, name: str, installation: Installation) -> Iterator[Finding]:
+def examine_sync(
+    conn: psycopg.Connection[Any], tenant_id: TenantId, name: str, installation: Installation, *, folders: Sequence[Path] = ()
+) -> Iterator[Finding]:
     """Both its connections, query against mapping, stream, snapshot, schedule and last run.
 
+    :param folders: where the tenant's secret files may lie.
     :raises ConfigError: there is no such sync.
     """
     with tenant_transaction(conn, tenant_id):
@@ -160,8 +163,8 @@ def examine_sync(conn: psycopg.Connection[Any], tenant_id: TenantId, name: str, 
         stored: StoredSync = named(catalog.syncs, name, "sync")
         row = select(conn, _SQL["sync_health"], {"tenant_id": tenant_id, "sync_id": stored.sync_id})[0]
     spec = sync_spec_from_json(stored.spec)
-    yield from _source(spec, _connection(catalog, stored.source_id), installation.host)
-    yield from _sink(spec, _connection(catalog, stored.sink_id), installation)
+    yield from _source(spec, _connection(catalog, stored.source_id), installation.host, folders)
+    yield from _sink(spec, _connection(catalog, stored.sink_id), installation, folders)
     yield _snapshot(row, LocalStorage.of_url(installation.storage_url, tenant_id=str(tenant_id)))
     yield _schedule(row)
     yield _last_run(row)
@@ -171,24 +174,27 @@ def _connection(catalog: Catalog, connection_id: object) -> StoredConnection:
     return next(connection for connection in catalog.connections.values() if connection.connection_id == connection_id)
 
 
-def _source(spec: SyncSpec, connection: StoredConnection, host: PluginHost) -> Iterator[Finding]:
+def _source(spec: SyncSpec, connection: StoredConnection, host: PluginHost, folders: Sequence[Path]) -> Iterator[Finding]:
     try:
-        with host.open_source(connection.plugin, connection.config, secret_of(connection)) as source:
+        with host.open_source(connection.plugin, connection.config, secret_of(connection, folders)) as source:
             report = source.check()
             yield from (replace(finding, name=f"source.{finding.name}") for finding in report.findings)
             if report.ok:
                 query = Query(sql=spec.query, table=spec.table, parameters=spec.parameters, split_by=spec.split_by)
                 schema = source.preview(query, 1).schema
                 compiled = compile_mapping(spec, schema, seed="", partitions=1)
-                message = f"the query gives {len(schema.names)} columns, the mapping sends {len(compiled.schema.names)} fields"
+                columns = len([name for name in schema.names if name != REFUSED_COLUMNS])
+                message = f"the query gives {columns} columns, the mapping sends {len(compiled.schema.names)} fields"
                 yield Finding(name="query", ok=True, message=message)
     except WsyncError as exc:
         yield Finding(name="query", ok=False, message=exc.message, next_step=exc.next_step)
 
 
-def _sink(spec: SyncSpec, connection: StoredConnection, installation: Installation) -> Iterator[Finding]:
+def _sink(spec: SyncSpec, connection: StoredConnection, installation: Installation, folders: Sequence[Path]) -> Iterator[Finding]:
     try:
-        opened = installation.host.open_sink(connection.plugin, connection.config, secret_of(connection), network=installation.network)
+        opened = installation.host.open_sink(
+            connection.plugin, connection.config, secret_of(connection, folders), network=installation.network
+        )
         with opened as sink:
             report = sink.check()
             yield from (replace(finding, name=f"sink.{finding.name}") for finding in report.findings)

@@ -122,6 +122,7 @@ class _Execution:
             cipher=self._cipher,
             context=context,
             seed=tenant,
+            call_timeout_s=a.call_timeout_s,
         )
 
 

@@ -30,7 +30,7 @@ class Assignment:
     """A claimed run and all that its child needs to execute it.
 
     :param destination: the sink's connection and plugin, opaque. :param write_until_s: until when a sink call may start, by `boot_time_s`.
-    :param is_last_attempt: a failure that might pass ends the run none the less.
+    :param call_timeout_s: how long a sink call may take. :param is_last_attempt: a failure that might pass ends the run none the less.
     """
 
     tenant_id: UUID
@@ -44,6 +44,7 @@ class Assignment:
     destination: str
     tenant_key: str = field(repr=False)
     write_until_s: float
+    call_timeout_s: float
     is_last_attempt: bool
 
 

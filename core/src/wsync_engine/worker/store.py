@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from wsync_engine.model.declaration import sync_spec_from_json
 from wsync_engine.scheduler.rows import ready_run, select
 from wsync_engine.scheduler.runs import MAX_CRASHES, ClaimedRun, crash_loop, finish_run
 from wsync_engine.secrets.keyring import Keyring, TenantCipher
-from wsync_engine.secrets.references import is_reference, resolve
+from wsync_engine.secrets.references import is_reference, resolve, tenant_folders
 from wsync_engine.state.statements import load_statements
 from wsync_engine.worker.messages import Assignment, ConnectionPart
 from wsync_sdk.errors import ConfigError, StateError
@@ -70,9 +70,18 @@ def crash_run(conn: psycopg.Connection[Any], run_id: UUID, epoch: int, *, error:
         return None
 
 
-def load_assignment(conn: psycopg.Connection[Any], claimed: ClaimedRun, keyring: Keyring, *, write_until_s: float) -> Assignment:
+def load_assignment(
+    conn: psycopg.Connection[Any],
+    claimed: ClaimedRun,
+    keyring: Keyring,
+    *,
+    write_until_s: float,
+    call_timeout_s: float,
+    secret_folders: Sequence[Path] = (),
+) -> Assignment:
     """All that the run's child must be told.
 
+    :param secret_folders: the installation's.
     :raises ConfigError: a stored secret can't be decrypted.
     :raises StateError: the run or its sync is gone, or can't be read by this engine.
     """
@@ -81,6 +90,7 @@ def load_assignment(conn: psycopg.Connection[Any], claimed: ClaimedRun, keyring:
         raise StateError("the run's sync does not exist any more", next_step="nothing: it was purged")
     row = rows[0]
     cipher = keyring.tenant(claimed.tenant_id)
+    folders = tenant_folders(secret_folders, row["tenant"])
     return Assignment(
         tenant_id=claimed.tenant_id,
         run_id=claimed.run_id,
@@ -88,18 +98,19 @@ def load_assignment(conn: psycopg.Connection[Any], claimed: ClaimedRun, keyring:
         sync_id=claimed.sync_id,
         sync_name=row["sync_name"],
         spec=sync_spec_from_json(row["spec"]),
-        source=_part(row["source_plugin"], row["source_config"], row["source_secrets"], cipher),
-        sink=_part(row["sink_plugin"], row["sink_config"], row["sink_secrets"], cipher),
+        source=_part(row["source_plugin"], row["source_config"], row["source_secrets"], cipher, folders),
+        sink=_part(row["sink_plugin"], row["sink_config"], row["sink_secrets"], cipher, folders),
         destination=f"{row['sink_connection_id']}/{row['sink_plugin']}",
         tenant_key=cipher.to_text(),
         write_until_s=write_until_s,
+        call_timeout_s=call_timeout_s,
         is_last_attempt=row["is_last_attempt"],
     )
 
 
-def _part(plugin: str, config: Mapping[str, Any], secrets: bytes | None, cipher: TenantCipher) -> ConnectionPart:
+def _part(plugin: str, config: Mapping[str, Any], secrets: bytes | None, cipher: TenantCipher, folders: Sequence[Path]) -> ConnectionPart:
     stored: dict[str, str] = {} if secrets is None else json.loads(cipher.decrypt(secrets))
-    resolved = {reference: _resolved(reference) for reference in _references(config) if reference not in stored}
+    resolved = {reference: _resolved(reference, folders) for reference in _references(config) if reference not in stored}
     known = {reference: value for reference, value in resolved.items() if value is not None}
     return ConnectionPart(plugin=plugin, config=config, secret_by_reference={**known, **stored})
 
@@ -115,11 +126,9 @@ def _references(value: Any) -> Iterator[str]:
             yield from _references(item)
 
 
-def _resolved(reference: str) -> str | None:
-    """None where it leads nowhere: the child says so where it matters. The installation's own settings are no tenant's secrets."""
-    if reference.upper().startswith("ENV:WSYNC_"):
-        return None
+def _resolved(reference: str, folders: Sequence[Path]) -> str | None:
+    """None where it leads nowhere, or where the tenant may not go: the child says so where it matters."""
     try:
-        return resolve(reference)
+        return resolve(reference, folders=folders)
     except ConfigError:
         return None

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from multiprocessing.connection import wait
+from pathlib import Path
 from types import FrameType
 from typing import Any
 from uuid import UUID
@@ -51,6 +52,7 @@ CHILD_PAUSE_S = 0.5
 LOST_GRACE_S = 2.0
 """A run that is gone may have been ended by its child a moment ago: its last word is on the way."""
 LONGEST_BACKOFF_S = 2.0
+LONGEST_CALL_S = 9.0
 _log = structlog.get_logger()
 
 
@@ -75,6 +77,7 @@ class WorkerOptions:
     runs_per_child: int = 100
     crash_backoff_s: float = 1.0
     shard: int = 0
+    secret_folders: tuple[Path, ...] = ()
 
 
 class _Backoff:
@@ -408,7 +411,15 @@ class Worker:
 
     def _assign(self, run: ClaimedRun, write_until_s: float) -> None:
         try:
-            assignment = load_assignment(self._postgres(), run, self._keyring, write_until_s=write_until_s)
+            assignment = load_assignment(
+                self._postgres(),
+                run,
+                self._keyring,
+                write_until_s=write_until_s,
+                # A call that starts at the last moment must have ended before the lease has.
+                call_timeout_s=min(LONGEST_CALL_S, self._options.lease_s * 0.3),
+                secret_folders=self._options.secret_folders,
+            )
         except (RetryableError, psycopg.Error):
             self._endings.append(given_back(run.run_id, run.epoch))
             return

@@ -43,9 +43,10 @@ LIMIT 2;
 -- name: run_review
 -- What approve and discard decide on; locked, so that two people can't decide at once.
 SELECT r.run_id, r.schedule_id, r.state::text AS state, r.dry_run, r.base_version, coalesce(s.version, 0) AS version,
-    y.updated_at > coalesce(r.started_at, r.created_at) AS is_sync_changed
+    greatest(y.updated_at, k.updated_at) > coalesce(r.started_at, r.created_at) AS is_sync_changed
 FROM wsync.run AS r
 JOIN wsync.sync AS y ON y.tenant_id = r.tenant_id AND y.sync_id = r.sync_id
+JOIN wsync.connection AS k ON k.tenant_id = r.tenant_id AND k.connection_id = y.sink_connection_id
 LEFT JOIN wsync.snapshot AS s ON s.sync_id = r.sync_id
 WHERE r.tenant_id = :tenant_id AND r.run_id = :run_id
 FOR UPDATE OF r;
