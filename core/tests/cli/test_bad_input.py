@@ -90,6 +90,10 @@ def test_rows_that_can_not_be_sent_are_listed_and_the_others_arrive(
 
         assert partial["state"] == "partial"
         assert {(row["code"], row["rows"]) for row in rejected} == {("check_violation", 1), ("key_null", 1), ("duplicate_key", 1)}
+        one_by_one = [json.loads(line) for line in run("runs", "rejections", partial["run_id"], "--json").stdout.splitlines()]
+        refused = {row["code"]: row["refused"] for row in one_by_one}
+        assert refused["check_violation"] == {"wsync_op": "upsert", "id": 1, "email": "poison"}
+        assert (refused["key_null"], refused["duplicate_key"]) == ({"email": "nobody"}, {"id": 2})
         assert owner.execute("SELECT array_agg(id ORDER BY id) FROM public.people").fetchone() == ([3, 4, 5, 6, 7, 8, 9, 10],)
 
 

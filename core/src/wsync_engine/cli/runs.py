@@ -24,7 +24,7 @@ runs = typer.Typer(help="What ran, runs, or waits for a decision.", no_args_is_h
 syncs = typer.Typer(help="Run a sync now, or correct what is taken as delivered.", no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 Tenant = Annotated[str | None, typer.Option("--tenant", help="Default: the tenant of ./wsync.yaml.")]
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or enough of its first digits.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or enough of its first or last digits.")]
 POLL_S = 0.25
 _LIST = ("run_id", "sync_name", "state", "trigger", "dry_run", "adopt", "created_at", "finished_at", "outcome_reason")
 _OPEN = ("buffered", "queued", "running", "cancelling")
@@ -156,6 +156,27 @@ def show(run: RunArgument, tenant: Tenant = None, as_json: Json = False) -> None
 
 @runs.command()
 @reported
+def rejections(
+    run: RunArgument,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 100,
+    tenant: Tenant = None,
+    as_json: Json = False,
+) -> None:
+    """The rows of a run that were refused, one by one: why, and what they hold."""
+    from wsync_engine.cli.session import open_session
+    from wsync_engine.services.runs import find_run, list_rejections
+
+    with open_session(tenant) as session:
+        run_id = find_run(session.api, session.tenant_id, run)
+        found = list_rejections(session.api, session.tenant_id, run_id, keyring=session.keyring, count=limit)
+    if as_json:
+        print_objects(found)
+    else:
+        table(found, ("phase", "code", "message", "retryable", "refused"))
+
+
+@runs.command()
+@reported
 def watch(run: RunArgument, tenant: Tenant = None, as_json: Json = False) -> None:
     """Follow a run until it has ended, or waits for a decision; exits as `sync run --wait`."""
     from wsync_engine.cli.session import open_session
@@ -211,13 +232,17 @@ def _watched(session: Session, run_id: UUID) -> Mapping[str, Any]:
     """Polls the row, which is what counts, until the run has ended or waits for a decision."""
     from wsync_engine.services.runs import show_run
 
-    with shown_progress(run_id) as show:
-        while True:
-            run = show_run(session.api, session.tenant_id, run_id).run
-            show(run)
-            if run["state"] not in _OPEN:
-                return run
-            time.sleep(POLL_S)
+    try:
+        with shown_progress(run_id) as show:
+            while True:
+                run = show_run(session.api, session.tenant_id, run_id).run
+                show(run)
+                if run["state"] not in _OPEN:
+                    return run
+                time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        say(f"the run goes on; next: `wsync-engine runs watch {run_id}`, or `wsync-engine runs cancel {run_id}`")
+        raise
 
 
 def _show(run: Mapping[str, Any], as_json: bool) -> None:
@@ -237,5 +262,6 @@ def _exit_by(run: Mapping[str, Any], *, is_ours: bool = True) -> None:
             raise typer.Exit(Exit.GUARD)
     elif is_ours and run["state"] != "succeeded":
         say(f"{run['state']}: {run['error'] or run['outcome_reason'] or run['cancel_reason']}")
-        say(f"next: {run['next_step'] or 'see `wsync-engine runs show ' + str(run['run_id']) + '`'}")
+        command = "rejections" if run["state"] == "partial" and run["rejections"] else "show"
+        say("next: " + (run["next_step"] or f"see `wsync-engine runs {command} {run['run_id']}`"))
         raise typer.Exit(Exit.FAILED)

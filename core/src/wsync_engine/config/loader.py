@@ -45,7 +45,8 @@ def parse_declaration(text: str, host: PluginHost, *, name: str = "wsync.yaml") 
     problems = list(document.problems)
     block: FileBlock | None = None
     if not problems and not isinstance(document.value, dict):
-        problems = [Problem(path=(), what="the file is empty", next_step="`wsync-engine init` writes an example")]
+        what = "the file is empty" if document.value is None else "the file must hold keys with values"
+        problems = [Problem(path=(), what=what, next_step="`wsync-engine init` writes an example")]
     if not problems:
         try:
             block = FileBlock.model_validate(document.value)

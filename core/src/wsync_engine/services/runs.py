@@ -18,11 +18,23 @@ from wsync_engine.model.run import RunState
 from wsync_engine.scheduler.rows import Event, Row, ready_run, select, write_events
 from wsync_engine.scheduler.runs import request_cancel
 from wsync_engine.scheduler.schedules import announce
+from wsync_engine.secrets.keyring import Keyring, TenantCipher
 from wsync_engine.services.catalog import service_statements
 from wsync_engine.state.database import tenant_transaction
 from wsync_sdk.errors import ConfigError
 
-__all__ = ["RunDetails", "approve_run", "cancel_run", "discard_run", "find_run", "has_workers", "list_runs", "show_run", "states_named"]
+__all__ = [
+    "RunDetails",
+    "approve_run",
+    "cancel_run",
+    "discard_run",
+    "find_run",
+    "has_workers",
+    "list_rejections",
+    "list_runs",
+    "show_run",
+    "states_named",
+]
 
 _SQL = service_statements("runs")
 FEWEST_DIGITS = 4
@@ -69,17 +81,19 @@ def has_workers(conn: psycopg.Connection[Any]) -> bool:
 
 
 def find_run(conn: psycopg.Connection[Any], tenant_id: TenantId, text: str) -> RunId:
-    """The run whose id begins with these digits; hyphens don't count.
+    """The run whose id begins or ends with these digits; hyphens don't count.
 
     :raises ConfigError: none does, or more than one.
     """
     digits = text.replace("-", "").lower()
     if len(digits) < FEWEST_DIGITS or any(digit not in string.hexdigits for digit in digits):
-        raise ConfigError(f"`{text}` is no run's id", next_step="`wsync-engine runs list` shows the ids")
+        raise ConfigError(
+            f"`{text}` is no run's id: type {FEWEST_DIGITS} digits or more", next_step="`wsync-engine runs list` shows the ids"
+        )
     with tenant_transaction(conn, tenant_id):
         found = select(conn, _SQL["run_find"], {"tenant_id": tenant_id, "digits": digits})
     if len(found) != 1:
-        what = "more than one run begins" if found else "no run begins"
+        what = "more than one run begins or ends" if found else "no run begins or ends"
         raise ConfigError(f"{what} with `{text}`", next_step="`wsync-engine runs list` shows the ids")
     return RunId(found[0]["run_id"])
 
@@ -96,6 +110,27 @@ def show_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID) -
             raise _no_run(run_id)
         rejections, events = (tuple(select(conn, _SQL[name], columns)) for name in ("run_rejections", "run_events"))
         return RunDetails(run=found[0], rejections=rejections, events=events)
+
+
+def list_rejections(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, *, keyring: Keyring, count: int) -> list[Row]:
+    """A run's refused rows one by one, oldest first: why, and `refused`, the row's fields as they were to be sent (a delete has its key only).
+
+    :raises ConfigError: they were encrypted with a key that this process does not have.
+    """
+    cipher = keyring.tenant(tenant_id)
+    with tenant_transaction(conn, tenant_id):
+        rows = select(conn, _SQL["rejection_list"], {"tenant_id": tenant_id, "run_id": run_id, "count": count})
+    return [{**{name: row[name] for name in row if name != "payload"}, "refused": _refused(row["payload"], cipher)} for row in rows]
+
+
+def _refused(payload: bytes | None, cipher: TenantCipher) -> dict[str, Any]:
+    if payload is None:
+        return {}
+    import pyarrow as pa  # noqa: PLC0415  who lists no rejections needs no Arrow
+
+    with pa.ipc.open_stream(cipher.decrypt(bytes(payload))) as reader:
+        rows = reader.read_all().to_pylist()
+    return {name: value for name, value in rows[0].items() if value is not None} if rows else {}
 
 
 def cancel_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, *, reason: str, actor: str) -> RunState:

@@ -13,7 +13,7 @@ from psycopg.rows import TupleRow
 from wsync_engine.model.run import RunError
 from wsync_engine.pipeline.context import Cancelled, RunContext
 from wsync_engine.pipeline.finish import conclude
-from wsync_engine.pipeline.job import Job
+from wsync_engine.pipeline.job import Job, Outcome
 from wsync_engine.pipeline.run import execute
 from wsync_engine.secrets.keyring import TenantCipher
 from wsync_engine.state import database
@@ -84,7 +84,13 @@ class _Execution:
             raise
         except Exception as exc:
             return self._settle_failure(job, exc)
+        self._tell(outcome)
         return _ended(self._run, "concluded", state=outcome.state)
+
+    def _tell(self, outcome: Outcome) -> None:
+        """One line for each run, whatever became of it."""
+        ids = {"run_id": str(self._a.run_id), "sync": self._a.sync_name}
+        _log.info("run.ended", **ids, state=outcome.state, reason=outcome.reason)
 
     def _settle_failure(self, job: Job, exc: Exception) -> Ended:
         state = "failed"
@@ -98,7 +104,9 @@ class _Execution:
         elif isinstance(exc, RetryableError) and (self._connection.broken or exc.retry_after_s is not None or not self._a.is_last_attempt):
             raise exc  # who was asked to wait has not failed: only the run's deadline ends that
         _log.warning("run.ending", run_id=str(self._a.run_id), state=state, error=type(error).__name__, exc_info=_cause(exc))
-        return _ended(self._run, "concluded", state=conclude(job, error, outcome=state).state)
+        outcome = conclude(job, error, outcome=state)
+        self._tell(outcome)
+        return _ended(self._run, "concluded", state=outcome.state)
 
     def _job(self, source: Source, sink: Sink) -> Job:
         a = self._a

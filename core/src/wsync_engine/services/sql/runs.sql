@@ -33,11 +33,20 @@ GROUP BY x.phase, x.code, x.message, x.retryable
 ORDER BY count(*) DESC, x.code, x.message
 LIMIT 20;
 
+-- name: rejection_list
+-- One by one, with what was refused, encrypted.
+SELECT x.phase, x.code, x.message, x.retryable, x.at, x.payload
+FROM wsync.rejection AS x
+WHERE x.tenant_id = :tenant_id AND x.run_id = :run_id
+ORDER BY x.at, x.rejection_id
+LIMIT :count;
+
 -- name: run_find
--- People type the first digits of an id, as git does; two rows are enough to know that it is not one.
+-- People type some digits of an id; the last ones differ most, as ids begin with the time. Two rows are enough to know that it is not one.
 SELECT r.run_id
 FROM wsync.run AS r
-WHERE r.tenant_id = :tenant_id AND replace(CAST(r.run_id AS text), '-', '') LIKE :digits || '%'
+WHERE r.tenant_id = :tenant_id
+    AND (replace(CAST(r.run_id AS text), '-', '') LIKE :digits || '%' OR replace(CAST(r.run_id AS text), '-', '') LIKE '%' || :digits)
 LIMIT 2;
 
 -- name: run_review
