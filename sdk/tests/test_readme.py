@@ -10,12 +10,17 @@ from pathlib import Path
 from wsync_sdk.testing import SinkContract, rules_of
 
 README = Path(__file__).parents[1] / "README.md"
-BLOCK = re.compile(r"```python\n# (?P<name>\w+\.py)\n(?P<code>.*?)```", re.DOTALL)
+BLOCK = re.compile(r"```(?:python|toml)\n# (?P<name>\w+\.\w+)\n(?P<code>.*?)```", re.DOTALL)
+
+
+def write_out(folder: Path) -> None:
+    """Every file that the tutorial shows."""
+    for block in BLOCK.finditer(README.read_text(encoding="utf-8")):
+        (folder / block["name"]).write_text(block["code"], encoding="utf-8")
 
 
 def test_the_tutorials_connector_passes_its_test_module(tmp_path: Path) -> None:
-    for block in BLOCK.finditer(README.read_text(encoding="utf-8")):
-        (tmp_path / block["name"]).write_text(block["code"], encoding="utf-8")
+    write_out(tmp_path)
 
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)],

@@ -16,6 +16,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from wsync_engine.embedded.account import ServerAccount
+from wsync_engine.embedded.postgres import EmbeddedPostgres
+from wsync_engine.state.database import check_schema, upgrade
+from wsync_sdk import ConfigError
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
@@ -112,3 +117,27 @@ def reader(tmp_path: Path, servers: Any, database: Any) -> Iterator[Reader]:
 def test_the_tutorial_does_what_it_shows(reader: Reader) -> None:
     for step in steps():
         reader.follow(step)
+
+
+# -- servers of one's own
+
+
+def test_the_roles_of_own_servers_are_what_an_upgrade_needs(tmp_path: Path) -> None:
+    page = (DOCS / "own-servers.md").read_text(encoding="utf-8")
+    (statements,) = re.findall(r"^```sql\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    account = ServerAccount()
+    server = EmbeddedPostgres(tmp_path / "postgres", account, superuser_password="secret", settings={"fsync": "off"})
+    port, _ = server.ensure_running()
+    try:
+        with psycopg.connect(f"postgresql://postgres:secret@127.0.0.1:{port}/postgres", autocommit=True) as admin:
+            with pytest.raises(ConfigError, match="the server has no role `wsync_owner`"):
+                upgrade(f"postgresql://postgres:secret@127.0.0.1:{port}/postgres")
+            for statement in statements.split(";\n"):
+                admin.execute(statement.encode())
+
+        upgrade(f"postgresql://wsync_owner:choose%20one@127.0.0.1:{port}/wsync")
+
+        check_schema(f"postgresql://wsync_engine:choose%20another@127.0.0.1:{port}/wsync")
+        check_schema(f"postgresql://wsync_api:and%20a%20third@127.0.0.1:{port}/wsync")
+    finally:
+        server.stop()

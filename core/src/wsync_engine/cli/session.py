@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
+from wsync_engine.cli.output import say
 from wsync_engine.embedded.servers import EmbeddedServers
 from wsync_engine.index.due_index import Index
 from wsync_engine.index.due_index import connect as connect_index
@@ -132,6 +133,9 @@ def tenant_name_of(tenant: str | None) -> str:
 def urls_of(settings: Settings) -> Iterator[Urls]:
     """The servers that are set, else the embedded ones of the data folder."""
     if settings.is_embedded:
+        folder = settings.data_dir.expanduser().absolute()
+        if not folder.exists():  # from another folder, this is not the installation that somebody meant
+            say(f"there is no installation in {folder}: making a new one")
         with EmbeddedServers.start(settings.data_dir) as servers:
             ends = servers.endpoints
             yield Urls(owner=ends.database_url_owner, engine=ends.database_url_engine, api=ends.database_url_api, redis=ends.redis_url)

@@ -15,6 +15,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
+from wsync_engine.state.roles import API, ENGINE, OWNER
 from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
 __all__ = ["check_schema", "connect", "ensure_schema", "refuse_unsafe_login", "schema_revisions", "tenant_transaction", "upgrade"]
@@ -71,10 +72,12 @@ def upgrade(owner_url: str) -> None:
     """Bring the schema to this engine's version, in one transaction; does nothing when it is there. Safe to call from many processes.
 
     :param owner_url: login that owns the database's `wsync` schema; the roles must exist.
-    :raises ConfigError: the schema is newer than this engine.
+    :raises ConfigError: the schema is newer than this engine, or a role is missing.
     """
     with connect(owner_url, application_name="wsync db upgrade") as check:
-        _is_current(_schema_revision(check))
+        if _is_current(_schema_revision(check)):
+            return
+        _refuse_missing_roles(check)
     from alembic import command  # noqa: PLC0415  a migration is rare; every other process starts without Alembic
     from alembic.config import Config  # noqa: PLC0415
     from sqlalchemy import create_engine, text  # noqa: PLC0415
@@ -89,6 +92,18 @@ def upgrade(owner_url: str) -> None:
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('wsync.upgrade'))"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def _refuse_missing_roles(connection: psycopg.Connection[TupleRow]) -> None:
+    """The schema grants to the engine's and the api's logins by name."""
+    found = {name for (name,) in connection.execute("SELECT rolname FROM pg_roles WHERE rolname = ANY(%s)", [[OWNER, ENGINE, API]])}
+    missing = [role for role in (OWNER, ENGINE, API) if role not in found]
+    if missing:
+        statements = "; ".join(f"CREATE ROLE {role} LOGIN PASSWORD '…'" for role in missing)
+        raise ConfigError(
+            f"the server has no role {', '.join(f'`{role}`' for role in missing)}: the state store's logins have these names",
+            next_step=f"as an administrator: {statements}",
+        )
 
 
 def check_schema(url: str) -> None:
