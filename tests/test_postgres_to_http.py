@@ -282,7 +282,7 @@ class Installation:
     def call(self, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "wsync_engine.cli", *words]
         environment = {**self.environment, **settings}
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     def run_with_worker(self, **settings: str) -> dict[str, Any]:
         """The closing line of a run that a worker with these settings executes."""
@@ -296,6 +296,7 @@ class Installation:
         finally:
             worker.terminate()
             worker.wait(60)
+            print((self.folder / "log").read_text())
         assert done.stdout, done.stderr + (self.folder / "log").read_text()
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return found

@@ -71,6 +71,10 @@ _SHORTFALLS = {
 
 
 def fold_predecessors(job: Job) -> None:
+    """Fold what ended runs of the sync left unfolded: a run that was killed, or whose sink was away, had nobody to do it.
+
+    :raises WsyncError: the sink can't be asked, or files are lost; this run must not compare with a snapshot that is behind.
+    """
     for run_id in job.books.unfolded(job.sync_id):
         record = job.books.record_of(run_id)
         _ask_sink(job, run_id, record)
