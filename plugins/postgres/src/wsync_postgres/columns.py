@@ -47,6 +47,8 @@ _REFUSED = {
     1184: "({0} < TIMESTAMPTZ '0001-01-01 00:00:00+00' OR {0} >= TIMESTAMPTZ '10000-01-01 00:00:00+00')",
 }
 _REFUSED_DECIMAL = "({0} = 'NaN'::numeric)"  # a numeric with a declared precision holds no infinity (Postgres 18, 8.1.2, read 2026-11-24)
+# 1.0 and 1.00 are one value, so one text. Not trim_scale(), which release 12 has not; scale() of NaN and infinity is NULL.
+_SHORTEST_NUMERIC = "CASE WHEN scale({0}) > 0 THEN rtrim(rtrim({0}::text, '0'), '.') ELSE {0}::text END"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +97,8 @@ def column(index: int, name: str, pg_type: PgType) -> Column:
             expression=alias,
             refused=template.format(alias) if template else None,
         )
+    if pg_type.oid == NUMERIC and pg_type.typmod < 4:
+        return _column(alias, pa.field(name, pa.string()), pg_type, _SHORTEST_NUMERIC.format(alias), None)
     metadata = JSON_METADATA if pg_type.oid in _JSON else None
     return _column(alias, pa.field(name, pa.string(), metadata=metadata), pg_type, f"{alias}::text", None)
 

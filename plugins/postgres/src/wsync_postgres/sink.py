@@ -12,6 +12,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from time import monotonic
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 from wsync_postgres.bookkeeping import SYNC_PARTITION, Bookkeeping, missing_rows
 from wsync_postgres.config import PostgresConfig
 from wsync_postgres.driver import ArrowConnection, Row, RowConnection, Translate, connect, connect_arrow, identifier, literal
+from wsync_postgres.keys import TableColumn, key_check
 from wsync_postgres.problems import Problem, write_error
 from wsync_postgres.source import OLDEST_VERSION, table_parts
 from wsync_postgres.staging import has_nul, sql_type, staged
@@ -84,30 +86,31 @@ class PostgresSink(TransactionalSink):
         return next((spec for spec in self.streams() if spec.name == name), _stream(name, ()))
 
     def begin(self, run: RunRef, target: Target) -> bytes:
-        """Make what is missing, fence off earlier deliveries, and give the columns' types as token.
+        """Make what is missing, fence off earlier deliveries, and give what writes need to know of the columns as token.
 
-        :raises ConfigError: a column is missing, the key is not unique, a type has no counterpart, a permission is missing.
+        :raises ConfigError: a column is missing, the key is not unique, the table tells keys apart otherwise than wsync, a type has no counterpart,
+            a permission is missing.
         :raises StateError: a later delivery of the sync has begun.
         """
         made_types = {field.name: sql_type(field) for field in target.schema}
         _check_key(target)
         with self._session() as session, _transaction(session):
             self._make_bookkeeping(session)
-            types = _table_types(session, target.stream)
-            if not types:
+            columns = _table_columns(session, target.stream)
+            if not columns:
                 _make_table(session, target, made_types)
-                types = _table_types(session, target.stream)
-            _check_table(session, target, types)
+                columns = _table_columns(session, target.stream)
+            _check_table(session, target, columns)
+            token = _Token(types={name: columns[name].cast for name in target.schema.names}, key_checks=_key_checks(target, columns))
         with self._session() as session:
             self._raise_delivery(session, run)
-        return json.dumps({name: types[name] for name in target.schema.names}).encode()
+        return token.encode()
 
     def write(self, chunk: Chunk, token: bytes) -> WriteResult:
         """Apply the chunk in one transaction, or find it recorded."""
-        types: dict[str, str] = json.loads(token)
         deadline_s = monotonic() + chunk.timeout_s
         with self._connection(chunk.timeout_s) as connection:
-            _Delivery(connection, self._books, chunk, types, deadline_s).write()
+            _Delivery(connection, self._books, chunk, _Token.decode(token), deadline_s).write()
         return WriteResult(accepted_rows=chunk.rows)
 
     def recorded(self, run: RunRef, target: Target, partition: int) -> Sequence[RowRange]:
@@ -196,14 +199,31 @@ class PostgresSink(TransactionalSink):
             self._idle.append(connection)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Token:
+    """What `begin` tells each write: the columns' types, and what a staged row `s` must fulfil for the table to keep its key as it is."""
+
+    types: Mapping[str, str]
+    key_checks: Sequence[str]
+
+    def encode(self) -> bytes:
+        return json.dumps({"types": self.types, "key_checks": self.key_checks}).encode()
+
+    @staticmethod
+    def decode(token: bytes) -> _Token:
+        said = json.loads(token)
+        return _Token(types=said["types"], key_checks=said["key_checks"])
+
+
 class _Delivery:
     """One chunk on one connection."""
 
-    def __init__(self, connection: ArrowConnection, books: Bookkeeping, chunk: Chunk, types: Mapping[str, str], deadline_s: float) -> None:
+    def __init__(self, connection: ArrowConnection, books: Bookkeeping, chunk: Chunk, token: _Token, deadline_s: float) -> None:
         self._connection = connection
         self._books = books
         self._chunk = chunk
-        self._types = types
+        self._types = token.types
+        self._key_checks = token.key_checks
         self._deadline_s = deadline_s
         self._sync = _sync(chunk.run)
 
@@ -314,8 +334,21 @@ class _Delivery:
         self._limit_time()
         self._connection.ingest(name, rows, translate=_doing("write"))
         self._limit_time()
+        self._check_keys(name)
         self._execute(statement)
         self._execute(f"DROP TABLE pg_temp.{name}")
+
+    def _check_keys(self, name: str) -> None:
+        """Before anything is applied: `07` and `7` are two keys for wsync, and one row of an integer column."""
+        if not self._key_checks:
+            return
+        kept = " AND ".join(self._key_checks)
+        if self._rows(f"SELECT 1 FROM pg_temp.{name} AS s WHERE NOT ({kept}) LIMIT 1"):
+            raise RowError(
+                "the table would keep the row's key as another value",
+                code="key_not_canonical",
+                next_step="write the key as the column's type shows it, or change the column to text",
+            )
 
     def _cast(self, name: str) -> str:
         return f"CAST(s.{identifier(name)} AS {self._types[name]})"
@@ -343,16 +376,28 @@ ORDER BY 1, a.attnum"""
 
 # Types without typmod: CAST(x AS varchar(5)) would cut silently, the assignment of a varchar refuses.
 _COLUMNS = """
-SELECT a.attname::text, format_type(a.atttypid, -1)
-FROM pg_attribute a
-WHERE a.attrelid = to_regclass({table}) AND a.attnum > 0 AND NOT a.attisdropped"""
+WITH RECURSIVE under AS (
+    SELECT a.attnum, a.attname, a.atttypid AS declared, a.atttypmod, a.attcollation, a.atttypid AS oid
+    FROM pg_attribute a
+    WHERE a.attrelid = to_regclass({table}) AND a.attnum > 0 AND NOT a.attisdropped
+    UNION ALL
+    SELECT u.attnum, u.attname, u.declared, u.atttypmod, u.attcollation, d.typbasetype
+    FROM under u
+    JOIN pg_type d ON d.oid = u.oid AND d.typtype = 'd')
+SELECT u.attname::text, format_type(u.declared, -1), format_type(u.declared, u.atttypmod), format_type(u.oid, -1), t.typtype = 'e',
+       coalesce(c.collisdeterministic, true)
+FROM under u
+JOIN pg_type t ON t.oid = u.oid AND t.typtype <> 'd'
+LEFT JOIN pg_collation c ON c.oid = u.attcollation
+ORDER BY u.attnum"""
 
 _UNIQUE_KEYS = """
-SELECT array_agg(a.attname::text)
+SELECT array_agg(a.attname::text),
+       (SELECT coalesce(bool_and(c.collisdeterministic), true) FROM pg_collation c WHERE c.oid = ANY (i.indcollation))
 FROM pg_index i
 JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
 WHERE i.indrelid = to_regclass({table}) AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
-GROUP BY i.indexrelid"""
+GROUP BY i.indexrelid, i.indcollation"""
 
 
 def _stream(name: str, fields: tuple[FieldSpec, ...]) -> StreamSpec:
@@ -379,10 +424,18 @@ def _regclass(stream: str) -> str:
     return literal(identifier(*table_parts(stream)))
 
 
-def _table_types(session: RowConnection, stream: str) -> dict[str, str]:
-    """SQL types by column; empty if there is no such table."""
+def _table_columns(session: RowConnection, stream: str) -> dict[str, TableColumn]:
+    """By name; empty if there is no such table."""
     rows = session.rows(_COLUMNS.format(table=_regclass(stream)), translate=_preparing)
-    return {str(name): str(type_name) for name, type_name in rows}
+    return {
+        str(name): TableColumn(cast=cast, declared=declared, base=base, kind="enum" if is_enum else "base", deterministic=deterministic)
+        for name, cast, declared, base, is_enum, deterministic in rows
+    }
+
+
+def _key_checks(target: Target, columns: Mapping[str, TableColumn]) -> Sequence[str]:
+    checks = (key_check(target.stream, target.schema.field(name), columns[name], quoted=identifier(name)) for name in target.key)
+    return [check for check in checks if check]
 
 
 def _make_table(session: RowConnection, target: Target, types: Mapping[str, str]) -> None:
@@ -400,17 +453,24 @@ def _check_key(target: Target) -> None:
         raise ConfigError(f"the key's column `{missing[0]}` is not mapped", next_step=f"map `{missing[0]}`")
 
 
-def _check_table(session: RowConnection, target: Target, types: Mapping[str, str]) -> None:
-    if missing := [name for name in target.schema.names if name not in types]:
+def _check_table(session: RowConnection, target: Target, columns: Mapping[str, TableColumn]) -> None:
+    if missing := [name for name in target.schema.names if name not in columns]:
         raise ConfigError(
             f"the table `{target.stream}` has no column `{missing[0]}`", next_step=f"add the column, or do not map `{missing[0]}`"
         )
-    keys = session.rows(_UNIQUE_KEYS.format(table=_regclass(target.stream)), translate=_preparing)
-    if not any(set(key) == set(target.key) for (key,) in keys):
-        columns = ", ".join(f"`{name}`" for name in target.key)
+    rows = session.rows(_UNIQUE_KEYS.format(table=_regclass(target.stream)), translate=_preparing)
+    collations = [is_deterministic for key, is_deterministic in rows if set(key) == set(target.key)]
+    names = ", ".join(f"`{name}`" for name in target.key)
+    if not collations:
         raise ConfigError(
-            f"the table `{target.stream}` has no unique index on exactly {columns}",
-            next_step=f"make a unique index or primary key on {columns}",
+            f"the table `{target.stream}` has no unique index on exactly {names}",
+            next_step=f"make a unique index or primary key on {names}",
+        )
+    if not all(collations):
+        # ON CONFLICT takes every unique index on these columns, so one such index is enough to let two keys meet.
+        raise ConfigError(
+            f"a unique index of `{target.stream}` on {names} has a collation that calls different texts equal",
+            next_step="make the index with a deterministic collation",
         )
 
 
