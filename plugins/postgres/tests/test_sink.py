@@ -167,6 +167,33 @@ def test_begin_fences_off_every_earlier_delivery(sink: PostgresSink, database: D
     assert database.execute("SELECT count(*) FROM wsync_sink.wsync_ack") == [(0,)]
 
 
+@pytest.mark.parametrize("lost", ["everything", "the bookkeeping's row", "the table"])
+def test_a_run_that_continues_what_the_database_never_had_or_lost_is_refused(sink: PostgresSink, database: Database, lost: str) -> None:
+    changes = RunRef(tenant_id="acme", sync_id="people", run_id="run-2", delivery=2, continues=1)
+    if lost != "everything":
+        sink.begin(RUN, TARGET)
+        database.execute("DROP TABLE people" if lost == "the table" else "DELETE FROM wsync_sink.wsync_fence")
+
+    with pytest.raises(ConfigError, match="gone" if lost == "the table" else "never seen") as caught:
+        sink.begin(changes, TARGET)
+
+    assert "sync resync NAME" in caught.value.next_step
+    assert "sync adopt NAME" in caught.value.next_step
+    assert database.execute("SELECT to_regclass('people')::text") == [("people" if lost == "the bookkeeping's row" else None,)]
+    assert database.execute("SELECT to_regclass('wsync_sink.wsync_fence') IS NULL") == [(lost == "everything",)]
+
+
+def test_a_run_that_continues_what_is_there_begins(sink: PostgresSink, database: Database) -> None:
+    sink.write(chunk([{"id": 1, "name": "a"}]), sink.begin(RUN, TARGET))
+    changes = RunRef(tenant_id="acme", sync_id="people", run_id="run-2", delivery=2, continues=1)
+
+    for _ in range(2):  # `begin` is repeated after a crash
+        token = sink.begin(changes, TARGET)
+    sink.write(chunk([{"id": 2, "name": "b"}], run=changes), token)
+
+    assert people(database) == [(1, "a"), (2, "b")]
+
+
 def test_another_tenants_sync_of_the_same_name_is_another_sync(sink: PostgresSink) -> None:
     other = RunRef(tenant_id="bravo", sync_id="people", run_id="run-1", delivery=7)
     sink.begin(other, TARGET)

@@ -89,12 +89,14 @@ class PostgresSink(TransactionalSink):
         """Make what is missing, fence off earlier deliveries, and give what writes need to know of the columns as token.
 
         :raises ConfigError: a column is missing, the key is not unique, the table tells keys apart otherwise than wsync, a type has no counterpart,
-            a permission is missing.
+            a permission is missing; the run continues deliveries of which this database knows nothing, or the table is gone.
         :raises StateError: a later delivery of the sync has begun.
         """
         made_types = {field.name: sql_type(field) for field in target.schema}
         _check_key(target)
         with self._session() as session, _transaction(session):
+            if run.continues > 0:
+                self._check_known(session, run, target)
             self._make_bookkeeping(session)
             columns = _table_columns(session, target.stream)
             if not columns:
@@ -149,6 +151,20 @@ class PostgresSink(TransactionalSink):
                 if has_books or may_create
                 else "GRANT CREATE ON DATABASE to the login, or make the schema and its tables for it",
             ),
+        )
+
+    def _check_known(self, session: RowConnection, run: RunRef, target: Target) -> None:
+        """The run brings changes only: in a database that never had the rest, or without the table that has it, they would look complete."""
+        has_books = session.rows(self._books.exists(), translate=_preparing)[0][0]
+        if not has_books or not session.rows(self._books.fence_lock(_sync(run), SYNC_PARTITION), translate=_preparing):
+            problem = "this database has never seen this sync"
+        elif not _table_columns(session, target.stream):
+            problem = f"the table `{target.stream}` is gone"
+        else:
+            return
+        raise ConfigError(
+            f"{problem}, though delivery {run.continues} is taken as delivered to it",
+            next_step="`wsync-engine sync resync NAME` offers everything again, `wsync-engine sync adopt NAME` takes what is there as delivered",
         )
 
     def _make_bookkeeping(self, session: RowConnection) -> None:
