@@ -257,6 +257,60 @@ def test_a_row_that_the_table_refuses_leaves_nothing_of_its_chunk(
     assert sink.write(chunk([{"id": 1, "name": "ok"}]), token).accepted_rows == 1
 
 
+RAISE = (
+    "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN IF NEW.name LIKE 'bad%' THEN"
+    " RAISE EXCEPTION 'bad mail %', NEW.name USING ERRCODE = '{}'; END IF; RETURN NEW; END$$;"
+    "CREATE TRIGGER refuse BEFORE INSERT ON people FOR EACH ROW EXECUTE FUNCTION refuse()"
+)
+LONG = (
+    "CREATE FUNCTION long(t text) RETURNS text LANGUAGE sql IMMUTABLE AS"
+    " $$SELECT string_agg(md5(n::text), '') FROM generate_series(1, CASE WHEN t LIKE 'bad%' THEN 400 ELSE 1 END) n$$"
+)
+POLICY = "CREATE POLICY p ON people USING (true) WITH CHECK (name <> 'bad one'); ALTER TABLE people {} ROW LEVEL SECURITY"
+
+
+@pytest.mark.parametrize(
+    ("ddl", "code"),
+    [
+        (RAISE.format("U0001"), "sqlstate_u0001"),
+        (RAISE.format("44000"), "with_check_option_violation"),
+        (RAISE.format("42501"), "insufficient_privilege"),
+        (f"{POLICY.format('ENABLE')}; {POLICY.format('FORCE').split(';')[1]}", "insufficient_privilege"),
+        (f"{LONG}; CREATE INDEX ON people (long(name))", "program_limit_exceeded"),
+        (
+            "ALTER TABLE people ADD UNIQUE (name) DEFERRABLE INITIALLY DEFERRED; INSERT INTO people VALUES (9, 'bad one')",
+            "unique_violation",
+        ),
+    ],
+)
+def test_whatever_one_row_makes_the_table_say_is_that_rows_refusal(sink: PostgresSink, database: Database, ddl: str, code: str) -> None:
+    database.execute(f"CREATE TABLE people (id bigint PRIMARY KEY, name text); {ddl}")
+    token = sink.begin(RUN, TARGET)
+
+    with pytest.raises(RowError) as caught:
+        sink.write(chunk([{"id": 1, "name": "ok"}, {"id": 2, "name": "bad one"}]), token)
+
+    assert caught.value.code == code
+    assert sink.recorded(RUN, TARGET, 0) == []
+    assert sink.write(chunk([{"id": 1, "name": "ok"}]), token).accepted_rows == 1
+
+
+@pytest.mark.parametrize("privilege", ["SELECT", "INSERT", "UPDATE", "DELETE"])
+def test_a_privilege_that_the_login_lacks_is_named_before_the_first_write(sink: PostgresSink, database: Database, privilege: str) -> None:
+    database.execute(f"CREATE TABLE people (id bigint PRIMARY KEY, name text); REVOKE {privilege} ON people FROM app")
+
+    with pytest.raises(ConfigError, match=f"lacks {privilege}"):
+        sink.begin(RUN, TARGET)
+
+
+def test_a_privilege_taken_away_in_mid_run_is_not_the_rows_refusal(sink: PostgresSink, database: Database) -> None:
+    token = sink.begin(RUN, TARGET)
+    database.execute("REVOKE INSERT ON people FROM app")
+
+    with pytest.raises(ConfigError, match="lacks INSERT"):
+        sink.write(chunk([{"id": 1, "name": "a"}]), token)
+
+
 def test_every_mapped_type_makes_a_column_and_arrives(sink: PostgresSink, database: Database) -> None:
     nested = pa.struct([("a", pa.int32()), ("b", pa.list_(pa.struct([("c", pa.string())]))), ("n", pa.null()), ("f", pa.float64())])
     schema = pa.schema(

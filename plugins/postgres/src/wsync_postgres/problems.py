@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from wsync_sdk import ConfigError, FatalError, RetryableError, RowError, WsyncError
 
-__all__ = ["Problem", "connect_error", "read_error", "write_error"]
+__all__ = ["Problem", "apply_error", "connect_error", "read_error", "write_error"]
 
 _LOGIN_WORDS = (
     "authentication failed",
@@ -25,8 +25,10 @@ _URL_WORDS = ("for connection option", "invalid percent-encoded", "invalid URI",
 _GONE_WORDS = ("terminating connection due to administrator command",)
 _TIMEOUT_WORDS = ("statement timeout", "transaction timeout")
 _CANCEL_WORDS = ("canceling statement due to user request",)
-_ROW_CLASSES = ("21", "22", "23", "P0")
+_ROW_CLASSES = ("21", "22", "23", "54", "P0")
 _AGAIN_CLASSES = ("08", "40", "53", "55", "58")
+# Of the session, the statement or the whole table, whatever the rows hold.
+_TABLE_CLASSES = frozenset({*_AGAIN_CLASSES, "0A", "25", "28", "3D", "3F", "42", "57", "HV", "XX"})
 _AGAIN_CODES = frozenset({"57P02", "57P03", "57P05"})
 
 
@@ -99,12 +101,32 @@ def _ended(problem: Problem) -> str:
     return ""
 
 
+def apply_error(doing: str, problem: Problem) -> WsyncError:
+    """The error of a statement that applies rows to the table.
+
+    What can be one row's doing is a RowError: the engine cuts the chunk until it knows the row, and the others arrive. That takes in every class
+    that no other move belongs to, since a trigger may raise any code. A missing privilege looks like a row's (row-level security): ask the server.
+    """
+    code = problem.sqlstate or ""
+    if code and (code == "42501" or code[:2] not in _TABLE_CLASSES):
+        return _row_error(doing, problem)
+    return write_error(doing, problem)
+
+
+def _row_error(doing: str, problem: Problem) -> RowError:
+    return RowError(
+        f"{doing}: {problem.shown()}",
+        code=problem.condition,
+        next_step="correct the row where it comes from, or the table's constraint or trigger",
+    )
+
+
 def write_error(doing: str, problem: Problem) -> WsyncError:
     """The error of a statement that writes; the transaction was rolled back, or its outcome is not known."""
     code = problem.sqlstate or ""
     message = f"{doing}: {problem.shown()}"
     if code[:2] in _ROW_CLASSES:
-        return RowError(message, code=problem.condition, next_step="correct the row where it comes from, or the table's constraint")
+        return _row_error(doing, problem)
     if not code or code[:2] in (*_AGAIN_CLASSES, "57") or code == "25006":
         return RetryableError(message, next_step="nothing to do: it is tried again")
     if code in {"42P01", "3F000"} or code[:2] == "XX":

@@ -22,7 +22,7 @@ from wsync_postgres.bookkeeping import SYNC_PARTITION, Bookkeeping, missing_rows
 from wsync_postgres.config import PostgresConfig
 from wsync_postgres.driver import ArrowConnection, Row, RowConnection, Translate, connect, connect_arrow, identifier, literal
 from wsync_postgres.keys import TableColumn, key_check
-from wsync_postgres.problems import Problem, write_error
+from wsync_postgres.problems import Problem, apply_error, write_error
 from wsync_postgres.source import OLDEST_VERSION, table_parts
 from wsync_postgres.staging import has_nul, sql_type, staged
 from wsync_sdk import (
@@ -49,6 +49,7 @@ __all__ = ["PostgresSink"]
 
 LIMITS = StreamLimits(max_rows=20_000, max_bytes=8 * 1024 * 1024, concurrency=2, idempotent=True)
 OPERATIONS = frozenset({Operation.UPSERT, Operation.DELETE})
+_NO_PRIVILEGE = "insufficient_privilege"
 _UPSERTS, _DELETES = "wsync_upserts", "wsync_deletes"
 _DDL_LOCK = "SELECT pg_advisory_xact_lock(hashtext('wsync_sink'))"
 
@@ -102,6 +103,7 @@ class PostgresSink(TransactionalSink):
             if not columns:
                 _make_table(session, target, made_types)
                 columns = _table_columns(session, target.stream)
+            _require_privileges(target.stream, session.rows(_privileges(target.stream), translate=_preparing))
             _check_table(session, target, columns)
             token = _Token(types={name: columns[name].cast for name in target.schema.names}, key_checks=_key_checks(target, columns))
         with self._session() as session:
@@ -251,10 +253,26 @@ class _Delivery:
             if self._record():
                 self._upsert(upserts)
                 self._delete(deletes)
-        except (RowError, StateError):
+        except RowError as exc:
+            self._execute("ROLLBACK")
+            if exc.code == _NO_PRIVILEGE:
+                self._check_privileges()
+            raise
+        except StateError:
             self._execute("ROLLBACK")
             raise
-        self._execute("COMMIT")
+        self._commit()
+
+    def _commit(self) -> None:
+        try:
+            self._connection.execute("COMMIT", translate=_applying)  # deferred constraints speak now
+        except RowError:
+            self._execute("ROLLBACK")
+            raise
+
+    def _check_privileges(self) -> None:
+        """A privilege taken away in mid-run would else refuse each row by itself."""
+        _require_privileges(self._chunk.target.stream, self._rows(_privileges(self._chunk.target.stream)))
 
     def _staged(self) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """The upserts with all columns and the deletes with the key's, as COPY takes them."""
@@ -351,7 +369,7 @@ class _Delivery:
         self._connection.ingest(name, rows, translate=_doing("write"))
         self._limit_time()
         self._check_keys(name)
-        self._execute(statement)
+        self._connection.execute(statement, translate=_applying)
         self._execute(f"DROP TABLE pg_temp.{name}")
 
     def _check_keys(self, name: str) -> None:
@@ -359,7 +377,7 @@ class _Delivery:
         if not self._key_checks:
             return
         kept = " AND ".join(self._key_checks)
-        if self._rows(f"SELECT 1 FROM pg_temp.{name} AS s WHERE NOT ({kept}) LIMIT 1"):
+        if self._connection.rows(f"SELECT 1 FROM pg_temp.{name} AS s WHERE NOT ({kept}) LIMIT 1", translate=_applying):
             raise RowError(
                 "the table would keep the row's key as another value",
                 code="key_not_canonical",
@@ -406,6 +424,16 @@ FROM under u
 JOIN pg_type t ON t.oid = u.oid AND t.typtype <> 'd'
 LEFT JOIN pg_collation c ON c.oid = u.attcollation
 ORDER BY u.attnum"""
+
+_PRIVILEGES = """
+SELECT p.name
+FROM (VALUES (1, 'TEMPORARY on the database', has_database_privilege(current_database(), 'TEMPORARY')),
+             (2, 'SELECT', has_table_privilege(to_regclass({table}), 'SELECT')),
+             (3, 'INSERT', has_table_privilege(to_regclass({table}), 'INSERT')),
+             (4, 'UPDATE', has_table_privilege(to_regclass({table}), 'UPDATE')),
+             (5, 'DELETE', has_table_privilege(to_regclass({table}), 'DELETE'))) AS p (place, name, has_it)
+WHERE NOT p.has_it
+ORDER BY p.place"""
 
 _UNIQUE_KEYS = """
 SELECT array_agg(a.attname::text),
@@ -462,6 +490,21 @@ def _make_table(session: RowConnection, target: Target, types: Mapping[str, str]
     session.rows(f"CREATE TABLE IF NOT EXISTS {table} ({columns}, PRIMARY KEY ({key}))", translate=_preparing)
 
 
+def _privileges(stream: str) -> str:
+    return _PRIVILEGES.format(table=_regclass(stream))
+
+
+def _require_privileges(stream: str, missing: Sequence[Row]) -> None:
+    """
+    :raises ConfigError: some are missing.
+    """
+    if missing:
+        names = ", ".join(str(name) for (name,) in missing)
+        raise ConfigError(
+            f"permission denied for table `{stream}`: the login lacks {names}", next_step=f"GRANT {names} ON the table to the login"
+        )
+
+
 def _check_key(target: Target) -> None:
     if not target.key:
         raise ConfigError("the sync has no key", next_step="name the key's columns under `key:`")
@@ -500,6 +543,10 @@ def _transaction(session: RowConnection) -> Iterator[None]:
 
 def _doing(what: str) -> Translate:
     return lambda problem: write_error(what, problem)
+
+
+def _applying(problem: Problem) -> WsyncError:
+    return apply_error("write", problem)
 
 
 def _preparing(problem: Problem) -> WsyncError:
