@@ -282,7 +282,7 @@ class Installation:
     def call(self, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "wsync_engine.cli", *words]
         environment = {**self.environment, **settings}
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
     def run_with_worker(self, **settings: str) -> dict[str, Any]:
         """The closing line of a run that a worker with these settings executes."""
@@ -293,10 +293,11 @@ class Installation:
             )
         try:
             done = self.call("sync", "run", "people", "--wait", "--json")
+        except subprocess.TimeoutExpired as exc:
+            raise AssertionError(f"{exc.stderr!r}\n`up` ended: {worker.poll()}\n{(self.folder / 'log').read_text()}") from exc
         finally:
             worker.terminate()
             worker.wait(60)
-            print((self.folder / "log").read_text())
         assert done.stdout, done.stderr + (self.folder / "log").read_text()
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return found
