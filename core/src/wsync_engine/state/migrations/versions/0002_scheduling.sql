@@ -1,0 +1,109 @@
+-- Queues, overlap policies, backfills, caps and drains. Only adds: engines of 0001 go on beside newer ones.
+
+CREATE TABLE wsync.queue (  -- which workers serve a sync; of the installation, made by the operator
+    queue smallint PRIMARY KEY CHECK (queue BETWEEN 0 AND 15),
+    name text NOT NULL UNIQUE,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+INSERT INTO wsync.queue (queue, name) VALUES (0, 'default');
+
+ALTER TABLE wsync.sync ADD COLUMN queue smallint NOT NULL DEFAULT 0 REFERENCES wsync.queue;
+ALTER TABLE wsync.schedule ADD COLUMN queue smallint NOT NULL DEFAULT 0;
+ALTER TABLE wsync.run
+    ADD COLUMN queue smallint NOT NULL DEFAULT 0,
+    ADD COLUMN params jsonb NOT NULL DEFAULT '{}',  -- values of `:name` in the query, over the sync's own
+    ADD COLUMN waits_for uuid;  -- a terminated run whose process may still live: ready at once when its worker confirms the kill
+ALTER TABLE wsync.run_history
+    ADD COLUMN queue smallint NOT NULL DEFAULT 0,
+    ADD COLUMN params jsonb NOT NULL DEFAULT '{}',
+    ADD COLUMN waits_for uuid;
+CREATE INDEX run_backfill ON wsync.run (backfill_id) WHERE backfill_id IS NOT NULL
+    AND state IN ('buffered', 'queued', 'running', 'cancelling', 'blocked');
+CREATE INDEX run_ended ON wsync.run (shard, finished_at) WHERE folded_at IS NOT NULL
+    AND state IN ('succeeded', 'partial', 'failed', 'cancelled');
+
+ALTER TABLE wsync.backfill
+    ADD COLUMN spec_version int,
+    ADD COLUMN max_open int NOT NULL DEFAULT 1 CHECK (max_open BETWEEN 1 AND 100),
+    ADD COLUMN made bigint NOT NULL DEFAULT 0,
+    ADD COLUMN skipped bigint NOT NULL DEFAULT 0,
+    ADD COLUMN note text,
+    ADD COLUMN created_at timestamptz NOT NULL DEFAULT now(),
+    ADD COLUMN ended_at timestamptz;
+CREATE INDEX backfill_schedule ON wsync.backfill (tenant_id, schedule_id);
+
+ALTER TABLE wsync.worker
+    ADD COLUMN queues smallint[] NOT NULL DEFAULT '{0}',
+    ADD COLUMN drain_requested_at timestamptz,
+    ADD COLUMN refusal text;  -- why it claims nothing
+
+-- The oldest run that waits for its overlap key becomes ready, if none is open. Called where an open run ends, in that transaction.
+-- A scheduled run that waited for longer than its catch-up window is not made up for any more.
+CREATE FUNCTION wsync.run_promote(key uuid) RETURNS uuid
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    waiting record;
+BEGIN
+    IF EXISTS (SELECT FROM wsync.run AS r
+        WHERE r.overlap_key = key AND r.exclusive AND r.state IN ('queued', 'running', 'cancelling', 'blocked')) THEN
+        RETURN NULL;
+    END IF;
+    LOOP
+        SELECT r.run_id, r.tenant_id, r.schedule_id,
+            r.trigger = 'schedule' AND r.due_at < wsync.clock() - coalesce(s.catchup_ms, 3600000) * interval '1 millisecond' AS is_expired,
+            wsync.clock() + coalesce(s.total_timeout_ms, 86400000) * interval '1 millisecond' AS deadline_at
+        INTO waiting
+        FROM wsync.run AS r
+        LEFT JOIN wsync.schedule AS s USING (schedule_id)
+        WHERE r.overlap_key = key AND r.state = 'buffered'
+        ORDER BY r.due_at, r.run_id
+        LIMIT 1
+        FOR UPDATE OF r;
+        IF NOT FOUND THEN
+            RETURN NULL;
+        END IF;
+        IF waiting.is_expired THEN
+            UPDATE wsync.run SET state = 'cancelled', cancel_reason = 'expired', outcome_reason = 'waited for longer than the catch-up window',
+                finished_at = wsync.clock(), folded_at = wsync.clock()
+            WHERE run_id = waiting.run_id;
+        ELSE
+            BEGIN
+                UPDATE wsync.run SET state = 'queued', ready_at = wsync.clock(), deadline_at = waiting.deadline_at
+                WHERE run_id = waiting.run_id;
+            EXCEPTION WHEN unique_violation THEN
+                RETURN NULL;  -- another run of the key has just opened: its end promotes
+            END;
+        END IF;
+        INSERT INTO wsync.run_event (at, tenant_id, schedule_id, run_id, kind, detail)
+        VALUES (wsync.clock(), waiting.tenant_id, waiting.schedule_id, waiting.run_id,
+            CASE WHEN waiting.is_expired THEN 'run.cancelled' ELSE 'run.promoted' END,
+            CASE WHEN waiting.is_expired THEN '{"actor": "system", "reason": "expired"}'::jsonb END);
+        IF NOT waiting.is_expired THEN
+            RETURN waiting.run_id;
+        END IF;
+    END LOOP;
+END $$;
+
+-- A trigger, so that whoever ends a run, also an engine of 0001, queues its successor in the same transaction.
+CREATE FUNCTION wsync.run_closed() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    PERFORM wsync.run_promote(NEW.overlap_key);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER run_closed AFTER UPDATE OF state ON wsync.run FOR EACH ROW
+    WHEN (OLD.exclusive AND OLD.state IN ('queued', 'running', 'cancelling', 'blocked')
+        AND NEW.state IN ('succeeded', 'partial', 'failed', 'cancelled'))
+    EXECUTE FUNCTION wsync.run_closed();
+
+-- An older engine than this schema may start if the schema has only been added to since the revision that it knows.
+CREATE OR REPLACE FUNCTION wsync.setting_value(key text) RETURNS jsonb
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+    SELECT s.value FROM wsync.setting s WHERE s.key = $1 AND s.key IN ('shards', 'storage_id', 'tzdata', 'compatible_from')
+$$;
+INSERT INTO wsync.setting (key, value) VALUES ('compatible_from', '"0001_foundation"');
+
+REVOKE ALL ON FUNCTION wsync.run_promote(uuid), wsync.run_closed() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION wsync.run_promote(uuid) TO wsync_engine, wsync_api;
+GRANT SELECT, INSERT, UPDATE ON wsync.queue TO wsync_engine;
+GRANT SELECT ON wsync.queue TO wsync_api;
