@@ -86,7 +86,7 @@ def test_an_open_run_of_the_sync_makes_the_next_fire_skip_and_counts_it(world: A
 
     clock = world.clock(stored.schedule_id)
     assert (clock["fired"], clock["skipped"], len(fired.runs)) == (1, 1, 0)
-    assert [x["detail"] for x in world.events("schedule.skipped")] == [{"count": 1}]
+    assert [x["detail"] for x in world.events("schedule.skipped")] == [{"count": 1, "reason": "open", "open_run": None}]
 
 
 def test_two_schedules_of_one_sync_in_one_batch_make_one_run(world: Any) -> None:

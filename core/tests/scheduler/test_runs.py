@@ -191,7 +191,7 @@ def test_after_postgres_started_leases_get_a_time_of_grace(world: Any, run_id: U
 
 
 def test_a_queued_run_is_cancelled_at_once(world: Any, run_id: UUID) -> None:
-    assert request_cancel(world.engine, run_id, reason="mistake", actor="ann") is RunState.CANCELLED
+    assert request_cancel(world.engine, run_id, reason="mistake", actor="ann").state is RunState.CANCELLED
     assert request_cancel(world.engine, run_id, reason="mistake", actor="ann") is None
     assert claim_runs(world.engine, [run_id], WORKER) == []
 
@@ -199,7 +199,7 @@ def test_a_queued_run_is_cancelled_at_once(world: Any, run_id: UUID) -> None:
 def test_a_running_one_is_asked_by_its_heartbeat_and_the_reaper_ends_it_if_nobody_listens(world: Any, run_id: UUID) -> None:
     claim_runs(world.engine, [run_id], WORKER)
 
-    assert request_cancel(world.engine, run_id, reason="mistake", actor="ann") is RunState.CANCELLING
+    assert request_cancel(world.engine, run_id, reason="mistake", actor="ann").state is RunState.CANCELLING
     assert [x.is_cancelled for x in heartbeat(world.engine, WORKER, [Beat(run_id=run_id, epoch=1)])] == [True]
     world.move(31)
     reap_runs(world.engine, grace_s=0)

@@ -78,7 +78,7 @@ def test_a_name_that_is_declared_differently_is_refused(world: Any) -> None:
 
 
 def test_what_can_never_fire_or_is_not_available_is_refused(world: Any) -> None:
-    for options in ({"cron": "61 * * * *"}, {"overlap": "buffer_all"}, {"sync_id": uuid7()}, {"end_at": world.now}):
+    for options in ({"cron": "61 * * * *"}, {"overlap": "sometimes"}, {"sync_id": uuid7()}, {"end_at": world.now}):
         with pytest.raises(ConfigError):
             world.write(create_schedule, spec(world, **options), actor="ann")
 

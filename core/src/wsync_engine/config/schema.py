@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from wsync_engine.model.declaration import ConnectionSpec, Declaration, ScheduleDeclaration, SyncDeclaration
-from wsync_engine.model.run import Priority
+from wsync_engine.model.run import OverlapPolicy, Priority
 from wsync_engine.model.sync import Duplicates, Guards, MappingEntry, Mode, SyncSpec
 
 __all__ = ["ConnectionBlock", "FileBlock", "GuardsBlock", "ScheduleBlock", "SyncBlock"]
@@ -30,6 +31,15 @@ def _milliseconds(value: Any) -> Any:
 DurationMs = Annotated[int, BeforeValidator(_milliseconds, json_schema_input_type=Annotated[str, Field(pattern=f"^{_DURATION.pattern}$")])]
 
 
+def _not_bare(value: Any) -> Any:
+    if isinstance(value, date) and not isinstance(value, datetime):
+        raise ValueError("an instant has a date, a time and an offset: 2027-01-31T08:00:00+01:00")  # noqa: TRY004  pydantic's contract
+    return value
+
+
+Instant = Annotated[AwareDatetime, BeforeValidator(_not_bare)]
+
+
 def _one_or_more(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -46,27 +56,81 @@ class ConnectionBlock(_Block):
 
 
 class ScheduleBlock(_Block):
-    """When the sync runs."""
+    """When the sync runs, and what happens when that meets a run that is still open, an outage or a failure."""
 
     cron: str | None = Field(default=None, description="Five fields, or @hourly, @daily, @weekly, @monthly, @yearly.")
     timezone: str = Field(default="UTC", description="IANA name, e.g. Europe/Berlin; for `cron`.")
     every: DurationMs | None = Field(default=None, ge=1_000, description="Instead of `cron`: 30s, 15m, 6h, 1d.")
+    anchor: Instant | None = Field(
+        default=None, description="For `every`: the instant that all others are counted from; by default when the schedule is made."
+    )
+    at: Instant | None = Field(default=None, description="Instead of `cron`: once, at this instant, e.g. 2027-01-31T08:00:00+01:00.")
+    start: Instant | None = Field(default=None, description="No run before this instant.")
+    end: Instant | None = Field(default=None, description="No run after this instant.")
+    max_runs: int | None = Field(default=None, ge=1, description="No run after this many.")
     priority: Literal["low", "medium", "high"] = Field(default="medium", description="Share of the workers where runs compete.")
     jitter: DurationMs = Field(
         default=0, le=3_600_000, description="Spreads the start over this time, the same at each run.", validate_default=False
     )
-    overlap: Literal["skip"] = Field(default="skip", description="What a fire does while a run of the sync is open.")
+    overlap: OverlapPolicy = Field(
+        default=OverlapPolicy.SKIP,
+        description="What a fire does while a run of the sync is open: `skip` it; let the first (`buffer_one`) or each (`buffer_all`) wait;"
+        " end the open one in order (`cancel_other`) or at once (`terminate_other`); run beside it (`allow_all`).",
+    )
+    max_buffer: int = Field(default=100, ge=1, le=1_000, description="How many may wait, with `buffer_all`.")
+    catch_up: Literal["latest", "all"] = Field(
+        default="latest", description="After an outage: only the latest of the times that passed, or all of them."
+    )
+    catch_up_window: DurationMs = Field(
+        default=3_600_000, ge=10_000, description="Times that passed longer ago are counted as missed.", validate_default=False
+    )
+    max_attempts: int = Field(default=3, ge=1, le=100, description="Executions of a run that fails.")
+    attempt_timeout: DurationMs = Field(
+        default=21_600_000, ge=1_000, description="An execution that takes longer is ended.", validate_default=False
+    )
+    timeout: DurationMs = Field(
+        default=86_400_000,
+        ge=1_000,
+        description="A run with all its attempts and waits that takes longer is ended.",
+        validate_default=False,
+    )
+    stall_timeout: DurationMs = Field(
+        default=600_000, ge=10_000, description="An execution whose counters stand still for this long is ended.", validate_default=False
+    )
+    pause_after_failures: int | None = Field(default=None, ge=1, description="So many failed runs in a row pause the schedule.")
+    parameters: dict[str, Constant] = Field(default_factory=dict, description="Values of `:name` in the query, over the sync's own.")
 
     @model_validator(mode="after")
     def _one_timing(self) -> ScheduleBlock:
-        if (self.cron is None) == (self.every is None):
-            raise ValueError("either `cron` or `every` says when")
+        if sum(timing is not None for timing in (self.cron, self.every, self.at)) != 1:
+            raise ValueError("one of `cron`, `every` and `at` says when")
+        if self.anchor is not None and self.every is None:
+            raise ValueError("`anchor` goes with `every`")
         return self
 
     def to_declaration(self) -> ScheduleDeclaration:
         """As ours."""
         return ScheduleDeclaration(
-            cron=self.cron, timezone=self.timezone, every_ms=self.every, priority=Priority[self.priority.upper()], jitter_ms=self.jitter
+            cron=self.cron,
+            timezone=self.timezone,
+            every_ms=self.every,
+            anchor_at=self.anchor,
+            once_at=self.at,
+            start_at=self.start,
+            end_at=self.end,
+            max_runs=self.max_runs,
+            priority=Priority[self.priority.upper()],
+            jitter_ms=self.jitter,
+            overlap=self.overlap,
+            max_buffer=self.max_buffer,
+            catchup_ms=self.catch_up_window,
+            catchup_mode=self.catch_up,
+            max_attempts=self.max_attempts,
+            attempt_timeout_ms=self.attempt_timeout,
+            total_timeout_ms=self.timeout,
+            stall_ms=self.stall_timeout,
+            pause_after_failures=self.pause_after_failures,
+            params=self.parameters,
         )
 
 
@@ -145,6 +209,7 @@ class SyncBlock(_Block):
     )
     duplicates: DuplicatesBlock = Field(default=DuplicatesBlock(), description="Rows with the same key.")
     guards: GuardsBlock = Field(default=GuardsBlock(), description="What stops a run.")
+    queue: Name = Field(default="default", description="Of the workers that execute it; `wsync-engine worker --queue NAME` serves one.")
     schedule: ScheduleBlock | None = Field(default=None, description="Without it the sync runs when it is told to.")
 
     @model_validator(mode="after")
@@ -171,7 +236,7 @@ class SyncBlock(_Block):
             duplicates=Duplicates(**self.duplicates.model_dump()),
             guards=Guards(**self.guards.model_dump()),
         )
-        return SyncDeclaration(spec=spec, schedule=None if self.schedule is None else self.schedule.to_declaration())
+        return SyncDeclaration(spec=spec, queue=self.queue, schedule=None if self.schedule is None else self.schedule.to_declaration())
 
 
 class FileBlock(_Block):

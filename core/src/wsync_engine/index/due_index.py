@@ -20,7 +20,7 @@ from wsync_engine.index.entries import Claimed, Difference, DueEntry, ReadyRun, 
 from wsync_engine.index.scripts import run_script
 from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
-__all__ = ["BATCH", "FIRE_LEASE_MS", "HOLD_LEASE_MS", "WAKE_SCHEDULERS", "Index", "RebuildNeeded", "connect"]
+__all__ = ["BATCH", "FIRE_LEASE_MS", "HOLD_LEASE_MS", "INTERRUPT", "WAKE_SCHEDULERS", "Index", "RebuildNeeded", "connect"]
 
 BATCH = 500
 """Entries per script call, so that no script holds the server for long."""
@@ -29,6 +29,8 @@ HOLD_LEASE_MS = 10_000
 RUN_LEASE_MS = 30_000
 LOAD_LOCK_MS = 20_000
 WAKE_SCHEDULERS = "ws:wake:sched"
+INTERRUPT = "beat"
+"""Message to a worker: a heartbeat now, as one of its runs has to end."""
 _QUEUES = ("rq:h", "rq:m", "rq:l")
 T = TypeVar("T")
 
@@ -222,6 +224,12 @@ class Index:
         """Enter running runs as held, when the index is rebuilt."""
         for page in _pages(runs):
             self._run("hold", ["held", "lease", *_QUEUES], [lease_ms, *(run.member for run in page)])
+
+    def interrupt(self, worker_ids: Sequence[UUID]) -> None:
+        """Tell workers that a run of theirs has to end; they learn which from Postgres. A lost message costs a heartbeat's time."""
+        with _translated("interrupt workers"):
+            for worker_id in worker_ids:
+                self._client.publish(self.worker_channel(worker_id), INTERRUPT)
 
     @staticmethod
     def worker_channel(worker_id: UUID) -> str:

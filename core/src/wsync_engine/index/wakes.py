@@ -9,7 +9,9 @@ from redis.exceptions import RedisError
 
 from wsync_sdk.errors import RetryableError
 
-__all__ = ["Wakes"]
+__all__ = ["SUBSCRIBED", "Wakes"]
+
+SUBSCRIBED = "subscribed"
 
 
 class Wakes:
@@ -23,8 +25,9 @@ class Wakes:
         self._channels = channels
         self._pubsub: redis.client.PubSub | None = None
 
-    def wait(self, timeout_s: float) -> bool:
-        """True as soon as a message is there or the subscription is new (something may have been missed); False after `timeout_s`.
+    def wait(self, timeout_s: float) -> frozenset[str]:
+        """The texts of the messages as soon as there is one, `SUBSCRIBED` when the subscription is new (something may have been missed);
+        empty after `timeout_s`.
 
         :raises RetryableError: the server can't be reached.
         """
@@ -32,8 +35,8 @@ class Wakes:
             if self._pubsub is None:
                 self._pubsub = self._client.pubsub()  # type: ignore[no-untyped-call]  # redis-py leaves it bare
                 self._pubsub.subscribe(*self._channels)
-                return True
-            return self._next_message(timeout_s)
+                return frozenset({SUBSCRIBED})
+            return self._next_messages(timeout_s)
         except (RedisError, OSError) as exc:
             self.close()
             raise RetryableError(
@@ -46,13 +49,16 @@ class Wakes:
         if pubsub is not None:
             pubsub.close()
 
-    def _next_message(self, timeout_s: float) -> bool:
+    def _next_messages(self, timeout_s: float) -> frozenset[str]:
         assert self._pubsub is not None
         until_s = time.monotonic() + timeout_s
         while (left_s := until_s - time.monotonic()) > 0:
+            texts = set()
             message = self._pubsub.get_message(timeout=left_s)
-            if message is not None and message["type"] == "message":
-                while self._pubsub.get_message(timeout=0) is not None:
-                    pass  # a burst of messages is one wake-up
-                return True
-        return False
+            while message is not None:  # a burst of messages is one wake-up
+                if message["type"] == "message":
+                    texts.add(message["data"].decode("utf-8", "replace"))
+                message = self._pubsub.get_message(timeout=0)
+            if texts:
+                return frozenset(texts)
+        return frozenset()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from datetime import datetime
+from typing import Any, Literal
 
 from wsync_engine.model.run import OverlapPolicy, Priority
-from wsync_engine.model.sync import Duplicates, Guards, MappingEntry, Mode, SyncSpec
+from wsync_engine.model.sync import Duplicates, Guards, MappingEntry, Mode, Scalar, SyncSpec
 from wsync_sdk.errors import StateError
 
 __all__ = ["ConnectionSpec", "Declaration", "ScheduleDeclaration", "SyncDeclaration", "sync_spec_from_json", "sync_spec_to_json"]
@@ -24,21 +25,36 @@ class ConnectionSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleDeclaration:
-    """When a sync runs: either `cron` in `timezone`, or every `every_ms`."""
+    """When a sync runs: `cron` in `timezone`, every `every_ms` from `anchor_at` on, or once at `once_at`."""
 
     cron: str | None = None
     timezone: str = "UTC"
     every_ms: int | None = None
+    anchor_at: datetime | None = None
+    once_at: datetime | None = None
+    start_at: datetime | None = None
+    end_at: datetime | None = None
+    max_runs: int | None = None
     priority: Priority = Priority.MEDIUM
     jitter_ms: int = 0
     overlap: OverlapPolicy = OverlapPolicy.SKIP
+    max_buffer: int = 100
+    catchup_ms: int = 3_600_000
+    catchup_mode: Literal["latest", "all"] = "latest"
+    max_attempts: int = 3
+    attempt_timeout_ms: int = 21_600_000
+    total_timeout_ms: int = 86_400_000
+    stall_ms: int = 600_000
+    pause_after_failures: int | None = None
+    params: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncDeclaration:
-    """A sync and, if it has one, its schedule, which bears the sync's name."""
+    """A sync and, if it has one, its schedule, which bears the sync's name. `queue`: whose workers execute it."""
 
     spec: SyncSpec
+    queue: str = "default"
     schedule: ScheduleDeclaration | None = None
 
 

@@ -16,13 +16,19 @@ import structlog
 
 from wsync_engine.index.entries import DueEntry, ReadyRun
 from wsync_engine.model.ids import uuid7
+from wsync_engine.model.run import OverlapPolicy, Trigger
+from wsync_engine.scheduler.overlap import Admission, RunRequest, admit, lock_open_runs
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, statements, timing_of, write_events
+from wsync_engine.scheduler.runs import drop_waiting
 from wsync_engine.scheduler.timing import Decision, Nominal, decide
-from wsync_sdk.errors import WsyncError
+from wsync_sdk.errors import RetryableError, WsyncError
 
 __all__ = ["Fired", "fire"]
 
 LOCK_WAIT_MS = 500
+_BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, RetryableError)
+_ONE_OF_THEM = (*_BUSY, psycopg.DataError, psycopg.IntegrityError)
+_PLAIN = {OverlapPolicy.SKIP, OverlapPolicy.ALLOW_ALL}
 _SQL = statements("fire")
 _SCHEDULE = statements("schedule")
 _log = structlog.get_logger()
@@ -34,6 +40,28 @@ class Fired:
 
     entries: tuple[DueEntry, ...] = ()
     runs: tuple[ReadyRun, ...] = ()
+    interrupted: tuple[UUID, ...] = ()
+    """Workers that have to end a run, and are told so at once rather than with their next heartbeat."""
+
+
+@dataclass(slots=True)
+class _Runs:
+    """What the fires of one transaction led to: runs that were made, fires that made none, and what others are to be told."""
+
+    made: dict[UUID, int] = field(default_factory=dict)
+    refused: dict[UUID, list[Admission]] = field(default_factory=dict)
+    ready: list[ReadyRun] = field(default_factory=list)
+    interrupted: list[UUID] = field(default_factory=list)
+
+    def take(self, schedule_id: UUID, admission: Admission) -> None:
+        if admission.run_id is None:
+            self.refused.setdefault(schedule_id, []).append(admission)
+        else:
+            self.made[schedule_id] = self.made.get(schedule_id, 0) + 1
+        if admission.ready is not None:
+            self.ready.append(admission.ready)
+        if admission.interrupted is not None:
+            self.interrupted.append(admission.interrupted)
 
 
 @dataclass(slots=True)
@@ -53,28 +81,38 @@ def fire(conn: psycopg.Connection[Any], claimed: Sequence[tuple[UUID, int]]) -> 
     revs = dict(claimed)
     try:
         done, missing = _fire(conn, revs, "clock_try_lock")
-    except (psycopg.DataError, psycopg.IntegrityError):
+    except _ONE_OF_THEM:
         return _fire_one_by_one(conn, revs)
     if not missing:
         return done
     # Locked by someone else, or gone for good: only waiting tells.
     try:
         late, gone = _fire(conn, {schedule_id: revs[schedule_id] for schedule_id in missing}, "clock_wait_lock")
-    except (psycopg.errors.LockNotAvailable, psycopg.DataError, psycopg.IntegrityError):
+    except _ONE_OF_THEM:
         return done
     entries = tuple(DueEntry(schedule_id=schedule_id, rev=revs[schedule_id] + 1, due_at=None, is_gone=True) for schedule_id in gone)
-    return Fired(entries=(*done.entries, *late.entries, *entries), runs=(*done.runs, *late.runs))
+    return _joined([done, late, Fired(entries=entries)])
+
+
+def _joined(parts: Sequence[Fired]) -> Fired:
+    return Fired(
+        entries=tuple(x for part in parts for x in part.entries),
+        runs=tuple(x for part in parts for x in part.runs),
+        interrupted=tuple(x for part in parts for x in part.interrupted),
+    )
 
 
 def _fire_one_by_one(conn: psycopg.Connection[Any], revs: dict[UUID, int]) -> Fired:
-    """A statement over the whole batch was refused because of one schedule: find it, pause it, fire the others."""
+    """A statement over the whole batch was refused because of one schedule: pause it, or leave it to its lease, and fire the others."""
     results = []
     for schedule_id, rev in revs.items():
         try:
             results.append(_fire(conn, {schedule_id: rev}, "clock_try_lock")[0])
+        except _BUSY:
+            continue  # somebody holds a run of its key: it comes again
         except (psycopg.DataError, psycopg.IntegrityError) as exc:
             results.append(_break(conn, schedule_id, type(exc).__name__))
-    return Fired(entries=tuple(x for done in results for x in done.entries), runs=tuple(x for done in results for x in done.runs))
+    return _joined(results)
 
 
 def _break(conn: psycopg.Connection[Any], schedule_id: UUID, reason: str) -> Fired:
@@ -90,13 +128,14 @@ def _fire(conn: psycopg.Connection[Any], revs: dict[UUID, int], lock: str) -> tu
         conn.execute("SELECT set_config('synchronous_commit', 'off', true), set_config('lock_timeout', %s, true)", [str(LOCK_WAIT_MS)])
         clocks = select(conn, _SQL[lock], {"schedule_ids": list(revs)})
         batch = _decided(conn, clocks, revs)
-        runs = _insert_runs(conn, batch)
+        runs = _make_runs(conn, batch)
         entries = [*_advance(conn, batch, runs), *_pause_broken(conn, batch.broken)]
         entries += [DueEntry(schedule_id=clock["schedule_id"], rev=clock["rev"], due_at=clock["next_due_at"]) for clock in batch.dropped]
         if batch.dropped:
-            runs += select(conn, _SQL["run_queued_of"], {"schedule_ids": [clock["schedule_id"] for clock in batch.dropped]})
+            queued = select(conn, _SQL["run_queued_of"], {"schedule_ids": [clock["schedule_id"] for clock in batch.dropped]})
+            runs.ready += [ready_run(row) for row in queued]
     found = {clock["schedule_id"] for clock in clocks}
-    fired = Fired(entries=tuple(entries), runs=tuple(ready_run(row) for row in runs))
+    fired = Fired(entries=tuple(entries), runs=tuple(runs.ready), interrupted=tuple(runs.interrupted))
     return fired, [schedule_id for schedule_id in revs if schedule_id not in found]
 
 
@@ -128,34 +167,64 @@ def _decide(schedule: Row, clock: Row, now: datetime) -> Decision | None:
     return None if is_early else decision
 
 
-def _insert_runs(conn: psycopg.Connection[Any], batch: _Batch) -> list[Row]:
-    fires: list[tuple[UUID, Nominal]] = [(clock["schedule_id"], x) for clock, _, decision in batch.decided for x in decision.fire]
+def _make_runs(conn: psycopg.Connection[Any], batch: _Batch) -> _Runs:
+    """Policies that look at no other run are one statement for all schedules; the others are decided one by one, in order."""
+    runs = _Runs()
+    plain = [(schedule, x) for _, schedule, decision in batch.decided for x in decision.fire if schedule["overlap"] in _PLAIN]
+    _insert_plain(conn, plain, runs)
+    others = [decided for decided in batch.decided if decided[1]["overlap"] not in _PLAIN and decided[2].fire]
+    lock_open_runs(conn, [schedule["overlap_key"] for _, schedule, _ in others])
+    for clock, schedule, decision in others:
+        for nominal in decision.fire:
+            admission = admit(conn, _request(clock, schedule, nominal), OverlapPolicy(schedule["overlap"]))
+            runs.take(schedule["schedule_id"], admission)
+    return runs
+
+
+def _insert_plain(conn: psycopg.Connection[Any], fires: Sequence[tuple[Row, Nominal]], runs: _Runs) -> None:
     if not fires:
-        return []
+        return
     columns = {
         "run_ids": [uuid7() for _ in fires],
-        "schedule_ids": [schedule_id for schedule_id, _ in fires],
+        "schedule_ids": [schedule["schedule_id"] for schedule, _ in fires],
         "nominal_ats": [x.nominal_at for _, x in fires],
         "due_ats": [x.due_at for _, x in fires],
     }
-    return select(conn, _SQL["run_fire"], columns)
+    made = select(conn, _SQL["run_fire"], columns)
+    for row in made:
+        runs.take(row["schedule_id"], Admission(run_id=row["run_id"], ready=ready_run(row)))
+    write_events(conn, [Event(kind="run.queued", **{name: row[name] for name in ("tenant_id", "schedule_id", "run_id")}) for row in made])
+    done = {(row["schedule_id"], row["nominal_at"]) for row in made}
+    for schedule, x in fires:
+        if (schedule["schedule_id"], x.nominal_at) not in done:
+            runs.take(schedule["schedule_id"], Admission(reason="open"))
 
 
-def _advance(conn: psycopg.Connection[Any], batch: _Batch, runs: list[Row]) -> list[DueEntry]:
+def _request(clock: Row, schedule: Row, nominal: Nominal) -> RunRequest:
+    taken_over = ("tenant_id", "queue", "sync_id", "connection_id", "credential_id", "overlap_key", "priority", "total_timeout_ms")
+    return RunRequest(
+        **{name: schedule[name] for name in (*taken_over, "schedule_id", "spec_version", "params", "max_buffer")},
+        shard=clock["shard"],
+        trigger=Trigger.SCHEDULE,
+        nominal_at=nominal.nominal_at,
+        due_at=nominal.due_at,
+    )
+
+
+def _advance(conn: psycopg.Connection[Any], batch: _Batch, runs: _Runs) -> list[DueEntry]:
     if not batch.decided:
         return []
-    made: dict[UUID, int] = {}
-    for run in runs:
-        made[run["schedule_id"]] = made.get(run["schedule_id"], 0) + 1
-    events = [Event(kind="run.queued", tenant_id=run["tenant_id"], schedule_id=run["schedule_id"], run_id=run["run_id"]) for run in runs]
     rows = []
+    events = []
     for clock, schedule, decision in batch.decided:
-        fired = made.get(clock["schedule_id"], 0)
-        skipped = len(decision.fire) - fired
+        schedule_id = clock["schedule_id"]
+        fired = runs.made.get(schedule_id, 0)
         is_exhausted = schedule["max_runs"] is not None and clock["fired"] + fired >= schedule["max_runs"]
         following = None if is_exhausted else decision.next
-        rows.append((clock["schedule_id"], decision.last_nominal_at, following, fired, skipped, decision.missed, decision.coalesced))
-        events += _counted(clock, skipped=skipped, missed=decision.missed, coalesced=decision.coalesced)
+        rows.append(
+            (schedule_id, decision.last_nominal_at, following, fired, len(decision.fire) - fired, decision.missed, decision.coalesced)
+        )
+        events += _counted(clock, runs.refused.get(schedule_id, []), missed=decision.missed, coalesced=decision.coalesced)
     columns = {
         "schedule_ids": [row[0] for row in rows],
         "last_nominal_ats": [row[1] for row in rows],
@@ -171,12 +240,16 @@ def _advance(conn: psycopg.Connection[Any], batch: _Batch, runs: list[Row]) -> l
     return [DueEntry(schedule_id=row["schedule_id"], rev=row["rev"], due_at=row["next_due_at"]) for row in advanced]
 
 
-def _counted(clock: Row, **counts: int) -> list[Event]:
-    return [
-        Event(kind=f"schedule.{name}", tenant_id=clock["tenant_id"], schedule_id=clock["schedule_id"], detail={"count": count})
-        for name, count in counts.items()
-        if count
-    ]
+def _counted(clock: Row, refused: Sequence[Admission], **counts: int) -> list[Event]:
+    """One event for all fires that were decided alike."""
+    ids = {"tenant_id": clock["tenant_id"], "schedule_id": clock["schedule_id"]}
+    events = [Event(kind=f"schedule.{name}", detail={"count": count}, **ids) for name, count in counts.items() if count]
+    for reason in sorted({admission.reason for admission in refused}):
+        alike = [admission for admission in refused if admission.reason == reason]
+        open_run_id = alike[-1].open_run_id
+        detail = {"count": len(alike), "reason": reason, "open_run": None if open_run_id is None else str(open_run_id)}
+        events.append(Event(kind="schedule.skipped", detail=detail, **ids))
+    return events
 
 
 def _pause_broken(conn: psycopg.Connection[Any], broken: Sequence[tuple[Row, str]]) -> list[DueEntry]:
@@ -186,6 +259,7 @@ def _pause_broken(conn: psycopg.Connection[Any], broken: Sequence[tuple[Row, str
         conn.execute(_SCHEDULE["schedule_pause"], {"schedule_id": schedule_id, "note": reason, "actor": "system"})
         columns = {"schedule_id": schedule_id, "next_nominal_at": None, "next_due_at": None, "last_nominal_at": None}
         rev = select(conn, _SCHEDULE["clock_set"], columns)[0]["rev"]
+        drop_waiting(conn, schedule_id, actor="system")
         detail = {"actor": "system", "note": reason}
         write_events(conn, [Event(kind="schedule.paused", tenant_id=clock["tenant_id"], schedule_id=schedule_id, detail=detail)])
         entries.append(DueEntry(schedule_id=schedule_id, rev=rev, due_at=None))

@@ -138,6 +138,7 @@ class Scheduler:
         fired = fire(self._postgres(), self._unfired)
         self._faults("C9")
         self._index.commit_fire(fired.entries, fired.runs)
+        self._index.interrupt(fired.interrupted)
         _log.debug("schedules.fired", claimed=len(self._unfired), runs=len(fired.runs))
         self._unfired = ()
 

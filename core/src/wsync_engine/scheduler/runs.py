@@ -23,18 +23,22 @@ from wsync_sdk.errors import StateError
 
 __all__ = [
     "Beat",
+    "CancelRequested",
     "ClaimedRun",
     "Held",
     "Reaped",
     "Retried",
     "backoff",
     "claim_runs",
+    "confirm_kill",
+    "drop_waiting",
     "finish_run",
     "give_back_run",
     "heartbeat",
     "reap_runs",
     "request_cancel",
     "retry_run",
+    "run_of_key",
 ]
 
 LEASE_S = 30.0
@@ -92,9 +96,10 @@ class Held:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retried:
-    """After a failure: `run` is queued again for `run.ready_at`, or None when it failed for good."""
+    """After a failure: `run` is queued again for `run.ready_at`; when it `is_over`, `run` is the one that waited for it, if one did."""
 
     run: ReadyRun | None
+    is_over: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +108,15 @@ class Reaped:
 
     queued: tuple[ReadyRun, ...]
     ended: tuple[UUID, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRequested:
+    """What a request to cancel led to: `cancelled` at once, or `cancelling` by `worker_id`. `successor` is queued in its place."""
+
+    state: RunState
+    worker_id: UUID | None
+    successor: ReadyRun | None
 
 
 def claim_runs(conn: psycopg.Connection[Any], run_ids: Sequence[UUID], worker_id: UUID, *, lease_s: float = LEASE_S) -> list[ClaimedRun]:
@@ -133,8 +147,10 @@ def finish_run(
     *,
     reason: str | None = None,
     error: RunError | None = None,
-) -> None:
+) -> ReadyRun | None:
     """End a run that we hold, or that its child has ended under our epoch, and count it for its schedule. May be repeated.
+
+    Returns the run that waited for this one and is queued now, if one did.
 
     :raises StateError: the epoch is old or the run was taken away; nothing was written.
     """
@@ -147,6 +163,7 @@ def finish_run(
                 raise StateError("the run's lease was lost", next_step="nothing: another worker goes on with it")
             outcome = ended["state"]
         _settle(conn, run, epoch, outcome)
+        return run_of_key(conn, run["overlap_key"])
 
 
 def retry_run(
@@ -177,7 +194,7 @@ def retry_run(
             if not select(conn, _SQL["run_finish"], {**columns, "state": "failed", "reason": reason}):
                 raise StateError("the run's lease was lost", next_step="nothing: another worker goes on with it")
             _settle(conn, run, epoch, "failed")
-            return Retried(run=None)
+            return Retried(run=run_of_key(conn, run["overlap_key"]), is_over=True)
         queued = _requeue(conn, run, {**columns, "ready_at": ready_at, "used_attempts": 0 if is_throttled else 1}, "run.retried")
         return Retried(run=queued)
 
@@ -202,21 +219,43 @@ def reap_runs(conn: psycopg.Connection[Any], *, shard: int = 0, grace_s: float =
         again = [run for run in lost if run["state"] == RunState.RUNNING and run["crashes"] + 1 < MAX_CRASHES]
         columns = {"run_ids": [run["run_id"] for run in again], "epochs": [run["epoch"] for run in again]}
         reaped = [ready_run(row) for row in select(conn, _SQL["run_reap"], columns)]
-        over = [run["run_id"] for run in lost if run not in again and _end_lost(conn, run)]
-        queued += reaped
-        ended += over
+        over = [run for run in lost if run not in again and _end_lost(conn, run)]
+        successors = [run_of_key(conn, run["overlap_key"]) for run in over]
+        queued += [*reaped, *(run for run in successors if run is not None)]
+        ended += [run["run_id"] for run in over]
         if not reaped and not over:
             break  # all of them are locked, or were renewed, meanwhile
     return Reaped(queued=tuple(queued), ended=tuple(ended))
 
 
-def request_cancel(conn: psycopg.Connection[Any], run_id: UUID, *, reason: str, actor: str) -> RunState | None:
-    """Ask a run to end; what nobody executes ends at once. Returns its state, None when it had ended or there is none.
+def request_cancel(conn: psycopg.Connection[Any], run_id: UUID, *, reason: str, actor: str) -> CancelRequested | None:
+    """Ask a run to end; what nobody executes ends at once. None when it had ended, was asked before, or there is none.
 
     :param conn: in the tenant's transaction, or the engine's.
     """
     rows = select(conn, _SQL["run_cancel"], {"run_id": run_id, "reason": reason, "actor": actor})
-    return RunState(rows[0]["state"]) if rows else None
+    if not rows:
+        return None
+    state = RunState(rows[0]["state"])
+    if state == RunState.CANCELLING:
+        return CancelRequested(state=state, worker_id=rows[0]["worker_id"], successor=None)
+    return CancelRequested(state=state, worker_id=None, successor=run_of_key(conn, rows[0]["overlap_key"]))
+
+
+def run_of_key(conn: psycopg.Connection[Any], overlap_key: UUID) -> ReadyRun | None:
+    """The queued run of an overlap key, for the index; None: there is none, or its run is executed or blocked."""
+    rows = select(conn, _SQL["run_of_key"], {"overlap_key": overlap_key})
+    return ready_run(rows[0]) if rows else None
+
+
+def confirm_kill(conn: psycopg.Connection[Any], run_id: UUID) -> list[ReadyRun]:
+    """The process of a run that was taken from its worker is gone: what waited for that need not wait for the lease any more."""
+    return [ready_run(row) for row in select(conn, _SQL["run_kill_confirmed"], {"run_id": run_id})]
+
+
+def drop_waiting(conn: psycopg.Connection[Any], schedule_id: UUID, *, actor: str) -> None:
+    """A schedule is paused: its scheduled runs that wait for another one end. The caller holds its clock."""
+    conn.execute(_SQL["run_unbuffer"], {"schedule_id": schedule_id, "actor": actor})
 
 
 def backoff(run_id: UUID, attempt: int, *, base_ms: int, cap_ms: int, retry_after_s: float | None) -> timedelta:
@@ -291,4 +330,5 @@ def _settle(conn: psycopg.Connection[Any], run: Row, epoch: int, outcome: Outcom
     conn.execute(_SCHEDULE["schedule_pause"], {"schedule_id": run["schedule_id"], "note": note, "actor": "system"})
     columns = {"schedule_id": run["schedule_id"], "next_nominal_at": None, "next_due_at": None, "last_nominal_at": None}
     conn.execute(_SCHEDULE["clock_set"], columns)
+    drop_waiting(conn, run["schedule_id"], actor="system")
     write_events(conn, [Event(kind="schedule.paused", detail={"actor": "system", "note": note}, **ids)])

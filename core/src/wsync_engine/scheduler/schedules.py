@@ -19,7 +19,10 @@ from psycopg.types.json import Jsonb
 from wsync_engine.index.due_index import Index
 from wsync_engine.index.entries import DueEntry, ReadyRun
 from wsync_engine.model.ids import uuid7
+from wsync_engine.model.run import OverlapPolicy, Trigger
+from wsync_engine.scheduler.overlap import RunRequest, admit
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, shard_of, statements, timing_of, write_events
+from wsync_engine.scheduler.runs import drop_waiting
 from wsync_engine.scheduler.timing import Nominal, Timing, check_timing, first_nominal
 from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
@@ -30,6 +33,7 @@ __all__ = [
     "Triggered",
     "announce",
     "change_schedule",
+    "check_params",
     "create_schedule",
     "delete_schedule",
     "pause_schedule",
@@ -59,6 +63,7 @@ class ScheduleSpec:
     priority: int = 1
     jitter_ms: int = 0
     overlap: str = "skip"
+    max_buffer: int = 100
     catchup_ms: int = 3_600_000
     catchup_mode: Literal["latest", "all"] = "latest"
     start_at: datetime | None = None
@@ -87,19 +92,30 @@ class StoredSchedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Triggered:
-    """The run that a trigger made or found; `run` is for `announce`, None when the open run `run_id` of the sync made it skip."""
+    """The run that a trigger made or found.
+
+    :param is_new: False: it was there already, by its idem_key or because the open run `run_id` made this one skip.
+    :param is_waiting: it starts when the open run has ended. :param is_refused: too many wait already; `run_id` is the open one.
+    :param run: for `announce`. :param interrupted: for `announce`, the worker that has to end a run.
+    """
 
     run_id: UUID
     run: ReadyRun | None
     is_new: bool
+    is_waiting: bool = False
+    is_refused: bool = False
+    interrupted: UUID | None = None
 
 
-def announce(index: Index, entries: Sequence[DueEntry] = (), runs: Sequence[ReadyRun] = ()) -> bool:
-    """Tell the index what was committed. Never raises for an index that is away: False, and the sweep tells it."""
+def announce(index: Index, entries: Sequence[DueEntry] = (), runs: Sequence[ReadyRun] = (), interrupted: Sequence[UUID] = ()) -> bool:
+    """Tell the index what was committed, and workers that they have to end a run. Never raises for an index that is away: False, and the
+    sweep, or the worker's next heartbeat, makes up for it.
+    """
     try:
         index.upsert_due(entries)
         if runs:
             index.commit_fire([], runs)
+        index.interrupt(interrupted)
     except (RetryableError, StateError) as exc:
         _log.warning("announcement.failed", error=type(exc).__name__, schedules=len(entries), runs=len(runs))
         return False
@@ -169,6 +185,7 @@ def pause_schedule(conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id: 
     old = _definition(conn, schedule_id)
     conn.execute(_SQL["schedule_pause"], {"schedule_id": schedule_id, "note": note, "actor": actor})
     rev = _set_clock(conn, schedule_id, None)
+    drop_waiting(conn, schedule_id, actor=actor)
     detail = {"actor": actor, "note": note}
     write_events(conn, [Event(kind="schedule.paused", tenant_id=tenant_id, schedule_id=schedule_id, detail=detail)])
     return _stored(schedule_id, old["spec_version"], rev=rev, following=None)
@@ -211,31 +228,78 @@ def trigger_run(
     idem_key: str | None = None,
     dry_run: bool = False,
     adopt: bool = False,
+    overlap: OverlapPolicy | None = None,
+    params: Mapping[str, Any] | None = None,
 ) -> Triggered:
     """Make a run now. It works while a schedule is paused and does not unpause it; a second call with `idem_key` returns the first run.
 
-    :raises ConfigError: there is no such sync or schedule.
+    :param overlap: what happens while a run of the sync is open; None: the schedule's policy, `skip` without a schedule.
+    :param params: values of `:name` in the query, over the schedule's and the sync's own.
+    :raises ConfigError: there is no such sync or schedule, or the sync declares no such parameter.
     """
     now, shards = _time(conn)
-    schedule = _definition(conn, schedule_id) if schedule_id else {"spec_version": None, "total_timeout_ms": 86_400_000}
+    schedule = _definition(conn, schedule_id) if schedule_id else None
     sync = _sync_of(conn, sync_id)
-    columns = {"run_id": uuid7(), "tenant_id": tenant_id, "shard": shard_of(tenant_id, shards), "schedule_id": schedule_id, **sync}
-    columns |= {"spec_version": schedule["spec_version"], "total_timeout_ms": schedule["total_timeout_ms"], "now": now}
-    columns |= {"priority": priority, "idem_key": idem_key, "dry_run": dry_run, "adopt": adopt}
-    rows = select(conn, _RUN["run_trigger"], columns)
-    if rows:
-        event = Event(kind="run.queued", tenant_id=tenant_id, schedule_id=schedule_id, run_id=rows[0]["run_id"], detail={"actor": actor})
-        write_events(conn, [event])
-        return Triggered(run_id=rows[0]["run_id"], run=ready_run(rows[0]), is_new=True)
-    if idem_key is not None:
-        found = select(conn, _RUN["run_by_idem_key"], {"tenant_id": tenant_id, "idem_key": idem_key})
-        if found:
-            is_queued = found[0]["state"] == "queued"
-            return Triggered(run_id=found[0]["run_id"], run=ready_run(found[0]) if is_queued else None, is_new=False)
-    open_runs = select(conn, _RUN["run_open"], {"overlap_key": sync["overlap_key"]})
-    if not open_runs:  # it ended between the two statements
-        raise RetryableError("the sync's run has just ended", next_step="trigger it again", retry_after_s=0.1)
-    return Triggered(run_id=open_runs[0]["run_id"], run=None, is_new=False)
+    given = {**(schedule["params"] if schedule else {}), **(params or {})}
+    check_params(sync.pop("parameters"), given)
+    if idem_key is not None and (known := _triggered_before(conn, tenant_id, idem_key)) is not None:
+        return known
+    request = RunRequest(
+        tenant_id=tenant_id,
+        shard=shard_of(tenant_id, shards),
+        schedule_id=schedule_id,
+        spec_version=schedule["spec_version"] if schedule else None,
+        total_timeout_ms=schedule["total_timeout_ms"] if schedule else 86_400_000,
+        max_buffer=schedule["max_buffer"] if schedule else 100,
+        trigger=Trigger.MANUAL,
+        nominal_at=now,
+        due_at=now,
+        priority=priority,
+        idem_key=idem_key,
+        dry_run=dry_run,
+        adopt=adopt,
+        params=given,
+        actor=actor,
+        **sync,
+    )
+    policy = overlap or OverlapPolicy(schedule["overlap"] if schedule else OverlapPolicy.SKIP)
+    admission = admit(conn, request, policy)
+    if admission.run_id is not None:
+        return Triggered(
+            run_id=admission.run_id,
+            run=admission.ready,
+            is_new=True,
+            is_waiting=admission.is_waiting,
+            interrupted=admission.interrupted,
+        )
+    if admission.open_run_id is not None:
+        return Triggered(run_id=admission.open_run_id, run=None, is_new=False, is_refused=admission.reason == "buffer_full")
+    known = None if idem_key is None else _triggered_before(conn, tenant_id, idem_key)
+    if known is None:
+        raise RetryableError("a run of the sync was made at this very instant", next_step="trigger it again", retry_after_s=0.1)
+    return known
+
+
+def check_params(declared: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse values for what the sync's query does not have.
+
+    :raises ConfigError: the sync declares no such parameter.
+    """
+    for name in given:
+        if name not in declared:
+            known = ", ".join(f"`{x}`" for x in declared) or "none"
+            raise ConfigError(
+                f"the sync has no parameter `{name}`", next_step=f"declare it under the sync's `parameters`; there are: {known}"
+            )
+
+
+def _triggered_before(conn: psycopg.Connection[Any], tenant_id: UUID, idem_key: str) -> Triggered | None:
+    found = select(conn, _RUN["run_by_idem_key"], {"tenant_id": tenant_id, "idem_key": idem_key})
+    if not found:
+        return None
+    state = found[0]["state"]
+    run = ready_run(found[0]) if state == "queued" else None
+    return Triggered(run_id=found[0]["run_id"], run=run, is_new=False, is_waiting=state == "buffered")
 
 
 def _time(conn: psycopg.Connection[Any]) -> tuple[datetime, int]:
@@ -244,8 +308,9 @@ def _time(conn: psycopg.Connection[Any]) -> tuple[datetime, int]:
 
 
 def _checked(spec: ScheduleSpec, now: datetime) -> ScheduleSpec:
-    if spec.overlap != "skip":
-        raise ConfigError(f"overlap policy `{spec.overlap}` is not available", next_step="write `overlap: skip`")
+    known = [policy.value for policy in OverlapPolicy]
+    if spec.overlap not in known:
+        raise ConfigError(f"there is no overlap policy `{spec.overlap}`", next_step=f"there are: {', '.join(known)}")
     if not spec.name:
         raise ConfigError("a schedule needs a name", next_step="set `name`")
     if spec.kind == "interval" and spec.anchor_at is None:
@@ -259,7 +324,9 @@ def _timing(spec: ScheduleSpec, schedule_id: UUID) -> Timing:
 
 
 def _sync(conn: psycopg.Connection[Any], spec: ScheduleSpec) -> Row:
-    return _sync_of(conn, spec.sync_id)
+    sync = _sync_of(conn, spec.sync_id)
+    check_params(sync.pop("parameters"), spec.params)
+    return sync
 
 
 def _sync_of(conn: psycopg.Connection[Any], sync_id: UUID) -> Row:

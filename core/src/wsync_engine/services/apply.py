@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,6 +20,7 @@ from psycopg.types.json import Jsonb
 from wsync_engine.index.due_index import Index
 from wsync_engine.index.entries import DueEntry
 from wsync_engine.model.declaration import Declaration, ScheduleDeclaration, SyncDeclaration, sync_spec_to_json
+from wsync_engine.model.durations import duration_text
 from wsync_engine.model.ids import TenantId, uuid7
 from wsync_engine.model.run import Priority
 from wsync_engine.plugins import PluginHost
@@ -27,7 +29,16 @@ from wsync_engine.scheduler.runs import request_cancel
 from wsync_engine.scheduler.schedules import ScheduleSpec, announce, change_schedule, create_schedule, delete_schedule
 from wsync_engine.secrets.keyring import Keyring, TenantCipher
 from wsync_engine.secrets.references import tenant_folders
-from wsync_engine.services.catalog import Catalog, StoredConnection, StoredSync, named, read_catalog, schedule_spec_of, service_statements
+from wsync_engine.services.catalog import (
+    Catalog,
+    StoredConnection,
+    StoredSync,
+    named,
+    read_catalog,
+    read_queues,
+    schedule_spec_of,
+    service_statements,
+)
 from wsync_engine.services.changes import Change, compared
 from wsync_engine.services.connections import check_config, check_mode, resolved_secrets, roles_of
 from wsync_engine.state.database import tenant_transaction
@@ -37,6 +48,15 @@ from wsync_sdk.errors import ConfigError
 __all__ = ["apply", "plan_changes"]
 
 _SQL = service_statements("catalog")
+_DECLARED = (
+    "cron", "zone", "every_ms", "anchor_at", "once_at", "start_at", "end_at", "max_runs", "priority", "jitter_ms", "overlap", "max_buffer",
+    "catchup_ms", "catchup_mode", "max_attempts", "attempt_timeout_ms", "total_timeout_ms", "stall_ms", "pause_after_failures", "params",
+)  # fmt: skip
+_WORDS = {
+    "zone": "timezone", "every_ms": "every", "anchor_at": "anchor", "once_at": "at", "start_at": "start", "end_at": "end",
+    "jitter_ms": "jitter", "catchup_ms": "catch_up_window", "catchup_mode": "catch_up", "attempt_timeout_ms": "attempt_timeout",
+    "total_timeout_ms": "timeout", "stall_ms": "stall_timeout", "params": "parameters",
+}  # fmt: skip
 MOVED = "its next run offers everything to the new destination; what the former one holds stays there"
 
 
@@ -68,7 +88,7 @@ def plan_changes(
     wanted = _wanted(declaration, host, secret_folders)
     tenant_id = find_tenant(conn, declaration.tenant)
     if tenant_id is None:
-        return [Change(kind="create", object="tenant", name=declaration.tenant), *_changes(wanted, Catalog())]
+        return [Change(kind="create", object="tenant", name=declaration.tenant), *_changes(wanted, Catalog(queues=read_queues(conn)))]
     with tenant_transaction(conn, tenant_id):
         return _changes(wanted, read_catalog(conn, tenant_id, keyring.tenant(tenant_id)))
 
@@ -146,8 +166,10 @@ def _secret_marks(resolved: Mapping[str, str], stored: StoredConnection | None) 
 def _sync_changes(wanted: _Wanted, catalog: Catalog) -> Iterator[Change]:
     for name in [*wanted.syncs, *(name for name in catalog.syncs if name not in wanted.syncs)]:
         stored, declared = catalog.syncs.get(name), wanted.syncs.get(name)
-        old = None if stored is None else stored.spec
-        change = compared("sync", name, old, None if declared is None else sync_spec_to_json(declared.spec))
+        old = None if stored is None else {**stored.spec, "queue": stored.queue}
+        if declared is not None:
+            named(catalog.queues, declared.queue, "queue")
+        change = compared("sync", name, old, None if declared is None else {**sync_spec_to_json(declared.spec), "queue": declared.queue})
         is_moved = stored is not None and declared is not None and _is_moved(stored, declared, wanted, catalog)
         yield replace(change, note=MOVED) if is_moved else change
 
@@ -170,29 +192,47 @@ def _schedule_changes(wanted: _Wanted, catalog: Catalog) -> Iterator[Change]:
         owned = row if row is not None and row["sync_name"] == name else None
         if owned is not None or sync.schedule is not None:
             old = None if owned is None else _schedule_document(owned)
-            yield compared("schedule", name, old, None if sync.schedule is None else _declared_document(sync.schedule))
+            yield compared("schedule", name, old, None if sync.schedule is None else _declared_document(sync.schedule, owned))
     for name, row in catalog.schedules.items():
         if row["sync_name"] not in wanted.syncs:
             yield compared("schedule", name, _schedule_document(row), None)
 
 
 def _schedule_document(row: Row) -> dict[str, Any]:
-    columns = {name: row[name] for name in ("cron", "zone", "every_ms", "jitter_ms", "overlap")}
-    return {**columns, "priority": Priority(row["priority"]).name.lower()}
+    """As a declaration says it; the phase of an interval that none declares is not compared."""
+    columns = {name: row[name] for name in _DECLARED}
+    return _shown({**columns, "anchor_at": row["anchor_at"] if row["every_ms"] else None, "params": dict(row["params"])})
 
 
-def _declared_document(schedule: ScheduleDeclaration) -> dict[str, Any]:
-    return {**_declared_columns(schedule), "priority": schedule.priority.name.lower()}
+def _declared_document(schedule: ScheduleDeclaration, stored: Row | None) -> dict[str, Any]:
+    columns = _declared_columns(schedule)
+    if schedule.every_ms is not None and schedule.anchor_at is None:
+        columns["anchor_at"] = stored["anchor_at"] if stored is not None else None
+    return _shown(columns)
+
+
+def _shown(columns: dict[str, Any]) -> dict[str, Any]:
+    """In the words of the file."""
+    return {_WORDS.get(name, name): _word(name, value) for name, value in columns.items()}
+
+
+def _word(name: str, value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat()
+    if name == "priority":
+        return Priority(value).name.lower()
+    return duration_text(value) if name.endswith("_ms") and value is not None else value
 
 
 def _declared_columns(schedule: ScheduleDeclaration) -> dict[str, Any]:
+    """By column of `wsync.schedule`."""
+    columns = {name: getattr(schedule, name) for name in _DECLARED if name != "zone"}
     return {
-        "cron": schedule.cron,
+        **columns,
         "zone": schedule.timezone if schedule.cron else None,
-        "every_ms": schedule.every_ms,
         "priority": int(schedule.priority),
-        "jitter_ms": schedule.jitter_ms,
         "overlap": schedule.overlap.value,
+        "params": dict(schedule.params),
     }
 
 
@@ -251,7 +291,8 @@ class _Writer:
         spec = self._wanted.syncs[change.name].spec
         stored = self._catalog.syncs.get(change.name)
         source_id, sink_id = self._connection_ids[spec.source], self._connection_ids[spec.sink]
-        if stored is not None and (stored.source_id, stored.sink_id) != (source_id, sink_id):
+        queue = self._wanted.syncs[change.name].queue
+        if stored is not None and (stored.source_id, stored.sink_id, stored.queue) != (source_id, sink_id, queue):
             self._moved.add(change.name)
         columns = {
             "sync_id": self._sync_ids.setdefault(change.name, uuid7()),
@@ -259,6 +300,7 @@ class _Writer:
             "name": change.name,
             "source_id": source_id,
             "sink_id": sink_id,
+            "queue": self._catalog.queues[queue],
             "spec": Jsonb(sync_spec_to_json(spec)),
             "is_moved": change.note == MOVED,
         }
@@ -276,7 +318,7 @@ class _Writer:
         return change_schedule(self._conn, self._tenant_id, row["schedule_id"], spec, actor=self._actor).entry
 
     def _refresh_schedules(self, written: set[str]) -> list[DueEntry]:
-        """Schedules hold their sync's connections: those of a sync that moved to another connection are written again."""
+        """Schedules hold their sync's connections and queue: those of a sync that moved to others are written again."""
         return [
             change_schedule(self._conn, self._tenant_id, row["schedule_id"], schedule_spec_of(row), actor=self._actor).entry
             for name, row in self._catalog.schedules.items()
@@ -292,7 +334,8 @@ class _Writer:
 
 def _merged(row: Row | None, name: str, sync_id: UUID, declared: ScheduleDeclaration) -> ScheduleSpec:
     """The declared values over the stored ones; the phase of an interval stays while it is one."""
-    kind: Any = "cron" if declared.cron else "interval"
-    base = ScheduleSpec(name=name, sync_id=sync_id, kind=kind) if row is None else replace(schedule_spec_of(row), kind=kind)
-    anchor_at = base.anchor_at if kind == "interval" else None
-    return replace(base, sync_id=sync_id, anchor_at=anchor_at, once_at=None, **_declared_columns(declared))
+    kind: Any = "cron" if declared.cron else "interval" if declared.every_ms else "once"
+    columns = _declared_columns(declared)
+    if kind == "interval" and declared.anchor_at is None and row is not None:
+        columns["anchor_at"] = row["anchor_at"]
+    return ScheduleSpec(name=name, sync_id=sync_id, kind=kind, **columns)

@@ -17,7 +17,7 @@ from wsync_engine.secrets.keyring import TenantCipher
 from wsync_engine.state.statements import load_statements
 from wsync_sdk.errors import ConfigError
 
-__all__ = ["Catalog", "StoredConnection", "StoredSync", "named", "read_catalog", "schedule_spec_of", "service_statements"]
+__all__ = ["Catalog", "StoredConnection", "StoredSync", "named", "read_catalog", "read_queues", "schedule_spec_of", "service_statements"]
 
 _FOLDER = Path(__file__).with_name("sql")
 
@@ -42,21 +42,26 @@ class StoredConnection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredSync:
-    """A sync; `spec` is the JSON of its declaration."""
+    """A sync; `spec` is the JSON of its declaration, `queue` the name of its workers' queue."""
 
     sync_id: UUID
     source_id: UUID
     sink_id: UUID
     spec: dict[str, Any]
+    queue: str = "default"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Catalog:
-    """Everything of one tenant that is not deleted, by name. Schedules are rows of `wsync.schedule` with `sync_name`."""
+    """Everything of one tenant that is not deleted, by name. Schedules are rows of `wsync.schedule` with `sync_name`.
+
+    :param queues: number of each queue of the installation.
+    """
 
     connections: Mapping[str, StoredConnection] = field(default_factory=dict)
     syncs: Mapping[str, StoredSync] = field(default_factory=dict)
     schedules: Mapping[str, Row] = field(default_factory=dict)
+    queues: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_catalog(conn: psycopg.Connection[Any], tenant_id: UUID, cipher: TenantCipher) -> Catalog:
@@ -73,12 +78,21 @@ def read_catalog(conn: psycopg.Connection[Any], tenant_id: UUID, cipher: TenantC
     }
     syncs = {
         row["name"]: StoredSync(
-            sync_id=row["sync_id"], source_id=row["source_connection_id"], sink_id=row["sink_connection_id"], spec=row["spec"]
+            sync_id=row["sync_id"],
+            source_id=row["source_connection_id"],
+            sink_id=row["sink_connection_id"],
+            spec=row["spec"],
+            queue=row["queue_name"],
         )
         for row in select(conn, _SQL["sync_list"], tenant)
     }
     schedules = {row["name"]: row for row in select(conn, _SQL["schedule_list"], tenant)}
-    return Catalog(connections=connections, syncs=syncs, schedules=schedules)
+    return Catalog(connections=connections, syncs=syncs, schedules=schedules, queues=read_queues(conn))
+
+
+def read_queues(conn: psycopg.Connection[Any]) -> dict[str, int]:
+    """Number of each queue of the installation by name; any login, in a transaction or not."""
+    return {row["name"]: row["queue"] for row in select(conn, _SQL["queue_list"], {})}
 
 
 def schedule_spec_of(row: Row) -> ScheduleSpec:

@@ -16,7 +16,7 @@ from wsync_engine.index.entries import ReadyRun
 from wsync_engine.model.ids import RunId, TenantId
 from wsync_engine.model.run import RunState
 from wsync_engine.scheduler.rows import Event, Row, ready_run, select, write_events
-from wsync_engine.scheduler.runs import request_cancel
+from wsync_engine.scheduler.runs import request_cancel, run_of_key
 from wsync_engine.scheduler.schedules import announce
 from wsync_engine.secrets.keyring import Keyring, TenantCipher
 from wsync_engine.services.catalog import service_statements
@@ -133,19 +133,27 @@ def _refused(payload: bytes | None, cipher: TenantCipher) -> dict[str, Any]:
     return {name: value for name, value in rows[0].items() if value is not None} if rows else {}
 
 
-def cancel_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, *, reason: str, actor: str) -> RunState:
+def cancel_run(
+    conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, *, reason: str, actor: str, index: Index | None = None
+) -> RunState:
     """Ask a run to end; what nobody executes ends at once, what was delivered stays delivered. Returns its state.
 
     :raises ConfigError: it had ended, or there is none.
     """
     with tenant_transaction(conn, tenant_id):
-        state = request_cancel(conn, run_id, reason=reason, actor=actor)
-        if state is None:
+        requested = request_cancel(conn, run_id, reason=reason, actor=actor)
+        if requested is None:
             now = _review(conn, tenant_id, run_id)["state"]
             if now == RunState.CANCELLING:  # asked before: asking again is no mistake
                 return RunState.CANCELLING
             raise ConfigError(f"the run has ended: {now}", next_step=f"`wsync-engine runs show {run_id}`")
-    return state
+    if index is not None:
+        announce(
+            index,
+            runs=[] if requested.successor is None else [requested.successor],
+            interrupted=[] if requested.worker_id is None else [requested.worker_id],
+        )
+    return requested.state
 
 
 def approve_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, *, actor: str, index: Index | None = None) -> ReadyRun:
@@ -170,7 +178,7 @@ def approve_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID
     return ready
 
 
-def discard_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, *, actor: str) -> None:
+def discard_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, *, actor: str, index: Index | None = None) -> None:
     """Drop a blocked run: nothing of it is sent.
 
     :raises ConfigError: it is not blocked.
@@ -179,6 +187,9 @@ def discard_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID
         run = _blocked(conn, tenant_id, run_id)
         select(conn, _SQL["run_discard"], {"run_id": run_id})
         _tell(conn, tenant_id, run, "run.discarded", actor)
+        successor = run_of_key(conn, run["overlap_key"])
+    if index is not None and successor is not None:
+        announce(index, runs=[successor])
 
 
 def _blocked(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID) -> Row:

@@ -12,7 +12,7 @@ import psycopg
 
 from wsync_engine.index.entries import ReadyRun
 from wsync_engine.model.run import RunError
-from wsync_engine.scheduler.runs import OUT_OF_TIME, Outcome, finish_run, give_back_run, retry_run
+from wsync_engine.scheduler.runs import OUT_OF_TIME, Outcome, confirm_kill, finish_run, give_back_run, retry_run
 from wsync_engine.worker.messages import Ended
 from wsync_engine.worker.slots import Tenure
 from wsync_engine.worker.store import crash_run
@@ -32,7 +32,8 @@ Write = Callable[[psycopg.Connection[Any]], ReadyRun | None]
 class Ending:
     """A run that left its slot.
 
-    :param is_ours: its lease is kept until this is written. :param write: gives the run if it is queued again; StateError: it was not ours.
+    :param is_ours: its lease is kept until this is written. :param write: gives a run that is queued now, this one or its successor;
+    StateError: it was not ours.
     """
 
     run_id: UUID
@@ -41,8 +42,8 @@ class Ending:
     write: Write
 
 
-def ending_of_report(ended: Ended) -> Ending | None:
-    """What a child said at the end of its run; None: it was taken from it, and its holder or the reaper decides."""
+def ending_of_report(ended: Ended) -> Ending:
+    """What a child said at the end of its run."""
     run_id, epoch = ended.run_id, ended.epoch
     match ended.kind:
         case "concluded":
@@ -53,8 +54,8 @@ def ending_of_report(ended: Ended) -> Ending | None:
             return given_back(run_id, epoch)
         case "failed":
             return failed(run_id, epoch, ended.error)
-        case "dropped":
-            return None
+        case "dropped":  # its holder or the reaper decides
+            return _ending(run_id, epoch, partial(_freed, run_id=run_id), is_ours=False)
         case other:
             assert_never(other)
 
@@ -73,8 +74,8 @@ def ending_of_death(tenure: Tenure, how: str, *, crash_backoff_s: float) -> Endi
             return given_back(run_id, epoch)
         case "memory":
             return _ending(run_id, epoch, _retry(run_id, epoch, OUT_OF_MEMORY))
-        case "lost":  # if its child had ended it under our epoch, that is counted; else this writes nothing
-            return _ending(run_id, epoch, _finish(run_id, epoch, "failed"), is_ours=False)
+        case "lost":
+            return _ending(run_id, epoch, _finish_or_free(run_id, epoch), is_ours=False)
         case other:
             assert_never(other)
 
@@ -96,10 +97,28 @@ def _ending(run_id: UUID, epoch: int, write: Write, *, is_ours: bool = True) -> 
 def _finish(run_id: UUID, epoch: int, state: str, *, reason: str | None = None, error: RunError | None = None) -> Write:
     outcome: Outcome = _OUTCOMES[state]
 
-    def write(conn: psycopg.Connection[Any]) -> None:
-        finish_run(conn, run_id, epoch, outcome, reason=reason, error=error)
+    def write(conn: psycopg.Connection[Any]) -> ReadyRun | None:
+        return finish_run(conn, run_id, epoch, outcome, reason=reason, error=error)
 
     return write
+
+
+def _finish_or_free(run_id: UUID, epoch: int) -> Write:
+    """If its child had ended it under our epoch, that is counted; else nothing is written but that its process is gone."""
+    finish = _finish(run_id, epoch, "failed")
+
+    def write(conn: psycopg.Connection[Any]) -> ReadyRun | None:
+        try:
+            return finish(conn)
+        except StateError:
+            return _freed(conn, run_id)
+
+    return write
+
+
+def _freed(conn: psycopg.Connection[Any], run_id: UUID) -> ReadyRun | None:
+    """At most one run waits for the end of another."""
+    return next(iter(confirm_kill(conn, run_id)), None)
 
 
 _OUTCOMES: dict[str, Outcome] = {
@@ -126,7 +145,6 @@ def _or_cancelled(run_id: UUID, epoch: int, write: Write) -> Write:
         try:
             return write(conn)
         except StateError:
-            finish_run(conn, run_id, epoch, "cancelled", reason="cancelled")
-            return None
+            return finish_run(conn, run_id, epoch, "cancelled", reason="cancelled")
 
     return write_or_end

@@ -13,13 +13,15 @@ from uuid import UUID
 import redis
 from redis.exceptions import RedisError
 
-from wsync_engine.index.wakes import Wakes
+from wsync_engine.index.due_index import INTERRUPT
+from wsync_engine.index.wakes import SUBSCRIBED, Wakes
 from wsync_sdk.errors import RetryableError
 
 __all__ = ["LiveProgress", "WakeListener"]
 
 _AGAIN_S = 1.0
 _KEPT_S = 60
+_BEAT = b"b"
 
 
 @contextmanager
@@ -75,16 +77,18 @@ class WakeListener:
         self._thread = threading.Thread(target=self._listen, name="wakes", daemon=True)
         self._thread.start()
 
-    def wake(self) -> None:
+    def wake(self, *, shall_beat: bool = False) -> None:
         """From any thread, and from a signal handler."""
         with suppress(OSError):  # full: it will wake anyway
-            os.write(self._writing, b"w")
+            os.write(self._writing, _BEAT if shall_beat else b"w")
 
-    def clear(self) -> None:
-        """Forget the wake-ups so far."""
+    def clear(self) -> bool:
+        """Forget the wake-ups so far; True: one of them asked for a heartbeat, because a run has to end."""
+        found = b""
         with suppress(BlockingIOError):
-            while os.read(self.reading, 4096):
-                pass
+            while read := os.read(self.reading, 4096):
+                found += read
+        return _BEAT in found
 
     def close(self) -> None:
         """End the thread, then the pipe."""
@@ -96,8 +100,9 @@ class WakeListener:
     def _listen(self) -> None:
         while not self._stop.is_set():
             try:
-                if self._wakes.wait(0.5):
-                    self.wake()
+                messages = self._wakes.wait(0.5)
+                if messages:
+                    self.wake(shall_beat=not messages.isdisjoint({INTERRUPT, SUBSCRIBED}))
             except RetryableError:
                 self._stop.wait(_AGAIN_S)
         self._wakes.close()

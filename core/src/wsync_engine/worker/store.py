@@ -50,7 +50,8 @@ def leave(conn: psycopg.Connection[Any], worker_id: UUID) -> None:
 
 
 def crash_run(conn: psycopg.Connection[Any], run_id: UUID, epoch: int, *, error: str, backoff_s: float) -> ReadyRun | None:
-    """A run's process died by itself: queued again with a growing wait, the third time failed as `crash_loop`; None when it ended.
+    """A run's process died by itself: queued again with a growing wait, the third time failed as `crash_loop`; when it
+    ended, the run that waited for it is returned, if one did.
 
     :raises StateError: the epoch is old; nothing was written.
     """
@@ -63,11 +64,9 @@ def crash_run(conn: psycopg.Connection[Any], run_id: UUID, epoch: int, *, error:
         if row["state"] == "queued":
             return ready_run(row)
         if row["state"] == "cancelling" and row["cancel_reason"] != "timeout":
-            finish_run(conn, run_id, epoch, "cancelled", reason="cancelled")
-        else:
-            loop = crash_loop("its process", error)
-            finish_run(conn, run_id, epoch, "failed", reason=loop.message, error=loop)
-        return None
+            return finish_run(conn, run_id, epoch, "cancelled", reason="cancelled")
+        loop = crash_loop("its process", error)
+        return finish_run(conn, run_id, epoch, "failed", reason=loop.message, error=loop)
 
 
 def load_assignment(

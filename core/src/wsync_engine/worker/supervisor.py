@@ -227,8 +227,9 @@ class Worker:
         living = [slot for slot in self._slots if slot.is_alive]  # the dead ones would be ready for ever
         ready = wait([self._listener.reading, *[x for slot in living for x in (slot.pipe, slot.process.sentinel)]], self._rest_s())
         if self._listener.reading in ready:
-            self._listener.clear()
             self._ask_at_s = 0.0
+            if self._listener.clear():
+                self._beat_at_s = 0.0
 
     def _rest_s(self) -> float:
         now_s = time.monotonic()
@@ -258,9 +259,7 @@ class Worker:
             return
         self._ask_at_s = 0.0
         slot.runs_done += 1
-        ending = ending_of_report(ended)
-        if ending is not None:
-            self._endings.append(ending)
+        self._endings.append(ending_of_report(ended))
         if slot.runs_done >= self._options.runs_per_child or slot.rss_bytes() > self._options.recycle_bytes:
             slot.start()
 

@@ -14,12 +14,13 @@ ORDER BY c.schedule_id
 FOR UPDATE;
 
 -- name: run_fire
--- Overlap `skip` is decided by the index run_excl, hence also between two schedules of one sync and between two schedulers.
+-- For the policies that look at no other run: `skip` is decided by the index run_excl, hence also between two schedules of one sync and between two schedulers.
 -- In the order of the overlap keys: two fires that insert the same keys wait for one another, never in a circle.
-INSERT INTO wsync.run (run_id, tenant_id, shard, schedule_id, spec_version, sync_id, connection_id, credential_id, overlap_key, trigger,
-    nominal_at, due_at, ready_at, priority, exclusive, state, deadline_at, created_at)
-SELECT f.run_id, s.tenant_id, c.shard, s.schedule_id, s.spec_version, s.sync_id, s.connection_id, s.credential_id, s.overlap_key, 'schedule',
-    f.nominal_at, f.due_at, f.due_at, s.priority, true, 'queued', wsync.clock() + s.total_timeout_ms * interval '1 millisecond', wsync.clock()
+INSERT INTO wsync.run (run_id, tenant_id, shard, queue, schedule_id, spec_version, sync_id, connection_id, credential_id, overlap_key,
+    trigger, nominal_at, due_at, ready_at, priority, exclusive, params, state, deadline_at, created_at)
+SELECT f.run_id, s.tenant_id, c.shard, s.queue, s.schedule_id, s.spec_version, s.sync_id, s.connection_id, s.credential_id, s.overlap_key,
+    'schedule', f.nominal_at, f.due_at, f.due_at, s.priority, s.overlap <> 'allow_all', s.params, 'queued',
+    wsync.clock() + s.total_timeout_ms * interval '1 millisecond', wsync.clock()
 FROM unnest(CAST(:run_ids AS uuid[]), CAST(:schedule_ids AS uuid[]), CAST(:nominal_ats AS timestamptz[]), CAST(:due_ats AS timestamptz[]))
     WITH ORDINALITY AS f (run_id, schedule_id, nominal_at, due_at, number)
 JOIN wsync.schedule AS s USING (schedule_id)

@@ -1,22 +1,7 @@
--- name: run_trigger
--- A second one with the same idem_key, and one while a run of the sync is open, insert nothing.
-INSERT INTO wsync.run (run_id, tenant_id, shard, schedule_id, spec_version, sync_id, connection_id, credential_id, overlap_key, trigger, idem_key,
-    nominal_at, due_at, ready_at, priority, exclusive, dry_run, adopt, state, deadline_at, created_at)
-VALUES (:run_id, :tenant_id, :shard, :schedule_id, :spec_version, :sync_id, :connection_id, :credential_id, :overlap_key, 'manual', :idem_key,
-    :now, :now, :now, :priority, NOT CAST(:dry_run AS bool), :dry_run, :adopt, 'queued',
-    CAST(:now AS timestamptz) + CAST(:total_timeout_ms AS bigint) * interval '1 millisecond', wsync.clock())
-ON CONFLICT DO NOTHING
-RETURNING run_id, schedule_id, tenant_id, priority, nominal_at, due_at, ready_at;
-
 -- name: run_by_idem_key
 SELECT r.run_id, r.schedule_id, r.tenant_id, r.priority, r.nominal_at, r.due_at, r.ready_at, r.state
 FROM wsync.run AS r
 WHERE r.tenant_id = :tenant_id AND r.idem_key = :idem_key;
-
--- name: run_open
-SELECT r.run_id
-FROM wsync.run AS r
-WHERE r.overlap_key = :overlap_key AND r.exclusive AND r.state IN ('queued', 'running', 'cancelling', 'blocked');
 
 -- name: run_claim
 -- Confirms what the index dispatched. Locked in id order; a row that someone else holds is being claimed, cancelled or reaped.
@@ -62,7 +47,7 @@ WHERE r.run_id = b.run_id
 RETURNING r.run_id, r.epoch, r.lease_until, r.cancel_requested_at IS NOT NULL AS is_cancelled, r.cancel_reason;
 
 -- name: run_get
-SELECT r.run_id, r.tenant_id, r.schedule_id, r.state, r.epoch, r.attempt, r.crashes, r.deadline_at, r.priority, r.nominal_at, r.due_at, r.ready_at
+SELECT r.run_id, r.tenant_id, r.schedule_id, r.overlap_key, r.state, r.epoch, r.attempt, r.crashes, r.deadline_at, r.priority, r.nominal_at, r.due_at, r.ready_at
 FROM wsync.run AS r
 WHERE r.run_id = :run_id;
 
@@ -111,7 +96,7 @@ RETURNING run_id, schedule_id, tenant_id, priority, nominal_at, due_at, ready_at
 
 -- name: run_expired
 -- Leases that are over. For a while after Postgres started none is: children that froze meanwhile must get the time to go on.
-SELECT run_id, tenant_id, schedule_id, epoch, state, crashes, cancel_reason
+SELECT run_id, tenant_id, schedule_id, overlap_key, epoch, state, crashes, cancel_reason
 FROM wsync.run
 WHERE shard = :shard AND state IN ('running', 'cancelling') AND lease_until <= wsync.clock()
     AND clock_timestamp() > pg_postmaster_start_time() + make_interval(secs => CAST(:grace_s AS float8))
@@ -145,17 +130,47 @@ WITH cancelled AS (
     UPDATE wsync.run AS r
     SET cancel_requested_at = coalesce(r.cancel_requested_at, wsync.clock()), cancel_reason = coalesce(r.cancel_reason, :reason),
         state = CASE WHEN r.state IN ('running', 'cancelling') THEN CAST('cancelling' AS wsync.run_state) ELSE 'cancelled' END,
-        finished_at = CASE WHEN r.state IN ('running', 'cancelling') THEN NULL ELSE wsync.clock() END
+        finished_at = CASE WHEN r.state IN ('running', 'cancelling') THEN NULL ELSE wsync.clock() END,
+        folded_at = CASE WHEN r.state IN ('running', 'cancelling') OR r.epoch > 0 THEN r.folded_at ELSE wsync.clock() END
     WHERE r.run_id = :run_id AND r.state IN ('buffered', 'queued', 'running', 'blocked')
-    RETURNING r.run_id, r.tenant_id, r.schedule_id, r.epoch, r.state
+    RETURNING r.run_id, r.tenant_id, r.schedule_id, r.epoch, r.state, r.worker_id, r.overlap_key
 ), told AS (
     INSERT INTO wsync.run_event (at, tenant_id, schedule_id, run_id, epoch, kind, detail)
     SELECT wsync.clock(), tenant_id, schedule_id, run_id, epoch, 'run.' || state, jsonb_build_object('actor', CAST(:actor AS text)) FROM cancelled
 )
-SELECT run_id, state FROM cancelled;
+SELECT run_id, CAST(state AS text) AS state, worker_id, overlap_key FROM cancelled;
 
 -- name: run_settled
 SELECT 1 AS is_there
 FROM wsync.run_event
 WHERE run_id = :run_id AND epoch = :epoch AND kind = 'run.settled'
 LIMIT 1;
+
+-- name: run_of_key
+-- The run of a key that may start, if there is one: it is told to the index.
+SELECT r.run_id, r.schedule_id, r.tenant_id, r.connection_id, r.credential_id, r.sync_id, r.queue, r.priority, r.nominal_at, r.due_at,
+    r.ready_at, CAST(r.state AS text) AS state
+FROM wsync.run AS r
+WHERE r.overlap_key = :overlap_key AND r.exclusive AND r.state = 'queued';
+
+-- name: run_kill_confirmed
+-- The process of a terminated run is gone: what waits for it may start now.
+UPDATE wsync.run AS r
+SET ready_at = least(r.ready_at, wsync.clock()), waits_for = NULL
+WHERE r.waits_for = :run_id AND r.state = 'queued'
+RETURNING r.run_id, r.schedule_id, r.tenant_id, r.connection_id, r.credential_id, r.sync_id, r.queue, r.priority, r.nominal_at, r.due_at,
+    r.ready_at;
+
+-- name: run_unbuffer
+-- A pause drops what a schedule has waiting.
+WITH dropped AS (
+    UPDATE wsync.run AS r
+    SET state = 'cancelled', cancel_reason = 'paused', outcome_reason = 'the schedule was paused', finished_at = wsync.clock(),
+        folded_at = wsync.clock()
+    WHERE r.schedule_id = :schedule_id AND r.state = 'buffered' AND r.trigger = 'schedule'
+    RETURNING r.run_id, r.tenant_id, r.schedule_id
+)
+INSERT INTO wsync.run_event (at, tenant_id, schedule_id, run_id, kind, detail)
+SELECT wsync.clock(), tenant_id, schedule_id, run_id, 'run.cancelled',
+    jsonb_build_object('actor', CAST(:actor AS text), 'reason', 'paused')
+FROM dropped;

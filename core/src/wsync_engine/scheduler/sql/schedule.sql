@@ -4,18 +4,19 @@ SELECT wsync.clock() AS now, CAST(wsync.setting_value('shards') AS int) AS shard
 
 -- name: sync_find
 -- What a schedule and its runs take over from their sync. No row: not this tenant's, or deleted.
-SELECT y.sync_id, y.overlap_key, y.source_connection_id AS connection_id, coalesce(k.credential_id, k.connection_id) AS credential_id
+SELECT y.sync_id, y.overlap_key, y.queue, y.source_connection_id AS connection_id, coalesce(k.credential_id, k.connection_id) AS credential_id,
+    coalesce(y.spec -> 'parameters', '{}') AS parameters
 FROM wsync.sync AS y
 JOIN wsync.connection AS k ON k.tenant_id = y.tenant_id AND k.connection_id = y.sink_connection_id
 WHERE y.sync_id = :sync_id AND y.deleted_at IS NULL;
 
 -- name: schedule_insert
 -- A name that is taken inserts nothing: registering again is no error. Waits for whoever is just inserting it.
-INSERT INTO wsync.schedule (schedule_id, tenant_id, name, sync_id, connection_id, credential_id, overlap_key, priority, kind, cron, zone,
-    every_ms, anchor_at, once_at, jitter_ms, overlap, catchup_ms, catchup_mode, start_at, end_at, max_runs, max_attempts,
+INSERT INTO wsync.schedule (schedule_id, tenant_id, name, sync_id, connection_id, credential_id, overlap_key, queue, priority, kind, cron, zone,
+    every_ms, anchor_at, once_at, jitter_ms, overlap, max_buffer, catchup_ms, catchup_mode, start_at, end_at, max_runs, max_attempts,
     backoff_base_ms, backoff_cap_ms, attempt_timeout_ms, total_timeout_ms, stall_ms, pause_after_failures, params, created_at, updated_at)
-VALUES (:schedule_id, :tenant_id, :name, :sync_id, :connection_id, :credential_id, :overlap_key, :priority, :kind, :cron, :zone,
-    :every_ms, :anchor_at, :once_at, :jitter_ms, :overlap, :catchup_ms, :catchup_mode, :start_at, :end_at, :max_runs, :max_attempts,
+VALUES (:schedule_id, :tenant_id, :name, :sync_id, :connection_id, :credential_id, :overlap_key, :queue, :priority, :kind, :cron, :zone,
+    :every_ms, :anchor_at, :once_at, :jitter_ms, :overlap, :max_buffer, :catchup_ms, :catchup_mode, :start_at, :end_at, :max_runs, :max_attempts,
     :backoff_base_ms, :backoff_cap_ms, :attempt_timeout_ms, :total_timeout_ms, :stall_ms, :pause_after_failures, :params,
     wsync.clock(), wsync.clock())
 ON CONFLICT (tenant_id, name) WHERE deleted_at IS NULL DO NOTHING;
@@ -39,8 +40,8 @@ WHERE s.schedule_id = ANY(:schedule_ids);
 -- name: schedule_change
 UPDATE wsync.schedule
 SET spec_version = spec_version + 1, sync_id = :sync_id, connection_id = :connection_id, credential_id = :credential_id,
-    overlap_key = :overlap_key, priority = :priority, kind = :kind, cron = :cron, zone = :zone, every_ms = :every_ms,
-    anchor_at = :anchor_at, once_at = :once_at, jitter_ms = :jitter_ms, overlap = :overlap, catchup_ms = :catchup_ms,
+    overlap_key = :overlap_key, queue = :queue, priority = :priority, kind = :kind, cron = :cron, zone = :zone, every_ms = :every_ms,
+    anchor_at = :anchor_at, once_at = :once_at, jitter_ms = :jitter_ms, overlap = :overlap, max_buffer = :max_buffer, catchup_ms = :catchup_ms,
     catchup_mode = :catchup_mode, start_at = :start_at, end_at = :end_at, max_runs = :max_runs, max_attempts = :max_attempts,
     backoff_base_ms = :backoff_base_ms, backoff_cap_ms = :backoff_cap_ms, attempt_timeout_ms = :attempt_timeout_ms,
     total_timeout_ms = :total_timeout_ms, stall_ms = :stall_ms, pause_after_failures = :pause_after_failures, params = :params,

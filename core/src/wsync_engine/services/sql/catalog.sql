@@ -9,14 +9,20 @@ WHERE k.tenant_id = :tenant_id AND k.deleted_at IS NULL
 ORDER BY k.name;
 
 -- name: sync_list
-SELECT y.sync_id, y.name, y.spec, y.source_connection_id, y.sink_connection_id
+SELECT y.sync_id, y.name, y.spec, y.source_connection_id, y.sink_connection_id, q.name AS queue_name
 FROM wsync.sync AS y
+JOIN wsync.queue AS q ON q.queue = y.queue
 WHERE y.tenant_id = :tenant_id AND y.deleted_at IS NULL
 ORDER BY y.name;
 
+-- name: queue_list
+SELECT q.queue, q.name
+FROM wsync.queue AS q
+ORDER BY q.queue;
+
 -- name: schedule_list
 -- Of syncs that exist; with the clock, for people.
-SELECT s.*, y.name AS sync_name, c.next_due_at, c.last_nominal_at, c.fired, c.missed, c.failures_in_row
+SELECT s.*, y.name AS sync_name, c.next_due_at, c.last_nominal_at, c.fired, c.skipped, c.missed, c.coalesced, c.failures_in_row
 FROM wsync.schedule AS s
 JOIN wsync.sync AS y ON y.tenant_id = s.tenant_id AND y.sync_id = s.sync_id
 JOIN wsync.schedule_clock AS c ON c.schedule_id = s.schedule_id
@@ -39,12 +45,12 @@ SET deleted_at = wsync.clock(), secrets = NULL
 WHERE connection_id = :connection_id;
 
 -- name: sync_insert
-INSERT INTO wsync.sync (sync_id, tenant_id, name, source_connection_id, sink_connection_id, spec, overlap_key, created_at, updated_at)
-VALUES (:sync_id, :tenant_id, :name, :source_id, :sink_id, :spec, :sync_id, wsync.clock(), wsync.clock());
+INSERT INTO wsync.sync (sync_id, tenant_id, name, source_connection_id, sink_connection_id, queue, spec, overlap_key, created_at, updated_at)
+VALUES (:sync_id, :tenant_id, :name, :source_id, :sink_id, :queue, :spec, :sync_id, wsync.clock(), wsync.clock());
 
 -- name: sync_change
 UPDATE wsync.sync
-SET source_connection_id = :source_id, sink_connection_id = :sink_id, spec = :spec, spec_version = spec_version + 1,
+SET source_connection_id = :source_id, sink_connection_id = :sink_id, queue = :queue, spec = :spec, spec_version = spec_version + 1,
     resync = resync + CAST(CAST(:is_moved AS bool) AS int),
     forgotten = CASE WHEN CAST(:is_moved AS bool) THEN resync + 1 ELSE forgotten END,
     updated_at = wsync.clock()

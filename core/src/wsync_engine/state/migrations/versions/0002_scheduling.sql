@@ -37,9 +37,12 @@ ALTER TABLE wsync.worker
     ADD COLUMN drain_requested_at timestamptz,
     ADD COLUMN refusal text;  -- why it claims nothing
 
+CREATE INDEX run_waits_for ON wsync.run (waits_for) WHERE waits_for IS NOT NULL AND state = 'queued';
+
 -- The oldest run that waits for its overlap key becomes ready, if none is open. Called where an open run ends, in that transaction.
 -- A scheduled run that waited for longer than its catch-up window is not made up for any more.
-CREATE FUNCTION wsync.run_promote(key uuid) RETURNS uuid
+-- Of a terminated run the process may still write until its lease is over: the successor is not ready before, unless the kill is confirmed.
+CREATE FUNCTION wsync.run_promote(key uuid, not_before timestamptz DEFAULT NULL, after_run uuid DEFAULT NULL) RETURNS uuid
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     waiting record;
@@ -66,21 +69,21 @@ BEGIN
             UPDATE wsync.run SET state = 'cancelled', cancel_reason = 'expired', outcome_reason = 'waited for longer than the catch-up window',
                 finished_at = wsync.clock(), folded_at = wsync.clock()
             WHERE run_id = waiting.run_id;
-        ELSE
-            BEGIN
-                UPDATE wsync.run SET state = 'queued', ready_at = wsync.clock(), deadline_at = waiting.deadline_at
-                WHERE run_id = waiting.run_id;
-            EXCEPTION WHEN unique_violation THEN
-                RETURN NULL;  -- another run of the key has just opened: its end promotes
-            END;
+            INSERT INTO wsync.run_event (at, tenant_id, schedule_id, run_id, kind, detail)
+            VALUES (wsync.clock(), waiting.tenant_id, waiting.schedule_id, waiting.run_id, 'run.cancelled',
+                '{"actor": "system", "reason": "expired"}');
+            CONTINUE;
         END IF;
-        INSERT INTO wsync.run_event (at, tenant_id, schedule_id, run_id, kind, detail)
-        VALUES (wsync.clock(), waiting.tenant_id, waiting.schedule_id, waiting.run_id,
-            CASE WHEN waiting.is_expired THEN 'run.cancelled' ELSE 'run.promoted' END,
-            CASE WHEN waiting.is_expired THEN '{"actor": "system", "reason": "expired"}'::jsonb END);
-        IF NOT waiting.is_expired THEN
-            RETURN waiting.run_id;
-        END IF;
+        BEGIN
+            UPDATE wsync.run
+            SET state = 'queued', ready_at = greatest(wsync.clock(), not_before), waits_for = after_run, deadline_at = waiting.deadline_at
+            WHERE run_id = waiting.run_id;
+        EXCEPTION WHEN unique_violation THEN
+            RETURN NULL;  -- another run of the key has just opened: its end promotes
+        END;
+        INSERT INTO wsync.run_event (at, tenant_id, schedule_id, run_id, kind)
+        VALUES (wsync.clock(), waiting.tenant_id, waiting.schedule_id, waiting.run_id, 'run.promoted');
+        RETURN waiting.run_id;
     END LOOP;
 END $$;
 
@@ -88,7 +91,11 @@ END $$;
 CREATE FUNCTION wsync.run_closed() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    PERFORM wsync.run_promote(NEW.overlap_key);
+    IF NEW.cancel_reason = 'terminated' AND OLD.state IN ('running', 'cancelling') THEN
+        PERFORM wsync.run_promote(NEW.overlap_key, OLD.lease_until, NEW.run_id);
+    ELSE
+        PERFORM wsync.run_promote(NEW.overlap_key);
+    END IF;
     RETURN NULL;
 END $$;
 CREATE TRIGGER run_closed AFTER UPDATE OF state ON wsync.run FOR EACH ROW
@@ -103,7 +110,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 INSERT INTO wsync.setting (key, value) VALUES ('compatible_from', '"0001_foundation"');
 
-REVOKE ALL ON FUNCTION wsync.run_promote(uuid), wsync.run_closed() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION wsync.run_promote(uuid) TO wsync_engine, wsync_api;
+REVOKE ALL ON FUNCTION wsync.run_promote(uuid, timestamptz, uuid), wsync.run_closed() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION wsync.run_promote(uuid, timestamptz, uuid) TO wsync_engine, wsync_api;
 GRANT SELECT, INSERT, UPDATE ON wsync.queue TO wsync_engine;
 GRANT SELECT ON wsync.queue TO wsync_api;
