@@ -193,6 +193,7 @@ class World:
         return Job(
             sync_id=self.sync_id,
             sync_name="people",
+            parameters={},
             spec=self.spec,
             source=self.source,
             sink=self.sink,

@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 
 from wsync_engine.model.declaration import ConnectionSpec, Declaration, ScheduleDeclaration, SyncDeclaration
 from wsync_engine.model.run import OverlapPolicy, Priority
-from wsync_engine.model.sync import Duplicates, Guards, MappingEntry, Mode, SyncSpec
+from wsync_engine.model.sync import Duplicates, FromRun, Guards, MappingEntry, Mode, SyncSpec
 
 __all__ = ["ConnectionBlock", "FileBlock", "GuardsBlock", "ScheduleBlock", "SyncBlock"]
 
@@ -189,6 +189,12 @@ class GuardsBlock(_Block):
     )
 
 
+class FromRunBlock(_Block):
+    """A parameter whose value is the run's own."""
+
+    source: Literal["nominal_at"] = Field(alias="from", description="The time that the run stands for.")
+
+
 class SyncBlock(_Block):
     """A query, where its result goes, and how."""
 
@@ -196,7 +202,11 @@ class SyncBlock(_Block):
     sink: str = Field(description="A connection.")
     query: str | None = Field(default=None, min_length=1, description="SQL; instead of `table`.")
     table: str | None = Field(default=None, min_length=1, description="A whole table; instead of `query`.")
-    parameters: dict[str, Constant] = Field(default_factory=dict, description="Values of `:name` in the query.")
+    parameters: dict[str, Constant | FromRunBlock] = Field(
+        default_factory=dict,
+        description="Values of `:name` in the query; a schedule's `parameters` and `--param` go over them."
+        " `{from: nominal_at}`: the time that the run stands for, in a backfill one of the past.",
+    )
     split_by: str | None = Field(default=None, description="A column of the result with an order: its ranges are read side by side.")
     key: Annotated[tuple[str, ...], BeforeValidator(_one_or_more, json_schema_input_type=str | list[str])] = Field(
         min_length=1, description="Fields that identify a subscriber."
@@ -227,7 +237,7 @@ class SyncBlock(_Block):
             sink=self.sink,
             query=self.query,
             table=self.table,
-            parameters=self.parameters,
+            parameters={name: FromRun(name=x.source) if isinstance(x, FromRunBlock) else x for name, x in self.parameters.items()},
             split_by=self.split_by,
             key=_targets(self.key, mapping),
             stream=self.stream,

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from wsync_engine.model.run import OverlapPolicy, Priority
-from wsync_engine.model.sync import Duplicates, Guards, MappingEntry, Mode, Scalar, SyncSpec
+from wsync_engine.model.sync import Duplicates, FromRun, Guards, MappingEntry, Mode, Scalar, SyncSpec
 from wsync_sdk.errors import StateError
 
 __all__ = ["ConnectionSpec", "Declaration", "ScheduleDeclaration", "SyncDeclaration", "sync_spec_from_json", "sync_spec_to_json"]
@@ -74,7 +74,7 @@ def sync_spec_to_json(spec: SyncSpec) -> dict[str, Any]:
         "mode": spec.mode.value,
         "key": list(spec.key),
         "mapping": [asdict(entry) for entry in spec.mapping],
-        "parameters": dict(spec.parameters),
+        "parameters": {name: {"from": x.name} if isinstance(x, FromRun) else x for name, x in spec.parameters.items()},
     }
 
 
@@ -92,6 +92,9 @@ def sync_spec_from_json(stored: Mapping[str, Any]) -> SyncSpec:
                 "mapping": tuple(MappingEntry(**entry) for entry in stored.get("mapping", ())),
                 "duplicates": Duplicates(**stored.get("duplicates", {})),
                 "guards": Guards(**stored.get("guards", {})),
+                "parameters": {
+                    name: FromRun(name=x["from"]) if isinstance(x, Mapping) else x for name, x in stored.get("parameters", {}).items()
+                },
             }
         )
     except (KeyError, TypeError, ValueError) as exc:

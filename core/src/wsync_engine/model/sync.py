@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
+from typing import Literal
 
-__all__ = ["Duplicates", "Guards", "MappingEntry", "Mode", "Scalar", "SyncSpec"]
+__all__ = ["Duplicates", "FromRun", "Guards", "MappingEntry", "Mode", "Scalar", "SyncSpec", "bound_parameters"]
 
 Scalar = None | bool | int | float | str
 
@@ -16,6 +18,13 @@ class Mode(StrEnum):
 
     UPSERT = "upsert"
     MIRROR = "mirror"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FromRun:
+    """A parameter whose value is the run's own: the nominal time it stands for, which in a backfill lies in the past."""
+
+    name: Literal["nominal_at"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +77,16 @@ class SyncSpec:
     stream: str
     mode: Mode
     table: str | None = None
-    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    parameters: Mapping[str, Scalar | FromRun] = field(default_factory=dict)
     split_by: str | None = None
     mapping: tuple[MappingEntry, ...] = ()
     duplicates: Duplicates = Duplicates()
     guards: Guards = Guards()
+
+
+def bound_parameters(
+    declared: Mapping[str, Scalar | FromRun], given: Mapping[str, Scalar], *, nominal_at: datetime
+) -> dict[str, Scalar | datetime]:
+    """The values of `:name` for one run: what the sync declares, what the schedule or the trigger gave over it, and what is the run's own."""
+    values = {**declared, **{name: value for name, value in given.items() if name in declared}}
+    return {name: nominal_at if isinstance(value, FromRun) else value for name, value in values.items()}

@@ -14,7 +14,7 @@ from wsync_engine.pipeline.local_database import Budget
 from wsync_engine.pipeline.log_record import LogRecord
 from wsync_engine.state.books import Cipher, RunBooks, RunRecord
 from wsync_engine.storage import LocalStorage
-from wsync_sdk import ReadLimits, RunRef, Sink, Source, StateError, Target
+from wsync_sdk import ParameterValue, ReadLimits, RunRef, Sink, Source, StateError, Target
 
 __all__ = ["Job", "Outcome", "log_of", "run_ref", "scratch_of", "target_of"]
 
@@ -23,13 +23,14 @@ __all__ = ["Job", "Outcome", "log_of", "run_ref", "scratch_of", "target_of"]
 class Job:
     """All that one run needs.
 
-    :param sync_name: for messages. :param destination: the sink's connection and plugin, opaque. :param seed: the tenant's, for hashes.
+    :param sync_name: for messages. :param parameters: of the query, bound for this run. :param destination: the sink's connection and plugin, opaque. :param seed: the tenant's, for hashes.
     :param call_timeout_s: of one sink call: it must end before another worker may hold the run.
     """
 
     sync_id: UUID
     sync_name: str
     spec: SyncSpec
+    parameters: Mapping[str, ParameterValue]
     source: Source
     sink: Sink
     destination: str

@@ -141,7 +141,7 @@ class _PlanContext:
 
 
 def _plan(job: Job, manifest: Manifest) -> ReadPlan:
-    query = Query(sql=job.spec.query, table=job.spec.table, parameters=job.spec.parameters, split_by=job.spec.split_by)
+    query = Query(sql=job.spec.query, table=job.spec.table, parameters=job.parameters, split_by=job.spec.split_by)
     plan = job.source.plan(query, job.read_limits, _PlanContext(job))
     job.books.store_plan(job.cipher.encrypt(plan.to_bytes()), manifest.version)
     return plan

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import psycopg
 from wsync_engine.index.due_index import Index
 from wsync_engine.model.declaration import sync_spec_from_json
 from wsync_engine.model.ids import TenantId
-from wsync_engine.model.sync import Mode, SyncSpec
+from wsync_engine.model.sync import Mode, SyncSpec, bound_parameters
 from wsync_engine.pipeline.mapping import compile_mapping
 from wsync_engine.plugins import PluginHost
 from wsync_engine.scheduler.rows import Row, select
@@ -180,7 +180,8 @@ def _source(spec: SyncSpec, connection: StoredConnection, host: PluginHost, fold
             report = source.check()
             yield from (replace(finding, name=f"source.{finding.name}") for finding in report.findings)
             if report.ok:
-                query = Query(sql=spec.query, table=spec.table, parameters=spec.parameters, split_by=spec.split_by)
+                parameters = bound_parameters(spec.parameters, {}, nominal_at=datetime.now(UTC))
+                query = Query(sql=spec.query, table=spec.table, parameters=parameters, split_by=spec.split_by)
                 schema = source.preview(query, 1).schema
                 compiled = compile_mapping(spec, schema, seed="", partitions=1)
                 columns = len([name for name in schema.names if name != REFUSED_COLUMNS])

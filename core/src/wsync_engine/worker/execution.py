@@ -122,6 +122,7 @@ class _Execution:
             sync_id=a.sync_id,
             sync_name=a.sync_name,
             spec=a.spec,
+            parameters=a.parameters,
             source=source,
             sink=sink,
             destination=a.destination,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from wsync_engine.model.run import RunError
 from wsync_engine.model.sync import SyncSpec
+
+if TYPE_CHECKING:  # a supervisor needs no Arrow
+    from wsync_sdk import ParameterValue
 
 __all__ = ["Assignment", "Cancel", "CancelReason", "ConnectionPart", "Drain", "Ended", "Lost", "Renewed", "Tick"]
 
@@ -29,7 +32,7 @@ class ConnectionPart:
 class Assignment:
     """A claimed run and all that its child needs to execute it.
 
-    :param destination: the sink's connection and plugin, opaque. :param write_until_s: until when a sink call may start, by `boot_time_s`.
+    :param parameters: of the query, bound for this run. :param destination: the sink's connection and plugin, opaque. :param write_until_s: until when a sink call may start, by `boot_time_s`.
     :param call_timeout_s: how long a sink call may take. :param is_last_attempt: a failure that might pass ends the run none the less.
     """
 
@@ -39,6 +42,7 @@ class Assignment:
     sync_id: UUID
     sync_name: str
     spec: SyncSpec
+    parameters: Mapping[str, ParameterValue]
     source: ConnectionPart
     sink: ConnectionPart
     destination: str

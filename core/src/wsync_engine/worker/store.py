@@ -13,6 +13,7 @@ import psycopg
 
 from wsync_engine.index.entries import ReadyRun
 from wsync_engine.model.declaration import sync_spec_from_json
+from wsync_engine.model.sync import bound_parameters
 from wsync_engine.scheduler.rows import ready_run, select
 from wsync_engine.scheduler.runs import MAX_CRASHES, ClaimedRun, crash_loop, finish_run
 from wsync_engine.secrets.keyring import Keyring, TenantCipher
@@ -88,6 +89,7 @@ def load_assignment(
     if not rows:
         raise StateError("the run's sync does not exist any more", next_step="nothing: it was purged")
     row = rows[0]
+    spec = sync_spec_from_json(row["spec"])
     cipher = keyring.tenant(claimed.tenant_id)
     folders = tenant_folders(secret_folders, row["tenant"])
     return Assignment(
@@ -96,7 +98,8 @@ def load_assignment(
         epoch=claimed.epoch,
         sync_id=claimed.sync_id,
         sync_name=row["sync_name"],
-        spec=sync_spec_from_json(row["spec"]),
+        spec=spec,
+        parameters=bound_parameters(spec.parameters, row["params"], nominal_at=claimed.nominal_at),
         source=_part(row["source_plugin"], row["source_config"], row["source_secrets"], cipher, folders),
         sink=_part(row["sink_plugin"], row["sink_config"], row["sink_secrets"], cipher, folders),
         destination=f"{row['sink_connection_id']}/{row['sink_plugin']}",

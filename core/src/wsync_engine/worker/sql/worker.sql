@@ -28,7 +28,7 @@ SELECT run_id, schedule_id, tenant_id, priority, nominal_at, due_at, ready_at, s
 
 -- name: assignment_load
 -- All that a run's child must be told.
-SELECT r.run_id, t.name AS tenant, s.name AS sync_name, s.spec, r.attempt + 1 >= coalesce(d.max_attempts, 3) AS is_last_attempt,
+SELECT r.run_id, t.name AS tenant, s.name AS sync_name, s.spec, r.params, r.attempt + 1 >= coalesce(d.max_attempts, 3) AS is_last_attempt,
     a.plugin AS source_plugin, a.config AS source_config, a.secrets AS source_secrets,
     s.sink_connection_id, b.plugin AS sink_plugin, b.config AS sink_config, b.secrets AS sink_secrets
 FROM wsync.run AS r
