@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from wsync_engine.index.entries import Claimed, Difference, DueEntry, ReadyRun, ms_of
+from wsync_engine.index.entries import Claimed, Difference, DueEntry, ReadyRun, due_member, ms_of
 from wsync_engine.index.scripts import run_script
 from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
@@ -165,8 +165,13 @@ class Index:
         reply = self._run("claim_due", ["due", "rev", "firing", "delay", "lease"], [n, self._fire_lease_ms])
         wake_ms = int(reply[1])
         pairs = zip(reply[2::2], reply[3::2], strict=True)
-        entries = tuple((UUID(bytes=member), int(rev)) for member, rev in pairs)
-        return Claimed(now_ms=int(reply[0]), next_wake_ms=None if wake_ms < 0 else wake_ms, entries=entries)
+        found = [(UUID(bytes=member[-16:]), int(rev), len(member) > 16) for member, rev in pairs]
+        return Claimed(
+            now_ms=int(reply[0]),
+            next_wake_ms=None if wake_ms < 0 else wake_ms,
+            entries=tuple((due_id, rev) for due_id, rev, is_backfill in found if not is_backfill),
+            backfills=tuple((due_id, rev) for due_id, rev, is_backfill in found if is_backfill),
+        )
 
     def commit_fire(self, entries: Sequence[DueEntry], runs: Sequence[ReadyRun]) -> int:
         """After a fire's transaction: next due times, and its runs into the queues; returns how many runs were pushed. Wakes workers."""
@@ -180,14 +185,16 @@ class Index:
             pushed += int(self._run("commit_fire", keys, [len(due), *_flat(entry.arguments() for entry in due), *members]))
         return pushed
 
-    def check(self, revs: Sequence[tuple[UUID, int]]) -> list[Difference]:
-        """Compare schedules that Postgres says are due soon; what agrees is left out. Changes nothing."""
+    def check(self, revs: Sequence[tuple[UUID, int]], *, is_backfill: bool = False) -> list[Difference]:
+        """Compare schedules, or backfills, that Postgres says are due soon; what agrees is left out. Changes nothing."""
         found = []
         for page in _pages(revs):
-            reply = self._run("check", ["due", "rev", "firing"], _flat((schedule_id.bytes, rev) for schedule_id, rev in page))
+            reply = self._run(
+                "check", ["due", "rev", "firing"], _flat((due_member(due_id, is_backfill=is_backfill), rev) for due_id, rev in page)
+            )
             for at in range(0, len(reply), 3):
                 kind = reply[at + 1].decode("ascii")
-                found.append(Difference(schedule_id=UUID(bytes=reply[at]), kind=kind, stored_rev=int(reply[at + 2])))
+                found.append(Difference(schedule_id=UUID(bytes=reply[at][-16:]), kind=kind, stored_rev=int(reply[at + 2])))
         return found
 
     # -- runs

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
-__all__ = ["Claimed", "Difference", "DueEntry", "ReadyRun", "instant_of", "ms_of"]
+__all__ = ["Claimed", "Difference", "DueEntry", "ReadyRun", "due_member", "instant_of", "ms_of"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -22,20 +22,30 @@ def instant_of(at_ms: int) -> datetime:
     return _EPOCH + timedelta(milliseconds=at_ms)
 
 
+def due_member(due_id: UUID, *, is_backfill: bool) -> bytes:
+    """How the index names a schedule (16 bytes) or a backfill (`b` and 16 bytes)."""
+    return b"b" + due_id.bytes if is_backfill else due_id.bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DueEntry:
-    """A schedule's next due time under its rev; `due_at` None: not due (paused, exhausted). `is_gone`: deleted, its rev may be forgotten."""
+    """A schedule's or a backfill's next due time under its rev; `due_at` None: not due (paused, exhausted).
+
+    `is_gone`: deleted, its rev may be forgotten. `is_backfill`: `schedule_id` is a backfill's.
+    """
 
     schedule_id: UUID
     rev: int
     due_at: datetime | None
     is_gone: bool = False
+    is_backfill: bool = False
 
     def arguments(self) -> tuple[bytes, int, int]:
         """As the scripts take it."""
+        member = due_member(self.schedule_id, is_backfill=self.is_backfill)
         if self.is_gone:
-            return self.schedule_id.bytes, self.rev, -2
-        return self.schedule_id.bytes, self.rev, -1 if self.due_at is None else ms_of(self.due_at)
+            return member, self.rev, -2
+        return member, self.rev, -1 if self.due_at is None else ms_of(self.due_at)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,11 +73,12 @@ class ReadyRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed:
-    """Schedules that are ours for the fire lease, as (id, rev); `next_wake_ms` None: nothing to wait for. By the clock of Redis."""
+    """Schedules and backfills that are ours for the fire lease, as (id, rev); `next_wake_ms` None: nothing to wait for. By the clock of Redis."""
 
     now_ms: int
     next_wake_ms: int | None
     entries: tuple[tuple[UUID, int], ...]
+    backfills: tuple[tuple[UUID, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

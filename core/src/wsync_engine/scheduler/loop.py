@@ -18,10 +18,11 @@ import structlog
 from wsync_engine.index.due_index import WAKE_SCHEDULERS, Index, RebuildNeeded
 from wsync_engine.index.entries import Claimed
 from wsync_engine.index.wakes import Wakes
+from wsync_engine.scheduler.backfill import step_backfill
 from wsync_engine.scheduler.fire import fire
 from wsync_engine.scheduler.runs import RESTART_GRACE_S, reap_runs
 from wsync_engine.scheduler.sweeper import load_index, sweep
-from wsync_sdk.errors import RetryableError, StateError
+from wsync_sdk.errors import RetryableError, StateError, WsyncError
 
 __all__ = ["Scheduler"]
 
@@ -103,6 +104,8 @@ class Scheduler:
         if claimed.entries:
             self._unfired, self._unfired_until_s = claimed.entries, self._monotonic() + UNFIRED_S
             self._fire()
+        for backfill_id, rev in claimed.backfills:
+            self._step_backfill(backfill_id, rev)
         self._index.expire()
         _, next_ready_ms = self._index.promote()
         self._do_chores()
@@ -141,6 +144,16 @@ class Scheduler:
         self._index.interrupt(fired.interrupted)
         _log.debug("schedules.fired", claimed=len(self._unfired), runs=len(fired.runs))
         self._unfired = ()
+
+    def _step_backfill(self, backfill_id: UUID, rev: int) -> None:
+        """What fails comes again with its fire lease, and must not stop the others."""
+        try:
+            step = step_backfill(self._postgres(), backfill_id, rev)
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, WsyncError) as exc:
+            _log.warning("backfill.waiting", backfill=str(backfill_id), error=type(exc).__name__)
+            return
+        self._index.commit_fire(step.entries, step.runs)
+        self._index.interrupt(step.interrupted)
 
     def _do_chores(self) -> None:
         now_s = self._monotonic()
@@ -205,7 +218,7 @@ class Scheduler:
 
 
 def _rest_s(claimed: Claimed, next_ready_ms: int | None) -> float:
-    if len(claimed.entries) == CLAIM:
+    if len(claimed.entries) + len(claimed.backfills) == CLAIM:
         return 0.0
     if claimed.entries:
         return BATCH_PAUSE_S

@@ -54,6 +54,8 @@ def _load(conn: psycopg.Connection[Any], index: Index, shard: int) -> int:
     for page in _pages(conn, "clock_all", {"shard": shard}, "next_due_at", "schedule_id"):
         schedules += index.upsert_due([_entry(row) for row in page])
         index.continue_load()
+    for page in _pages(conn, "backfill_active", {"shard": shard}, "next_due_at", "backfill_id"):
+        index.upsert_due([_backfill_entry(row) for row in page])
     return schedules
 
 
@@ -68,6 +70,8 @@ def sweep(conn: psycopg.Connection[Any], index: Index, *, shard: int = 0) -> int
         repairs = 0
         for page in _pages(conn, "clock_soon", {"shard": shard, "window_s": SWEEP_WINDOW_S}, "next_due_at", "schedule_id"):
             repairs += _repair(conn, index, page)
+        for page in _pages(conn, "backfill_active", {"shard": shard}, "next_due_at", "backfill_id"):
+            repairs += _repair_backfills(conn, index, page)
         until_at = instant(select(conn, _SCHEDULE["time_now"], {})[0], "now") - WAITING_SINCE
         for page in _pages(conn, "run_waiting", {"shard": shard, "until_at": until_at}, "ready_at", "run_id"):
             index.commit_fire([], [ready_run(row) for row in page])  # a no-op for those that are there
@@ -92,6 +96,22 @@ def _repair(conn: psycopg.Connection[Any], index: Index, page: list[Row]) -> int
         older += [_entry(row) for row in select(conn, _SQL["clock_outrun"], columns)]
     index.upsert_due(older)
     return len(older)
+
+
+def _repair_backfills(conn: psycopg.Connection[Any], index: Index, page: list[Row]) -> int:
+    differences = index.check([(row["backfill_id"], row["rev"]) for row in page], is_backfill=True)
+    rows = {row["backfill_id"]: row for row in page}
+    older = [_backfill_entry(rows[x.schedule_id]) for x in differences if x.kind == "older"]
+    ahead = [x for x in differences if x.kind != "older"]
+    if ahead:
+        columns = {"backfill_ids": [x.schedule_id for x in ahead], "revs": [x.stored_rev for x in ahead]}
+        older += [_backfill_entry(row) for row in select(conn, _SQL["backfill_outrun"], columns)]
+    index.upsert_due(older)
+    return len(older)
+
+
+def _backfill_entry(row: Row) -> DueEntry:
+    return DueEntry(schedule_id=row["backfill_id"], rev=row["rev"], due_at=row["next_due_at"], is_backfill=True)
 
 
 def _entry(row: Row) -> DueEntry:

@@ -17,7 +17,7 @@ from wsync_engine.scheduler.interval import interval_fires, jitter
 from wsync_engine.scheduler.zones import zone_named
 from wsync_sdk.errors import ConfigError
 
-__all__ = ["Decision", "Nominal", "Timing", "check_timing", "decide", "first_nominal"]
+__all__ = ["Decision", "Nominal", "Timing", "check_timing", "decide", "first_nominal", "nominal_times"]
 
 MAX_FIRES = 100
 """Nominal times fired in one transaction; the rest stays due."""
@@ -84,7 +84,7 @@ def check_timing(timing: Timing) -> None:
 
 def first_nominal(timing: Timing, *, after: datetime, due_after: datetime) -> Nominal | None:
     """The first nominal time later than `after` that is due later than `due_after`: for a new, changed or resumed schedule."""
-    for found in _nominals(timing, _following(timing, after, 1)):
+    for found in _nominals(timing, nominal_times(timing, after, 1)):
         if found.due_at > due_after:
             return found
     return None
@@ -121,7 +121,7 @@ def decide(timing: Timing, *, next_nominal_at: datetime, runs: int, now: datetim
     return Decision(fire=fire, missed=missed, coalesced=len(open_times) - len(fire), last_nominal_at=last, next=following)
 
 
-def _following(timing: Timing, after: datetime, n: int) -> list[datetime]:
+def nominal_times(timing: Timing, after: datetime, n: int) -> list[datetime]:
     """Up to `n` nominal times strictly after `after`, inside start (inclusive) and end (inclusive)."""
     if timing.start_at is not None:
         after = max(after, timing.start_at - timedelta(microseconds=1))
@@ -139,7 +139,7 @@ def _nominals(timing: Timing, ahead: list[datetime]) -> Iterator[Nominal]:
     batch = 2  # most decisions need one time and its successor; an outage needs many
     while ahead:
         if len(ahead) == 1:
-            ahead = ahead + _following(timing, ahead[0], batch)
+            ahead = ahead + nominal_times(timing, ahead[0], batch)
             batch = _BATCH
         nominal_at, *ahead = ahead
         gap = ahead[0] - nominal_at if ahead else None

@@ -10,6 +10,11 @@ FROM wsync.sync AS y
 JOIN wsync.connection AS k ON k.tenant_id = y.tenant_id AND k.connection_id = y.sink_connection_id
 WHERE y.sync_id = :sync_id AND y.deleted_at IS NULL;
 
+-- name: sync_mode
+SELECT y.spec ->> 'mode' AS mode
+FROM wsync.sync AS y
+WHERE y.sync_id = :sync_id;
+
 -- name: schedule_insert
 -- A name that is taken inserts nothing: registering again is no error. Waits for whoever is just inserting it.
 INSERT INTO wsync.schedule (schedule_id, tenant_id, name, sync_id, connection_id, credential_id, overlap_key, queue, priority, kind, cron, zone,

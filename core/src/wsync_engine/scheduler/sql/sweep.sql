@@ -42,3 +42,18 @@ FROM wsync.run AS r
 WHERE r.shard = :shard AND r.state IN ('running', 'cancelling') AND r.run_id > :after_id
 ORDER BY r.run_id
 LIMIT :count;
+
+-- name: backfill_active
+SELECT b.backfill_id, b.rev, b.next_due_at
+FROM wsync.backfill AS b
+WHERE b.shard = :shard AND b.state = 'active' AND (b.next_due_at, b.backfill_id) > (CAST(:after_at AS timestamptz), CAST(:after_id AS uuid))
+ORDER BY b.next_due_at, b.backfill_id
+LIMIT :count;
+
+-- name: backfill_outrun
+-- As clock_outrun.
+UPDATE wsync.backfill AS b
+SET rev = greatest(b.rev, d.rev) + 1
+FROM unnest(CAST(:backfill_ids AS uuid[]), CAST(:revs AS bigint[])) AS d (backfill_id, rev)
+WHERE b.backfill_id = d.backfill_id AND b.state = 'active' AND b.rev <= d.rev
+RETURNING b.backfill_id, b.rev, b.next_due_at;
