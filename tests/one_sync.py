@@ -95,6 +95,7 @@ class OneSync:
                 sync_id=self.sync_id,
                 sync_name="people",
                 spec=self.spec,
+                parameters={},
                 source=source,
                 sink=sink,
                 destination=f"c/{self.sink_plugin}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Literal
 from uuid import UUID
 
@@ -126,7 +127,7 @@ def nominal_times(timing: Timing, after: datetime, n: int) -> list[datetime]:
     if timing.start_at is not None:
         after = max(after, timing.start_at - timedelta(microseconds=1))
     if timing.kind == "cron":
-        times = next_fires(timing.cron or "", timing.zone or "", after, n)
+        times = _cron_fires(timing.cron or "", timing.zone or "", after, n)
     elif timing.kind == "interval" and timing.anchor_at is not None:
         times = interval_fires(timing.anchor_at, timedelta(milliseconds=timing.every_ms or 0), after, n)
     else:
@@ -134,13 +135,22 @@ def nominal_times(timing: Timing, after: datetime, n: int) -> list[datetime]:
     return [x for x in times if timing.end_at is None or x <= timing.end_at]
 
 
+@lru_cache(maxsize=8_192)
+def _cron_fires(cron: str, zone: str, after: datetime, n: int) -> list[datetime]:
+    """Thousands of schedules share an expression, and are asked for the same instant when they are made and when they fire."""
+    return next_fires(cron, zone, after, n)
+
+
 def _nominals(timing: Timing, ahead: list[datetime]) -> Iterator[Nominal]:
-    """Nominal times with their due times, from the given one on; reads ahead, as jitter needs the next time."""
-    batch = 2  # most decisions need one time and its successor; an outage needs many
+    """Nominal times with their due times, from the given one on. Looks ahead no further than it must: jitter needs the next time."""
+    batch = 1  # most decisions need one time and its successor; an outage needs many
     while ahead:
-        if len(ahead) == 1:
-            ahead = ahead + nominal_times(timing, ahead[0], batch)
+        if len(ahead) == 1 and timing.jitter_ms:
+            ahead = ahead + nominal_times(timing, ahead[0], batch + 1)
             batch = _BATCH
         nominal_at, *ahead = ahead
         gap = ahead[0] - nominal_at if ahead else None
         yield Nominal(nominal_at, nominal_at + jitter(timing.schedule_id, nominal_at, timing.jitter_ms, gap))
+        if not ahead:
+            ahead = nominal_times(timing, nominal_at, batch)
+            batch = _BATCH

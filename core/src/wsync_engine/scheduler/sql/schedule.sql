@@ -8,7 +8,7 @@ SELECT y.sync_id, y.overlap_key, y.queue, y.source_connection_id AS connection_i
     coalesce(y.spec -> 'parameters', '{}') AS parameters
 FROM wsync.sync AS y
 JOIN wsync.connection AS k ON k.tenant_id = y.tenant_id AND k.connection_id = y.sink_connection_id
-WHERE y.sync_id = :sync_id AND y.deleted_at IS NULL;
+WHERE y.sync_id = ANY(CAST(:sync_ids AS uuid[])) AND y.deleted_at IS NULL;
 
 -- name: sync_mode
 SELECT y.spec ->> 'mode' AS mode
@@ -16,15 +16,39 @@ FROM wsync.sync AS y
 WHERE y.sync_id = :sync_id;
 
 -- name: schedule_insert
--- A name that is taken inserts nothing: registering again is no error. Waits for whoever is just inserting it.
-INSERT INTO wsync.schedule (schedule_id, tenant_id, name, sync_id, connection_id, credential_id, overlap_key, queue, priority, kind, cron, zone,
-    every_ms, anchor_at, once_at, jitter_ms, overlap, max_buffer, catchup_ms, catchup_mode, start_at, end_at, max_runs, max_attempts,
-    backoff_base_ms, backoff_cap_ms, attempt_timeout_ms, total_timeout_ms, stall_ms, pause_after_failures, params, created_at, updated_at)
-VALUES (:schedule_id, :tenant_id, :name, :sync_id, :connection_id, :credential_id, :overlap_key, :queue, :priority, :kind, :cron, :zone,
-    :every_ms, :anchor_at, :once_at, :jitter_ms, :overlap, :max_buffer, :catchup_ms, :catchup_mode, :start_at, :end_at, :max_runs, :max_attempts,
-    :backoff_base_ms, :backoff_cap_ms, :attempt_timeout_ms, :total_timeout_ms, :stall_ms, :pause_after_failures, :params,
-    wsync.clock(), wsync.clock())
-ON CONFLICT (tenant_id, name) WHERE deleted_at IS NULL DO NOTHING;
+-- Any number of schedules: definition, first version, clock and event of each. A name that is taken inserts nothing: registering again is no
+-- error, and waits for whoever is just inserting it; names in order, so that two who insert the same ones never wait in a circle.
+WITH wanted AS MATERIALIZED (
+    SELECT n.schedule_id, n.next_nominal_at, n.next_due_at, n.spec
+    FROM jsonb_to_recordset(CAST(:wanted AS jsonb))
+        AS n (schedule_id uuid, next_nominal_at timestamptz, next_due_at timestamptz, spec jsonb)
+), made AS (
+    INSERT INTO wsync.schedule (schedule_id, tenant_id, name, sync_id, connection_id, credential_id, overlap_key, queue, priority, kind,
+        cron, zone, every_ms, anchor_at, once_at, jitter_ms, overlap, max_buffer, catchup_ms, catchup_mode, start_at, end_at, max_runs,
+        max_attempts, backoff_base_ms, backoff_cap_ms, attempt_timeout_ms, total_timeout_ms, stall_ms, pause_after_failures, params,
+        created_at, updated_at)
+    SELECT w.schedule_id, :tenant_id, s.name, y.sync_id, y.source_connection_id, coalesce(k.credential_id, k.connection_id), y.overlap_key,
+        y.queue, s.priority, s.kind, s.cron, s.zone, s.every_ms, s.anchor_at, s.once_at, s.jitter_ms, s.overlap, s.max_buffer, s.catchup_ms,
+        s.catchup_mode, s.start_at, s.end_at, s.max_runs, s.max_attempts, s.backoff_base_ms, s.backoff_cap_ms, s.attempt_timeout_ms,
+        s.total_timeout_ms, s.stall_ms, s.pause_after_failures, s.params, wsync.clock(), wsync.clock()
+    FROM wanted AS w
+    CROSS JOIN LATERAL jsonb_populate_record(CAST(NULL AS wsync.schedule), w.spec) AS s
+    JOIN wsync.sync AS y ON y.sync_id = s.sync_id
+    JOIN wsync.connection AS k ON k.tenant_id = y.tenant_id AND k.connection_id = y.sink_connection_id
+    ORDER BY s.name
+    ON CONFLICT (tenant_id, name) WHERE deleted_at IS NULL DO NOTHING
+    RETURNING schedule_id
+), versions AS (
+    INSERT INTO wsync.schedule_spec (schedule_id, spec_version, tenant_id, spec, actor, at)
+    SELECT schedule_id, 1, :tenant_id, w.spec, :actor, wsync.clock() FROM wanted AS w JOIN made USING (schedule_id)
+), clocks AS (
+    INSERT INTO wsync.schedule_clock (schedule_id, tenant_id, shard, next_nominal_at, next_due_at)
+    SELECT schedule_id, :tenant_id, :shard, w.next_nominal_at, w.next_due_at FROM wanted AS w JOIN made USING (schedule_id)
+), told AS (
+    INSERT INTO wsync.run_event (at, tenant_id, schedule_id, kind, detail)
+    SELECT wsync.clock(), :tenant_id, schedule_id, 'schedule.created', jsonb_build_object('actor', CAST(:actor AS text)) FROM made
+)
+SELECT schedule_id FROM made;
 
 -- name: schedule_find
 SELECT s.*
@@ -76,10 +100,6 @@ WHERE schedule_id = :schedule_id AND deleted_at IS NULL AND paused;
 UPDATE wsync.schedule
 SET deleted_at = wsync.clock()
 WHERE schedule_id = :schedule_id AND deleted_at IS NULL;
-
--- name: clock_insert
-INSERT INTO wsync.schedule_clock (schedule_id, tenant_id, shard, next_nominal_at, next_due_at)
-VALUES (:schedule_id, :tenant_id, :shard, :next_nominal_at, :next_due_at);
 
 -- name: clock_lock
 -- The one lock that fires, edits and finishes meet at; always taken before a run's.
