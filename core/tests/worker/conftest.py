@@ -52,7 +52,7 @@ class World:
         self.workers: list[subprocess.Popen[bytes]] = []
         self.engine.execute("INSERT INTO wsync.tenant (tenant_id, name) VALUES (%s, 'acme')", (self.tenant_id,))
 
-    def add_sync(self, rows: int = 40, failure: str = "", **schedule: int) -> None:
+    def add_sync(self, rows: int = 40, failure: str = "", **schedule: Any) -> None:
         source, sink = uuid7(), uuid7()
         for connection_id, name in ((source, "w"), (sink, "s")):
             config = {"folder": str(self.folder), "rows": rows, "failure": failure, "password": "env:WAREHOUSE_PASSWORD"}
@@ -66,11 +66,11 @@ class World:
             " VALUES (%s, %s, 'people', %s, %s, %s, %s)",
             (self.sync_id, self.tenant_id, source, sink, Jsonb(sync_spec_to_json(spec)), self.sync_id),
         )
-        timing = {"max_attempts": 3, "attempt_timeout_ms": 60_000, **schedule}
+        timing = {"max_attempts": 3, "attempt_timeout_ms": 60_000, "stall_ms": 60_000, "overlap": "skip", **schedule}
         self.engine.execute(
             "INSERT INTO wsync.schedule (schedule_id, tenant_id, name, sync_id, connection_id, credential_id, overlap_key, kind, cron, zone,"
-            " max_attempts, backoff_base_ms, attempt_timeout_ms)"
-            " VALUES (%s, %s, 'people', %s, %s, %s, %s, 'cron', '0 0 1 1 *', 'UTC', %s, 20, %s)",
+            " max_attempts, backoff_base_ms, attempt_timeout_ms, stall_ms, overlap)"
+            " VALUES (%s, %s, 'people', %s, %s, %s, %s, 'cron', '0 0 1 1 *', 'UTC', %s, 20, %s, %s, %s)",
             (
                 self.schedule_id,
                 self.tenant_id,
@@ -80,6 +80,8 @@ class World:
                 self.sync_id,
                 timing["max_attempts"],
                 timing["attempt_timeout_ms"],
+                timing["stall_ms"],
+                timing["overlap"],
             ),
         )
         self.engine.execute(

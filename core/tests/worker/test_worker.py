@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from typing import Any
 
 import psutil
 
 from wsync_engine.embedded.processes import is_running
 from wsync_engine.scheduler.runs import request_cancel
-from wsync_engine.state.database import connect
+from wsync_engine.scheduler.schedules import announce, trigger_run
+from wsync_engine.state.database import connect, tenant_transaction
 
 
 def test_a_queued_run_is_executed_to_its_end(world: Any) -> None:
@@ -101,6 +103,94 @@ def test_a_run_beyond_its_time_fails_as_such(world: Any) -> None:
     row = world.until_state(run_id, "failed", "succeeded")
 
     assert (row["state"], row["outcome_reason"]) == ("failed", "out of time")
+
+
+def test_a_run_that_stands_still_is_ended_and_tried_again(world: Any) -> None:
+    world.add_sync(rows=60, stall_ms=1_000)
+    run_id = world.add_run()
+    world.start_worker(stop_grace_s=0.2)
+    world.shut("write")
+    world.until_reached("write")
+
+    world.until(lambda: world.engine.execute("SELECT 1 FROM wsync.run_event WHERE kind = 'run.stuck'").fetchone())
+    world.until(lambda: world.run_row(run_id)["attempt"] == 1)
+    assert "nothing moved" in world.run_row(run_id)["error"]
+    world.open("write")
+    row = world.until_state(run_id, "succeeded", "failed")
+
+    assert (row["state"], row["attempt"]) == ("succeeded", 1)
+
+
+def test_a_query_that_takes_its_time_until_the_first_row_is_not_taken_as_standing_still(world: Any) -> None:
+    world.add_sync(rows=60, stall_ms=4_000)
+    run_id = world.add_run()
+    world.start_worker()
+    world.shut("plan")
+    world.until_reached("plan")
+    time.sleep(6)
+
+    world.open("plan")
+    row = world.until_state(run_id, "succeeded", "failed")
+
+    assert (row["state"], row["attempt"], row["epoch"]) == ("succeeded", 0, 1)
+
+
+def test_a_stopped_process_stands_still_too(world: Any) -> None:
+    world.add_sync(rows=60, stall_ms=1_500)
+    run_id = world.add_run()
+    world.start_worker(stop_grace_s=0.2)
+    world.shut("plan")
+    child = world.until_reached("plan")
+    os.kill(child, signal.SIGSTOP)
+    world.open("plan")
+
+    row = world.until_state(run_id, "succeeded", "failed")
+
+    assert (row["state"], row["attempt"]) == ("succeeded", 1)
+    assert not is_running(child, words=())
+
+
+def test_a_run_that_is_terminated_by_a_later_one_stops_and_the_later_one_does_not_wait_for_the_lease(world: Any) -> None:
+    world.add_sync(rows=60, overlap="terminate_other")
+    first = world.add_run()
+    world.start_worker(lease_s=60.0)
+    world.shut("write")
+    child = world.until_reached("write")
+    with connect(world.database.api_url, application_name="test") as api, tenant_transaction(api, world.tenant_id):
+        made = trigger_run(api, world.tenant_id, sync_id=world.sync_id, schedule_id=world.schedule_id, actor="test")
+    announce(world.index, runs=[made.run] if made.run else [], interrupted=[made.interrupted] if made.interrupted else [])
+
+    world.until(lambda: not is_running(child, words=()))
+    world.open("write")
+    started_s = time.monotonic()
+    row = world.until_state(made.run_id, "succeeded", "failed")
+
+    assert time.monotonic() < started_s + 30  # half of the lease
+    assert (world.run_row(first)["state"], world.run_row(first)["cancel_reason"], row["state"]) == ("cancelled", "terminated", "succeeded")
+
+
+def test_a_worker_drains_when_it_is_asked_to_from_elsewhere(world: Any) -> None:
+    worker = world.start_worker()
+    world.until(lambda: world.engine.execute("SELECT 1 FROM wsync.worker").fetchone())
+
+    world.engine.execute("UPDATE wsync.worker SET drain_requested_at = now()")
+
+    assert worker.wait(15) == 0
+    assert "worker.drain_requested" in world.logs()
+
+
+def test_a_worker_with_another_storage_claims_nothing_and_says_why(world: Any) -> None:
+    world.add_sync()
+    world.engine.execute("""INSERT INTO wsync.setting (key, value) VALUES ('storage_id', '"theirs"')""")
+    world.start_worker(storage_id="ours")
+    world.until(lambda: world.engine.execute("SELECT 1 FROM wsync.worker WHERE refusal IS NOT NULL").fetchone())
+    run_id = world.add_run()
+
+    world.until(lambda: "worker.refuses" in world.logs())
+    time.sleep(2)
+    assert world.run_row(run_id)["state"] == "queued"
+    world.engine.execute("""UPDATE wsync.setting SET value = '"ours"' WHERE key = 'storage_id'""")
+    world.until_state(run_id, "succeeded")
 
 
 def test_a_draining_worker_finishes_its_run_takes_no_other_and_leaves(world: Any) -> None:

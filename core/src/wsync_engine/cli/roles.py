@@ -63,6 +63,7 @@ def worker(slots: Slots = 2, new_storage: NewStorage = False) -> None:
     from wsync_engine.services.storage import claim_storage
     from wsync_engine.settings import Settings
     from wsync_engine.state.database import check_schema, connect
+    from wsync_engine.storage import storage_id
     from wsync_engine.telemetry import log_to_stderr
     from wsync_engine.worker.connectors import InstalledPlugins
     from wsync_engine.worker.supervisor import Worker, WorkerOptions
@@ -78,6 +79,7 @@ def worker(slots: Slots = 2, new_storage: NewStorage = False) -> None:
         options = WorkerOptions(
             api_url=urls.api,
             storage_url=settings.storage,
+            storage_id=storage_id(settings.storage),
             slots=slots,
             lease_s=settings.lease_ttl_s,
             secret_folders=settings.secret_folders,

@@ -228,6 +228,7 @@ def _diff(job: Job, manifest: Manifest, mapping: CompiledMapping, generation: in
         )
         withhold = (unreadable > 0 or adopt) and job.spec.mode is Mode.MIRROR
         counts = diff_partition(task, withhold_deletes=withhold, scratch=scratch_of(job), budget=job.budget)
+        job.context.count("partitions_compared", 1)
         if adopt:  # what left the result stays in the snapshot, for the next run to delete
             counts = replace(counts, withheld_deletes=0)
         totals += counts

@@ -46,6 +46,11 @@ MAX_CRASHES = 3
 OUT_OF_TIME = RunError(
     error_class="timeout", message="out of time", next_step="raise the schedule's timeout, or make the query or the sink faster"
 )
+STALLED = RunError(
+    error_class="stalled",
+    message="nothing moved for as long as the schedule allows",
+    next_step="see what the warehouse or the sink was waiting for, or raise the schedule's `stall_timeout`",
+)
 RESTART_GRACE_S = 35.0
 """After Postgres started, no lease is over for this long: children that froze meanwhile resume instead of being restarted."""
 Outcome = Literal["succeeded", "partial", "failed", "cancelled", "blocked"]

@@ -12,7 +12,7 @@ import psycopg
 
 from wsync_engine.index.entries import ReadyRun
 from wsync_engine.model.run import RunError
-from wsync_engine.scheduler.runs import OUT_OF_TIME, Outcome, confirm_kill, finish_run, give_back_run, retry_run
+from wsync_engine.scheduler.runs import OUT_OF_TIME, STALLED, Outcome, confirm_kill, finish_run, give_back_run, retry_run
 from wsync_engine.worker.messages import Ended
 from wsync_engine.worker.slots import Tenure
 from wsync_engine.worker.store import crash_run
@@ -72,8 +72,9 @@ def ending_of_death(tenure: Tenure, how: str, *, crash_backoff_s: float) -> Endi
             return failed(run_id, epoch, replace(OUT_OF_TIME, message="out of time; its process did not end and was killed"))
         case "drain":
             return given_back(run_id, epoch)
-        case "memory":
-            return _ending(run_id, epoch, _retry(run_id, epoch, OUT_OF_MEMORY))
+        case "memory" | "stalled":
+            error = OUT_OF_MEMORY if tenure.stopping == "memory" else STALLED
+            return _ending(run_id, epoch, _retry(run_id, epoch, error))
         case "lost":
             return _ending(run_id, epoch, _finish_or_free(run_id, epoch), is_ours=False)
         case other:

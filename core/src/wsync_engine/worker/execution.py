@@ -15,6 +15,7 @@ from wsync_engine.pipeline.context import Cancelled, RunContext
 from wsync_engine.pipeline.finish import conclude
 from wsync_engine.pipeline.job import Job, Outcome
 from wsync_engine.pipeline.run import execute
+from wsync_engine.scheduler.runs import STALLED
 from wsync_engine.secrets.keyring import TenantCipher
 from wsync_engine.state import database
 from wsync_engine.state.books import RunBooks
@@ -99,6 +100,10 @@ class _Execution:
             state, error = "cancelled", Cancelled("cancelled", next_step="`wsync-engine sync run` starts a new run")
         elif self._run.cancel_reason == "timeout":
             error = FatalError("out of time", next_step="raise the schedule's timeout, or make the query faster")
+        elif self._run.cancel_reason == "stalled":
+            error = RetryableError(STALLED.message, next_step=STALLED.next_step)
+            if not self._a.is_last_attempt:
+                raise error
         elif isinstance(exc, Cancelled):
             return _ended(self._run, "back")
         elif isinstance(exc, RetryableError) and (self._connection.broken or exc.retry_after_s is not None or not self._a.is_last_attempt):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # a supervisor needs no Arrow
 __all__ = ["Assignment", "Cancel", "CancelReason", "ConnectionPart", "Drain", "Ended", "Lost", "Renewed", "Tick"]
 
 NO_ERROR = RunError(error_class="", message="", next_step="")
-CancelReason = Literal["cancelled", "timeout"]
+CancelReason = Literal["cancelled", "timeout", "stalled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

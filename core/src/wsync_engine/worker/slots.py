@@ -21,7 +21,7 @@ from wsync_engine.worker.messages import Assignment, Cancel, Drain, Ended, Lost,
 __all__ = ["Slot", "StopReason", "Tenure"]
 
 _log = structlog.get_logger()
-StopReason = Literal["cancelled", "timeout", "drain", "memory", "lost"]
+StopReason = Literal["cancelled", "timeout", "stalled", "drain", "memory", "lost"]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,13 +30,22 @@ class Tenure:
 
     :param ends_at_s: when its time is over, monotonic. :param stopping: why it shall end, once it shall.
     :param kill_at_s: when its process is killed, if it has not ended by then.
+    :param moved_at_s: when its counters last changed; as long as it has none, when its child last spoke: a query may take its time until the first row.
     """
 
     assignment: Assignment
     ends_at_s: float
+    stall_s: float
+    moved_at_s: float
     stopping: StopReason | None = None
     kill_at_s: float | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
+
+    def take_counters(self, counters: Mapping[str, int], now_s: float) -> None:
+        """What the child counted so far."""
+        if not counters or counters != self.counters:
+            self.moved_at_s = now_s
+        self.counters = counters
 
     @property
     def is_lost(self) -> bool:
@@ -88,9 +97,9 @@ class Slot:
             self.process.join(timeout_s)
         self.pipe.close()
 
-    def assign(self, assignment: Assignment, *, ends_at_s: float) -> None:
+    def assign(self, assignment: Assignment, *, ends_at_s: float, stall_s: float) -> None:
         """Hand over a run."""
-        self.tenure = Tenure(assignment=assignment, ends_at_s=ends_at_s)
+        self.tenure = Tenure(assignment=assignment, ends_at_s=ends_at_s, stall_s=stall_s, moved_at_s=time.monotonic())
         self.tell(assignment)
 
     def tell(self, message: Assignment | Renewed | Cancel | Drain | Lost) -> None:

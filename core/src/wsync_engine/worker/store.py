@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import psycopg
@@ -22,7 +22,10 @@ from wsync_engine.state.statements import load_statements
 from wsync_engine.worker.messages import Assignment, ConnectionPart
 from wsync_sdk.errors import ConfigError, StateError
 
-__all__ = ["Presence", "crash_run", "leave", "load_assignment", "show_presence"]
+if TYPE_CHECKING:
+    from wsync_engine.worker.slots import Tenure
+
+__all__ = ["Orders", "Presence", "crash_run", "leave", "load_assignment", "note_stuck", "show_presence"]
 
 _SQL = load_statements("worker", Path(__file__).with_name("sql"))
 
@@ -38,11 +41,27 @@ class Presence:
     slots: int
     running: int
     is_draining: bool
+    refusal: str | None = None
 
 
-def show_presence(conn: psycopg.Connection[Any], presence: Presence) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orders:
+    """What a worker is told in return: to drain, and which storage the installation has (None: no one has said yet)."""
+
+    shall_drain: bool
+    storage_id: str | None
+
+
+def show_presence(conn: psycopg.Connection[Any], presence: Presence) -> Orders:
     """Say that the worker is there."""
-    conn.execute(_SQL["worker_beat"], {name: getattr(presence, name) for name in Presence.__slots__})
+    return Orders(**select(conn, _SQL["worker_beat"], {name: getattr(presence, name) for name in Presence.__slots__})[0])
+
+
+def note_stuck(conn: psycopg.Connection[Any], tenure: Tenure) -> None:
+    """Store that a run's counters stood still for too long."""
+    a = tenure.assignment
+    columns = {"tenant_id": a.tenant_id, "run_id": a.run_id, "epoch": a.epoch, "seconds": round(tenure.stall_s)}
+    conn.execute(_SQL["run_stuck"], columns)
 
 
 def leave(conn: psycopg.Connection[Any], worker_id: UUID) -> None:

@@ -38,9 +38,9 @@ from wsync_engine.worker.connectors import Opener
 from wsync_engine.worker.endings import Ending, ending_of_death, ending_of_report, failed, given_back
 from wsync_engine.worker.fence import boot_time_s
 from wsync_engine.worker.live import LiveProgress, WakeListener
-from wsync_engine.worker.messages import Cancel, Drain, Ended, Lost, Renewed
+from wsync_engine.worker.messages import Cancel, CancelReason, Drain, Ended, Lost, Renewed
 from wsync_engine.worker.slots import Slot, Tenure
-from wsync_engine.worker.store import Presence, leave, load_assignment, show_presence
+from wsync_engine.worker.store import Orders, Presence, leave, load_assignment, note_stuck, show_presence
 from wsync_sdk.errors import RetryableError, StateError, WsyncError
 
 __all__ = ["Worker", "WorkerOptions"]
@@ -60,13 +60,15 @@ _log = structlog.get_logger()
 class WorkerOptions:
     """How a worker works.
 
-    :param api_url: the children's login. :param lease_s: a heartbeat comes six times in it, sink calls start in the first two thirds.
+    :param api_url: the children's login. :param storage_id: of the storage; a worker with another one than the installation's claims nothing; None: not compared.
+    :param lease_s: a heartbeat comes six times in it, sink calls start in the first two thirds.
     :param drain_timeout_s: how long runs may go on after the first signal. :param stop_grace_s: from asking a run to end until its process is killed.
     :param memory_limit_bytes: of one child. :param recycle_bytes: a child that is larger after a run is replaced.
     """
 
     api_url: str = field(repr=False)
     storage_url: str
+    storage_id: str | None = None
     slots: int = 2
     lease_s: float = LEASE_S
     drain_timeout_s: float = 30.0
@@ -144,6 +146,7 @@ class Worker:
         self._setup = ChildSetup(api_url=options.api_url, storage_url=options.storage_url, opener=opener, faults=faults)
         self._slots: list[Slot] = []
         self._endings: list[Ending] = []
+        self._stuck: list[Tenure] = []
         self._connection: psycopg.Connection[Any] | None = None
         self._postgres_backoff = _Backoff("postgres")
         self._index_backoff = _Backoff("redis")
@@ -151,6 +154,7 @@ class Worker:
         self._listener: WakeListener | None = None
         self._stops = 0
         self._drain_until_s: float | None = None
+        self._refusal: str | None = None
         self._beat_at_s = self._watch_at_s = self._ask_at_s = 0.0
 
     # -- life
@@ -249,7 +253,7 @@ class Worker:
                 if isinstance(message, Ended):
                     self._take_end(slot, message)
                 elif slot.tenure is not None:
-                    slot.tenure.counters = message.counters
+                    slot.tenure.take_counters(message.counters, time.monotonic())
             if not is_alive:
                 self._replace_dead(slot)
 
@@ -289,12 +293,15 @@ class Worker:
                 slot.kill()
             elif now_s >= tenure.ends_at_s:
                 self._end_run(slot, tenure, "timeout")
+            elif now_s >= tenure.moved_at_s + tenure.stall_s:
+                self._stuck.append(tenure)
+                self._end_run(slot, tenure, "stalled")
 
-    def _end_run(self, slot: Slot, tenure: Tenure, reason: str) -> None:
+    def _end_run(self, slot: Slot, tenure: Tenure, reason: CancelReason) -> None:
         run_id, epoch = tenure.assignment.run_id, tenure.assignment.epoch
-        tenure.stopping = "timeout" if reason == "timeout" else "cancelled"
+        tenure.stopping = reason
         tenure.kill_at_s = time.monotonic() + self._options.stop_grace_s
-        slot.tell(Cancel(run_id=run_id, epoch=epoch, reason=tenure.stopping))
+        slot.tell(Cancel(run_id=run_id, epoch=epoch, reason=reason))
 
     def _drain(self) -> None:
         now_s = time.monotonic()
@@ -326,13 +333,32 @@ class Worker:
         beats = [Beat(run_id=x.assignment.run_id, epoch=x.assignment.epoch, progress=x.counters or None) for _, x in tenures]
         beats += [Beat(run_id=ending.run_id, epoch=ending.epoch) for ending in self._endings if ending.is_ours]
         conn = self._postgres()
+        while self._stuck:
+            note_stuck(conn, self._stuck[-1])
+            del self._stuck[-1]
         held = {answer.run_id: answer for answer in heartbeat(conn, self.worker_id, beats, lease_s=self._options.lease_s)} if beats else {}
-        show_presence(conn, self._presence())
+        self._heed(show_presence(conn, self._presence()))
         self._beat_at_s = time.monotonic() + self._options.lease_s / 6
         for slot, tenure in tenures:
             self._take_answer(slot, tenure, held.get(tenure.assignment.run_id), sent_s)
         if held:
             self._tell_index(lambda: self._index.renew(list(held), lease_ms=round(self._options.lease_s * 1000)))
+
+    def _heed(self, orders: Orders) -> None:
+        """What the installation asks of its workers."""
+        if orders.shall_drain and not self._stops:
+            _log.info("worker.drain_requested", worker_id=str(self.worker_id))
+            self.stop()
+        refusal = None
+        if orders.storage_id is not None and orders.storage_id != self._options.storage_id:
+            refusal = "its storage is not the one that the installation's snapshots are in"
+        if refusal != self._refusal and refusal is not None:
+            _log.error(
+                "worker.refuses",
+                reason=refusal,
+                next_step="set WSYNC_STORAGE_URL to the storage that all workers share, then start it again",
+            )
+        self._refusal = refusal
 
     def _take_answer(self, slot: Slot, tenure: Tenure, answer: Held | None, sent_s: float) -> None:
         run_id, epoch = tenure.assignment.run_id, tenure.assignment.epoch
@@ -342,7 +368,7 @@ class Worker:
             return
         slot.tell(Renewed(run_id=run_id, epoch=epoch, write_until_s=self._write_until_s(sent_s)))
         if answer.is_cancelled and tenure.stopping is None:
-            self._end_run(slot, tenure, answer.cancel_reason or "")
+            self._end_run(slot, tenure, "timeout" if answer.cancel_reason == "timeout" else "cancelled")
 
     def _write_until_s(self, sent_s: float) -> float:
         return sent_s + self._options.lease_s * 2 / 3
@@ -356,6 +382,7 @@ class Worker:
             slots=self._options.slots,
             running=len(self._tenures()),
             is_draining=self._drain_until_s is not None,
+            refusal=self._refusal,
         )
 
     def _write_endings(self) -> None:
@@ -391,7 +418,7 @@ class Worker:
 
     def _take_work(self) -> None:
         free = sum(slot.is_free for slot in self._slots)
-        if self._drain_until_s is not None or not free or time.monotonic() < self._ask_at_s:
+        if self._drain_until_s is not None or self._refusal or not free or time.monotonic() < self._ask_at_s:
             return
         self._ask_at_s = time.monotonic() + TIMER_S
         dispatched: list[tuple[UUID, UUID]] = []
@@ -429,7 +456,7 @@ class Worker:
         if slot is None:  # its process died a moment ago
             self._endings.append(given_back(run.run_id, run.epoch))
             return
-        slot.assign(assignment, ends_at_s=time.monotonic() + self._time_left_s(run))
+        slot.assign(assignment, ends_at_s=time.monotonic() + self._time_left_s(run), stall_s=run.stall_ms / 1000)
 
     def _time_left_s(self, run: ClaimedRun) -> float:
         left_s = run.attempt_timeout_ms / 1000

@@ -1,5 +1,5 @@
 -- KEYS inc, due, rev, firing, delay, held, rq:h, rq:m, rq:l, idle; ARGV[3] = number of (id, rev, next) triples, then the triples,
--- then (ready member, ready_at)*. Returns how many members were put into a queue. Held and delayed runs are left where they are.
+-- then (ready member, ready_at)*. Returns how many members were put into a queue. Held runs are left where they are, delayed ones unless they are ready.
 local count = tonumber(ARGV[3])
 upsert(KEYS[2], KEYS[3], KEYS[4], 4, count)
 local members, ready, runs = {}, {}, {}
@@ -11,10 +11,13 @@ end
 if #members == 0 then return 0 end
 local held = redis.call('HMGET', KEYS[6], unpack(runs))
 local delayed = redis.call('ZMSCORE', KEYS[5], unpack(members))
-local pushed, delays = {}, {}
+local pushed, delays, early = {}, {}, {}
 for at, member in ipairs(members) do
-    if held[at] or delayed[at] then
+    if held[at] or (delayed[at] and ready[at] > now) then
         -- RELEASE or EXPIRE, and PROMOTE, bring these on
+    elseif delayed[at] then
+        early[#early + 1] = member
+        pushed[#pushed + 1] = member
     elseif ready[at] > now then
         delays[#delays + 1] = whole(ready[at])
         delays[#delays + 1] = member
@@ -23,6 +26,7 @@ for at, member in ipairs(members) do
     end
 end
 local old_head = head(KEYS[5])
+write('ZREM', KEYS[5], early)
 write('ZADD', KEYS[5], delays)
 local new_head = head(KEYS[5])
 if new_head and (not old_head or new_head < old_head) then redis.call('PUBLISH', 'ws:wake:sched', 'delay') end
