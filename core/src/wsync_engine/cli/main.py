@@ -10,6 +10,7 @@ from wsync_engine import __version__
 from wsync_engine.cli import demo, files, installation, roles
 from wsync_engine.cli.runs import runs, syncs
 from wsync_engine.cli.schedules import schedules
+from wsync_engine.cli.workers import queues, workers
 
 __all__ = ["app", "main"]
 
@@ -26,6 +27,8 @@ app.add_typer(installation.connections, name="connections")
 app.add_typer(syncs, name="sync")
 app.add_typer(runs, name="runs")
 app.add_typer(schedules, name="schedules")
+app.add_typer(workers, name="workers")
+app.add_typer(queues, name="queues")
 roles.add_commands(app)
 app.add_typer(installation.db, name="db")
 app.command("doctor")(installation.doctor)

@@ -1,4 +1,4 @@
-"""`sync run|resync|adopt` and `runs list|show|watch|cancel|approve|discard`."""
+"""`sync run|resync|adopt` and `runs list|show|watch|cancel|retry|approve|discard`."""
 # ruff: noqa: PLC0415  what a command needs is imported when it runs, so that --help stays quick
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wsync_engine.cli.arguments import Json, Overlap, Parameters, Tenant, parameters, told
 from wsync_engine.cli.boundary import Exit, reported
 from wsync_engine.cli.output import print_objects, say, table
 from wsync_engine.cli.progress import shown_progress
@@ -22,8 +23,6 @@ __all__ = ["runs", "syncs"]
 
 runs = typer.Typer(help="What ran, runs, or waits for a decision.", no_args_is_help=True)
 syncs = typer.Typer(help="Run a sync now, or correct what is taken as delivered.", no_args_is_help=True)
-Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
-Tenant = Annotated[str | None, typer.Option("--tenant", help="Default: the tenant of ./wsync.yaml.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or enough of its first or last digits.")]
 POLL_S = 0.25
 _LIST = ("run_id", "sync_name", "state", "trigger", "dry_run", "adopt", "created_at", "finished_at", "outcome_reason")
@@ -34,8 +33,11 @@ _OPEN = ("buffered", "queued", "running", "cancelling")
 @reported
 def run_sync(
     name: Annotated[str, typer.Argument(help="A sync.")],
+    *,
     wait: Annotated[bool, typer.Option("--wait", help="Until it has ended, or waits for a decision.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Up to the change log: nothing is sent.")] = False,
+    param: Parameters = None,
+    overlap: Overlap = None,
     tenant: Tenant = None,
     as_json: Json = False,
 ) -> None:
@@ -45,9 +47,10 @@ def run_sync(
     from wsync_engine.services.syncs import trigger_sync
 
     with open_session(tenant) as session:
-        made = trigger_sync(session.api, session.tenant_id, name, actor=actor(), dry_run=dry_run, index=session.index)
-        if not made.is_new:
-            say(f"skipped: run {made.run_id} of the sync is open")
+        options: dict[str, Any] = {"dry_run": dry_run, "params": parameters(param), "overlap": overlap, "index": session.index}
+        made = trigger_sync(session.api, session.tenant_id, name, actor=actor(), **options)
+        if not made.is_new or made.is_waiting:
+            say(told(made))
         else:
             _tell_if_nobody_works(session)
         if wait and not made.is_new:
@@ -199,7 +202,24 @@ def cancel(
 
     with open_session(tenant) as session:
         run_id = find_run(session.api, session.tenant_id, run)
-        say(f"{run_id}: {cancel_run(session.api, session.tenant_id, run_id, reason=reason, actor=actor())}")
+        say(f"{run_id}: {cancel_run(session.api, session.tenant_id, run_id, reason=reason, actor=actor(), index=session.index)}")
+
+
+@runs.command()
+@reported
+def retry(run: RunArgument, tenant: Tenant = None, as_json: Json = False) -> None:
+    """Try again now: a run that waits for its next attempt waits no longer; one that has ended without success is made anew."""
+    from wsync_engine.cli.session import actor, open_session
+    from wsync_engine.services.runs import find_run, retry_run
+
+    with open_session(tenant) as session:
+        run_id = find_run(session.api, session.tenant_id, run)
+        made = retry_run(session.api, session.tenant_id, run_id, actor=actor(), index=session.index)
+    if as_json:
+        print_objects([{"run_id": made.run_id, "is_new": made.is_new, "is_waiting": made.is_waiting}])
+        return
+    typer.echo(made.run_id)
+    say(told(made))
 
 
 @runs.command()
@@ -224,7 +244,7 @@ def discard(run: RunArgument, tenant: Tenant = None) -> None:
 
     with open_session(tenant) as session:
         run_id = find_run(session.api, session.tenant_id, run)
-        discard_run(session.api, session.tenant_id, run_id, actor=actor())
+        discard_run(session.api, session.tenant_id, run_id, actor=actor(), index=session.index)
     say(f"{run_id}: discarded")
 
 

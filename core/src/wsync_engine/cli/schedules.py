@@ -1,22 +1,36 @@
-"""`schedules list|pause|resume|trigger`."""
+"""`schedules list|show|next|pause|resume|trigger|backfill|backfills|cancel-backfill`."""
 # ruff: noqa: PLC0415  what a command needs is imported when it runs, so that --help stays quick
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated
 
 import typer
 
+from wsync_engine.cli.arguments import Json, Overlap, Parameters, Tenant, instant, parameters, told
 from wsync_engine.cli.boundary import reported
 from wsync_engine.cli.output import print_objects, say, table
+from wsync_engine.model.run import OverlapPolicy
 
 __all__ = ["schedules"]
 
 schedules = typer.Typer(help="When syncs run.", no_args_is_help=True)
-Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
-Tenant = Annotated[str | None, typer.Option("--tenant", help="Default: the tenant of ./wsync.yaml.")]
 Name = Annotated[str, typer.Argument(help="A schedule.")]
-_COLUMNS = ("name", "sync", "timing", "timezone", "paused", "next_due_at", "fired", "missed", "failures_in_row", "pause_note")
+_COLUMNS = (
+    "name",
+    "sync",
+    "timing",
+    "timezone",
+    "paused",
+    "next_due_at",
+    "fired",
+    "skipped",
+    "missed",
+    "coalesced",
+    "failures_in_row",
+    "pause_note",
+)
 
 
 @schedules.command("list")
@@ -62,18 +76,158 @@ def resume(name: Name, tenant: Tenant = None) -> None:
 
 @schedules.command()
 @reported
-def trigger(name: Name, tenant: Tenant = None, as_json: Json = False) -> None:
+def trigger(name: Name, param: Parameters = None, overlap: Overlap = None, tenant: Tenant = None, as_json: Json = False) -> None:
     """Make a run now, also while the schedule is paused."""
     from wsync_engine.cli.session import actor, open_session
     from wsync_engine.services import schedules as service
 
     with open_session(tenant) as session:
-        made = service.trigger_schedule(session.api, session.tenant_id, name, actor=actor(), index=session.index)
+        given = parameters(param)
+        made = service.trigger_schedule(
+            session.api, session.tenant_id, name, actor=actor(), params=given, overlap=overlap, index=session.index
+        )
     if as_json:
-        print_objects([{"run_id": made.run_id, "is_new": made.is_new}])
+        print_objects([{"run_id": made.run_id, "is_new": made.is_new, "is_waiting": made.is_waiting}])
         return
     typer.echo(made.run_id)
-    say("queued" if made.is_new else "skipped: this run of the sync is open")
+    say(told(made))
+
+
+@schedules.command("next")
+@reported
+def next_(
+    name: Annotated[str | None, typer.Argument(help="A schedule; or none, with --cron or --every.")] = None,
+    *,
+    cron: Annotated[str | None, typer.Option(help="Any expression instead of a schedule.")] = None,
+    timezone: Annotated[str, typer.Option(help="For --cron.")] = "UTC",
+    every: Annotated[str | None, typer.Option(help="An interval instead of a schedule: 30s, 15m, 6h, 1d; counted from --anchor.")] = None,
+    anchor: Annotated[str | None, typer.Option(help="For --every; default: now.")] = None,
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=1_000, help="How many.")] = 5,
+    tenant: Tenant = None,
+    as_json: Json = False,
+) -> None:
+    """The coming times of a schedule, or of any expression: in its zone, and in UTC."""
+    from wsync_engine.cli.preview import preview_cron, preview_every
+    from wsync_sdk.errors import ConfigError
+
+    if sum(x is not None for x in (name, cron, every)) != 1:
+        raise ConfigError("what shall be shown?", next_step="name a schedule, or give --cron, or --every")
+    zone = "UTC"
+    if name is not None:
+        times, zone = _times_of(name, tenant, count)
+    elif cron is not None:
+        times, zone = preview_cron(cron, timezone, count), timezone
+    else:
+        times = preview_every(every or "", None if anchor is None else instant(anchor, "--anchor"), count)
+    if not times:
+        say("never: the schedule is paused or exhausted")
+    _print_times(times, zone, as_json)
+
+
+def _times_of(name: str, tenant: str | None, count: int) -> tuple[list[datetime], str]:
+    from wsync_engine.cli.session import open_session
+    from wsync_engine.services import schedules as service
+
+    with open_session(tenant) as session:
+        row, _ = service.show_schedule(session.api, session.tenant_id, name)
+        return service.next_times(session.api, session.tenant_id, name, count=count), row["zone"] or "UTC"
+
+
+def _print_times(times: list[datetime], zone: str, as_json: bool) -> None:
+    from zoneinfo import ZoneInfo
+
+    for at in times:
+        local = at.astimezone(ZoneInfo(zone))
+        if as_json:
+            print_objects([{"at": at, "local": local, "timezone": zone}])
+        else:
+            typer.echo(f"{local:%a %Y-%m-%d %H:%M:%S} {zone}" + ("" if zone == "UTC" else f"  = {at:%Y-%m-%d %H:%M:%SZ}"))
+
+
+@schedules.command()
+@reported
+def show(name: Name, tenant: Tenant = None, as_json: Json = False) -> None:
+    """Everything of one schedule: what it says, what became of its times, what happened lately."""
+    from wsync_engine.cli.session import open_session
+    from wsync_engine.services import schedules as service
+
+    with open_session(tenant) as session:
+        row, events = service.show_schedule(session.api, session.tenant_id, name)
+    shown = {key: value for key, value in row.items() if value is not None and not key.endswith("_id") and key != "overlap_key"}
+    if as_json:
+        print_objects(
+            [{**shown, "events": [{**event, "at": event["at"].isoformat(), "run_id": str(event["run_id"] or "")} for event in events]}]
+        )
+        return
+    table([{"field": key, "value": value} for key, value in shown.items()], ("field", "value"))
+    typer.echo()
+    table(events, ("at", "kind", "run_id", "detail"))
+
+
+@schedules.command()
+@reported
+def backfill(
+    name: Name,
+    *,
+    start: Annotated[str, typer.Option("--from", help="From this instant on; without an offset it is UTC.")],
+    end: Annotated[str, typer.Option("--to", help="Up to this instant, which does not count itself.")],
+    concurrency: Annotated[int, typer.Option(min=1, max=100, help="How many of its runs may be open or wait at a time.")] = 1,
+    overlap: Annotated[OverlapPolicy, typer.Option(help="What its runs do beside an open run of the sync.")] = OverlapPolicy.BUFFER_ALL,
+    note: Annotated[str | None, typer.Option(help="Why, for others.")] = None,
+    tenant: Tenant = None,
+    as_json: Json = False,
+) -> None:
+    """Make a run for each time of a past range; each is given its time as the parameter that says `{from: nominal_at}`."""
+    from wsync_engine.cli.session import actor, open_session
+    from wsync_engine.services import schedules as service
+
+    options = {
+        "from_at": instant(start, "--from"),
+        "to_at": instant(end, "--to"),
+        "max_open": concurrency,
+        "overlap": overlap,
+        "note": note,
+    }
+    with open_session(tenant) as session:
+        made = service.backfill_schedule(session.api, session.tenant_id, name, actor=actor(), index=session.index, **options)
+    if as_json:
+        print_objects([{"backfill_id": made.backfill_id}])
+        return
+    typer.echo(made.backfill_id)
+    say("begun; `wsync-engine schedules backfills` shows how far it is")
+
+
+@schedules.command()
+@reported
+def backfills(tenant: Tenant = None, as_json: Json = False) -> None:
+    """Backfills, the newest first, and how far they are."""
+    from wsync_engine.cli.session import open_session
+    from wsync_engine.services import schedules as service
+
+    with open_session(tenant) as session:
+        rows = service.list_backfills(session.api, session.tenant_id)
+    if as_json:
+        print_objects(rows)
+    else:
+        table(rows, ("backfill_id", "schedule", "state", "from_at", "to_at", "cursor_at", "made", "skipped", "open", "note"))
+
+
+@schedules.command("cancel-backfill")
+@reported
+def cancel_backfill(
+    backfill_id: Annotated[str, typer.Argument(metavar="BACKFILL", help="Its id, or enough of its first or last digits.")],
+    with_open: Annotated[bool, typer.Option("--with-open", help="End also its runs that are queued or executed.")] = False,
+    tenant: Tenant = None,
+) -> None:
+    """Make no more of its runs, and end those that wait."""
+    from wsync_engine.cli.session import actor, open_session
+    from wsync_engine.services import schedules as service
+
+    with open_session(tenant) as session:
+        stored = service.cancel_backfill(
+            session.api, session.tenant_id, backfill_id, actor=actor(), with_open=with_open, index=session.index
+        )
+    say(f"cancelled {stored.backfill_id}")
 
 
 def _timing(row: dict[str, object]) -> str:

@@ -252,11 +252,13 @@ def trigger_run(
     adopt: bool = False,
     overlap: OverlapPolicy | None = None,
     params: Mapping[str, Any] | None = None,
+    nominal_at: datetime | None = None,
 ) -> Triggered:
     """Make a run now. It works while a schedule is paused and does not unpause it; a second call with `idem_key` returns the first run.
 
     :param overlap: what happens while a run of the sync is open; None: the schedule's policy, `skip` without a schedule.
-    :param params: values of `:name` in the query, over the schedule's and the sync's own.
+    :param params: values of `:name` in the query, over the schedule's and the sync's own. :param nominal_at: the time that the run stands
+        for; None: now.
     :raises ConfigError: there is no such sync or schedule, or the sync declares no such parameter.
     """
     now, shards = _time(conn)
@@ -274,7 +276,7 @@ def trigger_run(
         total_timeout_ms=schedule["total_timeout_ms"] if schedule else 86_400_000,
         max_buffer=schedule["max_buffer"] if schedule else 100,
         trigger=Trigger.MANUAL,
-        nominal_at=now,
+        nominal_at=nominal_at or now,
         due_at=now,
         priority=priority,
         idem_key=idem_key,

@@ -17,9 +17,10 @@ from wsync_engine.model.ids import RunId, TenantId
 from wsync_engine.model.run import RunState
 from wsync_engine.scheduler.rows import Event, Row, ready_run, select, write_events
 from wsync_engine.scheduler.runs import request_cancel, run_of_key
-from wsync_engine.scheduler.schedules import announce
+from wsync_engine.scheduler.schedules import Triggered, announce, trigger_run
 from wsync_engine.secrets.keyring import Keyring, TenantCipher
 from wsync_engine.services.catalog import service_statements
+from wsync_engine.services.syncs import announced
 from wsync_engine.state.database import tenant_transaction
 from wsync_sdk.errors import ConfigError
 
@@ -32,6 +33,7 @@ __all__ = [
     "has_workers",
     "list_rejections",
     "list_runs",
+    "retry_run",
     "show_run",
     "states_named",
 ]
@@ -192,6 +194,29 @@ def discard_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID
         announce(index, runs=[successor])
 
 
+def retry_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, *, actor: str, index: Index | None = None) -> Triggered:
+    """Try again now: a run that waits between two attempts waits no longer; one that has ended without success is made anew, with its
+    parameters and for the time it stood for.
+
+    :raises ConfigError: there is no such run, it succeeded, or it is executed or blocked.
+    """
+    with tenant_transaction(conn, tenant_id):
+        run = _review(conn, tenant_id, run_id)
+        hastened = select(conn, _SQL["run_hasten"], {"run_id": run_id})
+        if hastened:
+            _tell(conn, tenant_id, run, "run.hastened", actor)
+            triggered = Triggered(run_id=run_id, run=ready_run(hastened[0]), is_new=True)
+        elif run["state"] in {RunState.FAILED, RunState.PARTIAL, RunState.CANCELLED}:
+            options = {name: run[name] for name in ("sync_id", "schedule_id", "priority", "dry_run", "adopt", "params", "nominal_at")}
+            triggered = trigger_run(conn, tenant_id, actor=actor, **options)
+            if triggered.is_new:
+                event_of = {**run, "run_id": triggered.run_id}
+                _tell(conn, tenant_id, event_of, "run.retries", actor, of=str(run_id))
+        else:
+            raise ConfigError(f"the run is {run['state']}: there is nothing to try again", next_step=f"`wsync-engine runs show {run_id}`")
+    return announced(triggered, index)
+
+
 def _blocked(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID) -> Row:
     run = _review(conn, tenant_id, run_id)
     if run["state"] != RunState.BLOCKED:
@@ -206,8 +231,9 @@ def _review(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID) ->
     return found[0]
 
 
-def _tell(conn: psycopg.Connection[Any], tenant_id: TenantId, run: Row, kind: str, actor: str) -> None:
-    event = Event(kind=kind, tenant_id=tenant_id, schedule_id=run["schedule_id"], run_id=run["run_id"], detail={"actor": actor})
+def _tell(conn: psycopg.Connection[Any], tenant_id: TenantId, run: Row, kind: str, actor: str, **more: str) -> None:
+    detail = {"actor": actor, **more}
+    event = Event(kind=kind, tenant_id=tenant_id, schedule_id=run["schedule_id"], run_id=run["run_id"], detail=detail)
     write_events(conn, [event])
 
 

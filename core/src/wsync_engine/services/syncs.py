@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,15 +10,15 @@ import psycopg
 
 from wsync_engine.index.due_index import Index
 from wsync_engine.model.ids import TenantId
-from wsync_engine.model.run import Priority
-from wsync_engine.model.sync import Mode
+from wsync_engine.model.run import OverlapPolicy, Priority
+from wsync_engine.model.sync import Mode, Scalar
 from wsync_engine.scheduler.rows import Event, Row, select, write_events
 from wsync_engine.scheduler.schedules import Triggered, announce, trigger_run
 from wsync_engine.services.catalog import named, service_statements
 from wsync_engine.state.database import tenant_transaction
 from wsync_sdk.errors import ConfigError
 
-__all__ = ["Resync", "adopt_sync", "list_syncs", "resync_sync", "trigger_sync"]
+__all__ = ["Resync", "adopt_sync", "announced", "list_syncs", "resync_sync", "trigger_sync"]
 
 _SQL = service_statements("catalog")
 
@@ -37,17 +38,26 @@ def trigger_sync(
     dry_run: bool = False,
     priority: Priority = Priority.HIGH,
     idem_key: str | None = None,
+    overlap: OverlapPolicy | None = None,
+    params: Mapping[str, Scalar] | None = None,
     index: Index | None = None,
 ) -> Triggered:
-    """Make a run of a sync now; `run` is None in the result where the sync's open run made it skip.
+    """Make a run of a sync now; other options as of `trigger_run`.
 
-    :raises ConfigError: there is no such sync.
+    :raises ConfigError: there is no such sync, or it has no such parameter.
     """
     with tenant_transaction(conn, tenant_id):
         sync_id = _sync_id(conn, tenant_id, name)
-        triggered = trigger_run(conn, tenant_id, sync_id=sync_id, actor=actor, dry_run=dry_run, priority=int(priority), idem_key=idem_key)
-    if index is not None and triggered.run is not None:
-        announce(index, runs=[triggered.run])
+        options: dict[str, Any] = {"idem_key": idem_key, "overlap": overlap, "params": params}
+        triggered = trigger_run(conn, tenant_id, sync_id=sync_id, actor=actor, dry_run=dry_run, priority=int(priority), **options)
+    return announced(triggered, index)
+
+
+def announced(triggered: Triggered, index: Index | None) -> Triggered:
+    """Tell the index what a trigger led to, best effort."""
+    if index is not None:
+        runs = [] if triggered.run is None else [triggered.run]
+        announce(index, runs=runs, interrupted=[] if triggered.interrupted is None else [triggered.interrupted])
     return triggered
 
 
@@ -63,9 +73,7 @@ def adopt_sync(conn: psycopg.Connection[Any], tenant_id: TenantId, name: str, *,
         raise ConfigError(
             f"run {triggered.run_id} of the sync is open", next_step="wait for its end, or `wsync-engine runs cancel` it, then adopt again"
         )
-    if index is not None and triggered.run is not None:
-        announce(index, runs=[triggered.run])
-    return triggered
+    return announced(triggered, index)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,12 +22,19 @@ ORDER BY q.queue;
 
 -- name: schedule_list
 -- Of syncs that exist; with the clock, for people.
-SELECT s.*, y.name AS sync_name, c.next_due_at, c.last_nominal_at, c.fired, c.skipped, c.missed, c.coalesced, c.failures_in_row
+SELECT s.*, y.name AS sync_name, c.next_nominal_at, c.next_due_at, c.last_nominal_at, c.fired, c.skipped, c.missed, c.coalesced, c.failures_in_row
 FROM wsync.schedule AS s
 JOIN wsync.sync AS y ON y.tenant_id = s.tenant_id AND y.sync_id = s.sync_id
 JOIN wsync.schedule_clock AS c ON c.schedule_id = s.schedule_id
 WHERE s.tenant_id = :tenant_id AND s.deleted_at IS NULL
 ORDER BY s.name;
+
+-- name: schedule_events
+SELECT e.at, e.kind, e.run_id, e.detail
+FROM wsync.run_event AS e
+WHERE e.tenant_id = :tenant_id AND e.schedule_id = :schedule_id
+ORDER BY e.at DESC
+LIMIT 20;
 
 -- name: connection_insert
 INSERT INTO wsync.connection (connection_id, tenant_id, name, plugin, config, secrets, created_at, updated_at)

@@ -51,7 +51,7 @@ LIMIT 2;
 
 -- name: run_review
 -- What approve and discard decide on; locked, so that two people can't decide at once.
-SELECT r.run_id, r.schedule_id, r.overlap_key, r.state::text AS state, r.dry_run, r.base_version, coalesce(s.version, 0) AS version,
+SELECT r.run_id, r.schedule_id, r.overlap_key, r.sync_id, r.priority, r.adopt, r.params, r.nominal_at, r.state::text AS state, r.dry_run, r.base_version, coalesce(s.version, 0) AS version,
     greatest(y.updated_at, k.updated_at) > coalesce(r.started_at, r.created_at) AS is_sync_changed
 FROM wsync.run AS r
 JOIN wsync.sync AS y ON y.tenant_id = r.tenant_id AND y.sync_id = r.sync_id
@@ -73,6 +73,13 @@ UPDATE wsync.run
 SET state = 'cancelled', outcome_reason = 'discarded', cancel_reason = 'discarded', finished_at = wsync.clock()
 WHERE run_id = :run_id AND state = 'blocked'
 RETURNING run_id;
+
+-- name: run_hasten
+-- A run that waits for its next attempt waits no longer; not one that waits for a terminated run's process.
+UPDATE wsync.run
+SET ready_at = wsync.clock()
+WHERE run_id = :run_id AND state = 'queued' AND waits_for IS NULL
+RETURNING run_id, schedule_id, tenant_id, connection_id, credential_id, sync_id, queue, priority, nominal_at, due_at, ready_at;
 
 -- name: worker_count
 SELECT count(*) AS workers
