@@ -15,8 +15,9 @@ from wsync_engine.index import due_index
 from wsync_engine.index.due_index import FIRE_LEASE_MS, WAKE_SCHEDULERS, Index, RebuildNeeded, connect
 from wsync_engine.index.entries import DueEntry, ReadyRun
 from wsync_engine.index.wakes import Wakes
-from wsync_engine.model.ids import uuid7
 from wsync_sdk.errors import ConfigError, RetryableError
+
+from .loads import ready_run
 
 S1, S2 = UUID(int=1), UUID(int=2)
 TENANT, WORKER = UUID(int=7), UUID(int=8)
@@ -28,7 +29,7 @@ def entry(schedule_id: UUID, rev: int, due_at: datetime | None, *, is_gone: bool
 
 def ready(now: datetime, *, priority: int = 1, ready_s: float = 0, late_s: float = 0) -> ReadyRun:
     due_at = now - timedelta(seconds=late_s)
-    return ReadyRun(tenant_id=TENANT, run_id=uuid7(), priority=priority, due_at=due_at, ready_at=now + timedelta(seconds=ready_s))
+    return ready_run(TENANT, priority=priority, due_at=due_at, ready_at=now + timedelta(seconds=ready_s))
 
 
 def contents(client: redis.Redis) -> dict[bytes, bytes]:
@@ -101,7 +102,7 @@ calls = st.lists(
 @given(calls)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_rev_never_decreases_and_each_schedule_is_in_one_place(index: Index, clock: Any, client: redis.Redis, calls: list[Any]) -> None:
-    client.delete("ws:{0}:due", "ws:{0}:rev", "ws:{0}:firing")
+    client.delete("ws2:{0}:due", "ws2:{0}:rev", "ws2:{0}:firing")
     revs: dict[bytes, int] = {}
     for call in calls:
         match call:
@@ -113,10 +114,10 @@ def test_a_rev_never_decreases_and_each_schedule_is_in_one_place(index: Index, c
                 index.claim_due(n)
             case ("wait", seconds):
                 clock.move(seconds)
-        stored = {member: int(rev) for member, rev in client.hgetall("ws:{0}:rev").items()}
+        stored = {member: int(rev) for member, rev in client.hgetall("ws2:{0}:rev").items()}
         assert all(stored[member] >= rev for member, rev in revs.items())
         revs = stored
-        due, firing = set(client.zrange("ws:{0}:due", 0, -1)), set(client.zrange("ws:{0}:firing", 0, -1))
+        due, firing = set(client.zrange("ws2:{0}:due", 0, -1)), set(client.zrange("ws2:{0}:firing", 0, -1))
         assert not due & firing
         assert due | firing == set(stored)
 
@@ -161,7 +162,7 @@ def test_after_a_flush_every_call_asks_for_a_rebuild_and_writes_nothing(index: I
 
 
 def test_an_index_made_by_another_server_process_must_be_rebuilt(client: redis.Redis, clock: Any) -> None:
-    client.set("ws:{0}:inc", "abc:another-run-id:ready")
+    client.set("ws2:{0}:inc", "abc:another-run-id:ready")
 
     with pytest.raises(RebuildNeeded):
         Index(client, clock=clock).claim_due(1)
@@ -344,3 +345,22 @@ def test_an_address_that_cannot_be_read_is_refused_without_repeating_it() -> Non
         connect("http://:hunter2@nowhere")
 
     assert "hunter2" not in str(refused.value)
+
+
+def test_keys_of_the_older_layout_end_a_day_after_the_index_is_loaded(index: Index, client: redis.Redis) -> None:
+    client.set("ws:{0}:inc", "of an older process")
+    client.zadd("ws:{0}:rq:h", {"run": 0})
+    client.zadd("ws:{1}:rq:h", {"another shard's": 0})
+
+    assert index.begin_load()
+
+    assert all(86_000 < client.ttl(name) <= 86_400 for name in ("ws:{0}:inc", "ws:{0}:rq:h"))
+    assert client.ttl("ws:{1}:rq:h") == -1
+
+
+def test_the_end_of_the_older_layout_is_not_put_off_by_another_load(index: Index, client: redis.Redis) -> None:
+    client.set("ws:{0}:inc", "of an older process", ex=100)
+
+    assert index.begin_load()
+
+    assert client.ttl("ws:{0}:inc") <= 100

@@ -176,7 +176,7 @@ def test_a_rebuild_keeps_running_runs_held_and_brings_delayed_ones_back(world: A
 def test_the_sweep_brings_back_what_the_index_lost(world: Any) -> None:
     unannounced = world.minutely("unannounced")
     lost = announced(world, name="lost")
-    world.redis.zrem("ws:{0}:due", lost.schedule_id.bytes)
+    world.redis.zrem("ws2:{0}:due", lost.schedule_id.bytes)
     run_id = world.write(trigger_run, sync_id=world.new_sync(), actor="ann").run_id
     world.move(50)
 
@@ -191,7 +191,7 @@ def test_the_sweep_brings_back_what_the_index_lost(world: Any) -> None:
 
 def test_after_postgres_lost_its_last_commits_the_schedule_goes_on(world: Any) -> None:
     stored = announced(world)
-    world.redis.hset("ws:{0}:rev", stored.schedule_id.bytes, 9)
+    world.redis.hset("ws2:{0}:rev", stored.schedule_id.bytes, 9)
     world.move(60)
 
     world.scheduler.sweep()
@@ -216,7 +216,7 @@ def test_a_silent_workers_run_is_dispatched_again(world: Any) -> None:
 def test_an_index_whose_loader_died_is_loaded_by_the_next_sweep(world: Any) -> None:
     other = world.new_index()
     assert other.begin_load()
-    world.redis.delete("ws:{0}:load")  # as after 20 s
+    world.redis.delete("ws2:{0}:load")  # as after 20 s
 
     world.scheduler.sweep()
     world.index.detach()

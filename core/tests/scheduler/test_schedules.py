@@ -142,7 +142,7 @@ def test_a_deleted_schedules_name_is_free_again(world: Any) -> None:
 
     announce(world.index, [world.write(delete_schedule, stored.schedule_id, actor="ann").entry])
 
-    assert world.redis.exists("ws:{0}:due", "ws:{0}:rev") == 0
+    assert world.redis.exists("ws2:{0}:due", "ws2:{0}:rev") == 0
     assert world.write(create_schedule, declared, actor="ann").is_new
 
 

@@ -18,11 +18,11 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from wsync_engine.index.due_index import Index, connect
-from wsync_engine.index.entries import ReadyRun
 from wsync_engine.model.declaration import sync_spec_to_json
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.sync import Mode, SyncSpec
 from wsync_engine.scheduler.loop import Scheduler
+from wsync_engine.scheduler.rows import ready_run
 from wsync_engine.state import database as state
 
 KEY = base64.b64encode(bytes(range(32))).decode()
@@ -93,13 +93,13 @@ class World:
         row = self.engine.execute(
             "INSERT INTO wsync.run (run_id, tenant_id, shard, schedule_id, sync_id, connection_id, credential_id, overlap_key, trigger,"
             " nominal_at, due_at, ready_at, priority, exclusive, state, dry_run)"
-            " VALUES (%s, %s, 0, %s, %s, %s, %s, %s, 'manual', now(), now(), now(), 1, %s, 'queued', %s) RETURNING due_at, ready_at",
+            " VALUES (%s, %s, 0, %s, %s, %s, %s, %s, 'manual', now(), now(), now(), 1, %s, 'queued', %s)"
+            " RETURNING run_id, tenant_id, queue, sync_id, connection_id, credential_id, priority, due_at, ready_at",
             (run_id, self.tenant_id, self.schedule_id, self.sync_id, uuid7(), uuid7(), self.sync_id, not is_dry, is_dry),
         ).fetchone()
         assert row is not None
-        run = ReadyRun(tenant_id=self.tenant_id, run_id=run_id, priority=1, due_at=row["due_at"], ready_at=row["ready_at"])
         if is_announced:
-            self.index.commit_fire([], [run])
+            self.index.commit_fire([], [ready_run(row)])
         return run_id
 
     def start_worker(self, *, is_host_used: bool = False, **options: Any) -> subprocess.Popen[bytes]:

@@ -383,11 +383,11 @@ def test_progress_shows_in_postgres_and_in_redis_while_a_run_goes_on(world: Any)
     world.until_reached("write")
 
     world.until(lambda: (world.run_row(run_id)["progress"] or {}).get("read") == 60)
-    world.until(lambda: world.client.hget("ws:{0}:prog", run_id.hex) is not None)
-    assert json.loads(world.client.hget("ws:{0}:prog", run_id.hex))["read"] == 60
+    world.until(lambda: world.client.hget("ws2:{0}:prog", run_id.hex) is not None)
+    assert json.loads(world.client.hget("ws2:{0}:prog", run_id.hex))["read"] == 60
     world.open("write")
     world.until_state(run_id, "succeeded")
-    world.until(lambda: world.client.hget("ws:{0}:prog", run_id.hex) is None)
+    world.until(lambda: world.client.hget("ws2:{0}:prog", run_id.hex) is None)
 
 
 def test_a_worker_that_lost_postgres_for_a_while_goes_on_under_the_same_epoch(world: Any) -> None:

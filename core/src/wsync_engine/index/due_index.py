@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -16,23 +17,39 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from wsync_engine.index.entries import Claimed, Difference, DueEntry, ReadyRun, due_member, ms_of
+from wsync_engine.index.entries import Cap, Claimed, DefaultCaps, Difference, DueEntry, ReadyRun, due_member, ms_of
+from wsync_engine.index.layout import OLD_KEYS, RUN_KEYS, WAKE_SCHEDULERS, key, old_key, worker_channel
 from wsync_engine.index.scripts import run_script
 from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
-__all__ = ["BATCH", "FIRE_LEASE_MS", "HOLD_LEASE_MS", "INTERRUPT", "WAKE_SCHEDULERS", "Index", "RebuildNeeded", "connect"]
+__all__ = ["BATCH", "FIRE_LEASE_MS", "HOLD_LEASE_MS", "INTERRUPT", "WAKE_SCHEDULERS", "Dispatched", "Index", "RebuildNeeded", "connect"]
 
 BATCH = 500
-"""Entries per script call, so that no script holds the server for long."""
+"""Schedules per script call, so that no script holds the server for long."""
+RUN_BATCH = 200
+"""Runs per script call: each touches a tenant and three resources."""
 FIRE_LEASE_MS = 10_000
 HOLD_LEASE_MS = 10_000
 RUN_LEASE_MS = 30_000
 LOAD_LOCK_MS = 20_000
-WAKE_SCHEDULERS = "ws:wake:sched"
 INTERRUPT = "beat"
 """Message to a worker: a heartbeat now, as one of its runs has to end."""
-_QUEUES = ("rq:h", "rq:m", "rq:l")
+PATIENCE_MS = 300_000
+"""A run that is refused for longer keeps slots free for itself."""
+MOST_RUNS = 64
+MOST_CALLS = 64
+_EXPIRED = 100
+_OLD_LAYOUT_LIFE_S = 86_400
+NO_CAPS = DefaultCaps()
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispatched:
+    """Ready members, and the virtual time of the queues they were asked from, in slot milliseconds over weight."""
+
+    members: tuple[bytes, ...]
+    virtual_ms: int
 
 
 class RebuildNeeded(StateError):
@@ -72,16 +89,27 @@ class Index:
     :param client: from `connect`; replies undecoded.
     :param clock: milliseconds since 1970 for tests; None: the server's own time decides.
     :param fire_lease_ms: how long a claimed schedule is left to its scheduler.
+    :param default_caps: the same in all processes. :param patience_ms: a run that is refused for longer keeps slots free for itself.
     """
 
     def __init__(
-        self, client: redis.Redis, *, shard: int = 0, clock: Callable[[], int] | None = None, fire_lease_ms: int = FIRE_LEASE_MS
+        self,
+        client: redis.Redis,
+        *,
+        shard: int = 0,
+        clock: Callable[[], int] | None = None,
+        fire_lease_ms: int = FIRE_LEASE_MS,
+        default_caps: DefaultCaps = NO_CAPS,
+        patience_ms: int = PATIENCE_MS,
     ) -> None:
+        self.shard = shard
         self._client = client
         self._clock = clock
         self._fire_lease_ms = fire_lease_ms
-        self._prefix = f"ws:{{{shard}}}:"
+        self._default_caps = default_caps.argument
+        self._patience_ms = patience_ms
         self._incarnation = ""
+        self._turn = 0
 
     # -- who is this index?
 
@@ -121,8 +149,13 @@ class Index:
         self._incarnation = ""
 
     def begin_load(self) -> bool:
-        """Start a new incarnation in phase loading, if no one else is at it; True: we load. Nothing is flushed: entries merge by rev."""
+        """Start a new incarnation in phase loading, if no one else is at it; True: we load. Nothing is flushed: entries merge by rev.
+
+        Keys of the older layout end a day later; an older process that still needs them then loads them anew.
+        """
         with _translated("load index"):
+            for name in OLD_KEYS:
+                self._client.expire(old_key(self.shard, name), _OLD_LAYOUT_LIFE_S, nx=True)
             if not self._client.set(self._key("load"), b"1", nx=True, px=LOAD_LOCK_MS):
                 return False
             self._incarnation = f"{uuid.uuid4().hex}:{self._server_run_id()}"
@@ -174,15 +207,18 @@ class Index:
         )
 
     def commit_fire(self, entries: Sequence[DueEntry], runs: Sequence[ReadyRun]) -> int:
-        """After a fire's transaction: next due times, and its runs into the queues; returns how many runs were pushed. Wakes workers."""
-        keys = ["due", "rev", "firing", "delay", "held", *_QUEUES, "idle"]
-        entry_pages, run_pages = _pages(entries) or [[]], _pages(runs) or [[]]
+        """After a fire's transaction: next due times, and its runs into the queues; returns how many runs are new there. Wakes workers.
+
+        A run that is ready later is delayed until then; one that was delayed and is given as ready goes into its queue.
+        """
+        entry_pages, run_pages = _pages(entries) or [[]], _pages(runs, RUN_BATCH) or [[]]
         pushed = 0
         for at in range(max(len(entry_pages), len(run_pages))):
             due = entry_pages[at] if at < len(entry_pages) else []
             ready = run_pages[at] if at < len(run_pages) else []
             members = _flat((run.member, ms_of(run.ready_at)) for run in ready)
-            pushed += int(self._run("commit_fire", keys, [len(due), *_flat(entry.arguments() for entry in due), *members]))
+            arguments = [len(due), *_flat(entry.arguments() for entry in due), *members]
+            pushed += int(self._run_runs("commit_fire", arguments, extra=("due", "rev", "firing")))
         return pushed
 
     def check(self, revs: Sequence[tuple[UUID, int]], *, is_backfill: bool = False) -> list[Difference]:
@@ -201,36 +237,67 @@ class Index:
 
     def promote(self, n: int = BATCH) -> tuple[int, int | None]:
         """Delayed runs that are ready now into the queues; returns (moved, when the next is ready, in ms)."""
-        moved, next_ms = self._run("promote", ["delay", *_QUEUES, "idle"], [n])
+        moved, next_ms = self._run_runs("promote", [n])
         return int(moved), None if int(next_ms) < 0 else int(next_ms)
 
-    def dispatch(self, worker_id: UUID, free_slots: int) -> list[tuple[UUID, UUID]]:
-        """(tenant, run) of up to 64 runs for this worker, classes sharing 8 : 4 : 1, first due first; held for 10 s: claim them in Postgres.
+    def dispatch(self, worker_id: UUID, free_slots: int, *, queues: Sequence[int] = (0,)) -> list[tuple[UUID, UUID]]:
+        """(tenant, run) of up to 64 runs for this worker, held for 10 s: claim them in Postgres.
 
+        Queues take turns. In each, classes share 8 : 4 : 1, tenants share by weight what their runs take of slots and time, and of
+        a tenant the first due goes first. A run that meets a full cap waits beside, and holds up no other.
         With slots left over the worker is entered as idle and is woken on `worker_channel` when there is work.
 
         :raises RetryableError: the index is being loaded.
         """
-        keys = [*_QUEUES, "held", "lease", "idle", "st"]
-        reply = self._run("dispatch", keys, [worker_id.hex, min(free_slots, 64), HOLD_LEASE_MS])
-        return [ReadyRun.run_of(member) for member in reply]
+        return [ReadyRun.run_of(member) for member in self.dispatch_members(worker_id, free_slots, queues=queues).members]
+
+    def dispatch_members(self, worker_id: UUID, free_slots: int, *, queues: Sequence[int]) -> Dispatched:
+        """As `dispatch`, with the virtual time of the queues, by which shards are compared."""
+        members: list[bytes] = []
+        free = min(free_slots, MOST_RUNS)
+        virtual_ms = 0
+        for _ in range(MOST_CALLS):  # one call examines so many runs only, so that it does not hold up the server
+            first = self._turn % len(queues)
+            names = [f"{queue:x}" for queue in (*queues[first:], *queues[:first])]
+            reply = self._run_runs("dispatch", [worker_id.hex, free - len(members), HOLD_LEASE_MS, self._patience_ms, *names])
+            members += reply[2:]
+            self._turn += max(1, len(reply) - 2)
+            virtual_ms = int(reply[1])
+            if reply[0] == b"0":
+                break
+        return Dispatched(members=tuple(members), virtual_ms=virtual_ms)
 
     def renew(self, runs: Sequence[UUID], *, lease_ms: int = RUN_LEASE_MS) -> list[UUID]:
         """Hold on to runs that we claimed; returns those the index does not know as held."""
-        return self._of_runs("renew", ["held", "lease"], [lease_ms], runs)
+        found = []
+        for page in _pages(runs, RUN_BATCH):
+            found += [UUID(hex=run.decode("ascii")) for run in self._run_runs("renew", [lease_ms, *(run.hex for run in page)])]
+        return found
 
     def release(self, runs: Sequence[UUID]) -> int:
-        """The runs ended or were refused by Postgres: give back what they hold; returns how many held something."""
-        return sum(int(self._run("release", ["held", "lease"], [run.hex for run in page])) for page in _pages(runs))
+        """The runs ended: give back what they hold; returns how many held something. How long they held it is charged to their tenant
+        and expected of their sync's next run."""
+        return self._release("ended", runs)
 
-    def expire(self, n: int = BATCH) -> list[UUID]:
+    def refuse(self, runs: Sequence[UUID]) -> int:
+        """Postgres did not let us have the runs: give back what they hold, at no charge."""
+        return self._release("refused", runs)
+
+    def expire(self, n: int = _EXPIRED) -> list[UUID]:
         """Put runs whose hold nobody renewed back into the queues; returns them."""
-        return [UUID(hex=run.decode("ascii")) for run in self._run("expire", ["held", "lease", *_QUEUES, "idle"], [n])]
+        return [UUID(hex=run.decode("ascii")) for run in self._run_runs("expire", [n])]
 
-    def hold(self, runs: Sequence[ReadyRun], *, lease_ms: int = RUN_LEASE_MS) -> None:
-        """Enter running runs as held, when the index is rebuilt."""
-        for page in _pages(runs):
-            self._run("hold", ["held", "lease", *_QUEUES], [lease_ms, *(run.member for run in page)])
+    def hold(self, runs: Sequence[ReadyRun], *, lease_ms: int = RUN_LEASE_MS) -> int:
+        """Enter running runs as held, when the index is rebuilt and in each sweep; returns how many were not."""
+        return sum(int(self._run_runs("hold", [lease_ms, *(run.member for run in page)])) for page in _pages(runs, RUN_BATCH))
+
+    def set_caps(self, caps: Sequence[Cap]) -> dict[str, int]:
+        """Store the caps that are newer than the stored ones; returns resource → version of those whose stored version is newer still."""
+        newer: dict[str, int] = {}
+        for page in _pages(caps, RUN_BATCH):
+            reply = self._run_runs("set_cap", _flat(cap.arguments() for cap in page))
+            newer |= {reply[at].decode("ascii"): int(reply[at + 1]) for at in range(0, len(reply), 2)}
+        return newer
 
     def interrupt(self, worker_ids: Sequence[UUID]) -> None:
         """Tell workers that a run of theirs has to end; they learn which from Postgres. A lost message costs a heartbeat's time."""
@@ -241,21 +308,21 @@ class Index:
     @staticmethod
     def worker_channel(worker_id: UUID) -> str:
         """The channel on which an idle worker is woken."""
-        return f"ws:w:{worker_id.hex}"
+        return worker_channel(worker_id)
 
     # -- inside
 
     def _key(self, name: str) -> str:
-        return self._prefix + name
+        return key(self.shard, name)
 
     def _server_run_id(self) -> str:
         return str(self._client.info("server")["run_id"])
 
-    def _of_runs(self, script: str, keys: list[str], options: list[int], runs: Sequence[UUID]) -> list[UUID]:
-        found = []
-        for page in _pages(runs):
-            found += [UUID(hex=run.decode("ascii")) for run in self._run(script, keys, [*options, *(run.hex for run in page)])]
-        return found
+    def _release(self, how: str, runs: Sequence[UUID]) -> int:
+        return sum(int(self._run_runs("release", [how, *(run.hex for run in page)])) for page in _pages(runs, RUN_BATCH))
+
+    def _run_runs(self, script: str, arguments: Sequence[str | int | bytes], *, extra: Sequence[str] = ()) -> Any:
+        return self._run(script, [*RUN_KEYS, *extra], [self._default_caps, *arguments])
 
     def _run(self, script: str, keys: Sequence[str], arguments: Sequence[str | int | bytes]) -> Any:
         if not self._incarnation:
@@ -270,8 +337,8 @@ class Index:
             raise
 
 
-def _pages(items: Sequence[T]) -> list[Sequence[T]]:
-    return [items[at : at + BATCH] for at in range(0, len(items), BATCH)]
+def _pages(items: Sequence[T], size: int = BATCH) -> list[Sequence[T]]:
+    return [items[at : at + size] for at in range(0, len(items), size)]
 
 
 def _flat(rows: Iterable[Sequence[str | int | bytes]]) -> list[str | int | bytes]:

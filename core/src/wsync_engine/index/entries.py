@@ -1,4 +1,4 @@
-"""What the index keeps about a schedule and about a run that is ready."""
+"""What the index keeps about a schedule, a run that is ready, and a cap."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
-__all__ = ["Claimed", "Difference", "DueEntry", "ReadyRun", "due_member", "instant_of", "ms_of"]
+__all__ = ["Cap", "Claimed", "DefaultCaps", "Difference", "DueEntry", "Kind", "ReadyRun", "due_member", "instant_of", "ms_of"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -50,25 +50,77 @@ class DueEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadyRun:
-    """A queued run; the same run has the same member in every process, so that pushing it twice is once."""
+    """A queued run; the same run has the same member in every process, so that pushing it twice is once.
+
+    :param connection_id: its source. :param credential_id: what it calls its sink with. :param queue: 0..15, which workers may take it.
+    """
 
     tenant_id: UUID
     run_id: UUID
+    sync_id: UUID
+    connection_id: UUID
+    credential_id: UUID
     priority: int
     due_at: datetime
     ready_at: datetime
+    queue: int = 0
 
     @property
     def member(self) -> str:
-        """`tenant|priority due13|run|resources`; the last part is for caps and empty so far. The scripts read it by position."""
+        """`qp|tenant|due13|run|N…,S…,K…` with q = queue as a hex digit, p = priority; the scripts read it by position.
+
+        One sorted set has the runs of all queues, classes and tenants: those of one of each lie together, the first due first.
+        """
         due_ms = min(max(ms_of(self.due_at), 0), 10**13 - 1)
-        return f"{self.tenant_id.hex}|{self.priority}{due_ms:013d}|{self.run_id.hex}|"
+        resources = f"N{self.connection_id.hex},S{self.sync_id.hex},K{self.credential_id.hex}"
+        return f"{self.queue:x}{self.priority}|{self.tenant_id.hex}|{due_ms:013d}|{self.run_id.hex}|{resources}"
 
     @staticmethod
     def run_of(member: bytes) -> tuple[UUID, UUID]:
         """(tenant, run) of a member."""
         text = member.decode("ascii")
-        return UUID(hex=text[:32]), UUID(hex=text[48:80])
+        return UUID(hex=text[3:35]), UUID(hex=text[50:82])
+
+
+Kind = Literal["T", "N", "S", "K"]
+"""What a cap is of: a tenant, a connection (its source), a sync, a credential."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cap:
+    """How many runs may hold a resource at once; 0: none, a circuit breaker is open. `weight` counts for a tenant only."""
+
+    tenant_id: UUID
+    kind: Kind
+    resource_id: UUID
+    max_running: int
+    weight: int = 1
+    version: int = 1
+
+    @property
+    def resource(self) -> str:
+        """As the scripts name it."""
+        return f"{self.kind}{self.resource_id.hex}"
+
+    def arguments(self) -> tuple[str, str, int, int, int]:
+        """As the scripts take it."""
+        return self.tenant_id.hex, self.resource, self.max_running, self.weight, self.version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefaultCaps:
+    """What holds for a resource without a cap of its own; None: no limit."""
+
+    tenant: int | None = None
+    connection: int | None = None
+    sync: int | None = None
+    credential: int | None = None
+
+    @property
+    def argument(self) -> str:
+        """As the scripts take it, e.g. `T10NS1K`."""
+        caps = zip("TNSK", (self.tenant, self.connection, self.sync, self.credential), strict=True)
+        return "".join(f"{kind}{'' if cap is None else cap}" for kind, cap in caps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

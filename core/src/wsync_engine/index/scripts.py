@@ -14,12 +14,13 @@ from redis.exceptions import NoScriptError
 __all__ = ["run_script"]
 
 _FOLDER = Path(__file__).with_name("lua")
+_OF_SCHEDULES = {"upsert_due", "claim_due", "check"}
 
 
 @lru_cache(maxsize=64)
 def _source(name: str) -> tuple[str, str]:
-    prelude = (_FOLDER / "prelude.lua").read_text("utf-8")
-    source = f"{prelude}\n{(_FOLDER / f'{name}.lua').read_text('utf-8')}"
+    parts = ["prelude", name] if name in _OF_SCHEDULES else ["prelude", "runs", name]
+    source = "\n".join((_FOLDER / f"{part}.lua").read_text("utf-8") for part in parts)
     return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 

@@ -23,6 +23,7 @@ __all__ = ["Event", "Row", "ready_run", "select", "shard_of", "statements", "tim
 Row = dict[str, Any]
 _FOLDER = Path(__file__).with_name("sql")
 _TIMING_FIELDS = tuple(Timing.__slots__)
+_RUN_FIELDS = tuple(ReadyRun.__slots__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +75,7 @@ def timing_of(schedule: Row) -> Timing:
 
 def ready_run(row: Row) -> ReadyRun:
     """The index's entry of a queued run."""
-    return ReadyRun(
-        tenant_id=row["tenant_id"], run_id=row["run_id"], priority=row["priority"], due_at=row["due_at"], ready_at=row["ready_at"]
-    )
+    return ReadyRun(**{name: row[name] for name in _RUN_FIELDS})
 
 
 def shard_of(tenant_id: UUID, shards: int) -> int:

@@ -14,6 +14,7 @@ import redis
 from redis.exceptions import RedisError
 
 from wsync_engine.index.due_index import INTERRUPT
+from wsync_engine.index.layout import key
 from wsync_engine.index.wakes import SUBSCRIBED, Wakes
 from wsync_sdk.errors import RetryableError
 
@@ -37,7 +38,7 @@ class LiveProgress:
 
     def __init__(self, client: redis.Redis, shard: int) -> None:
         self._client = client
-        self._key = f"ws:{{{shard}}}:prog"
+        self._key = key(shard, "prog")
         self._shown: dict[UUID, Mapping[str, int]] = {}
         self._next_s = 0.0
 

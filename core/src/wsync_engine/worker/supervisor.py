@@ -432,7 +432,7 @@ class Worker:
         for run in claimed:
             self._assign(run, self._write_until_s(sent_s))
         if refused:
-            self._tell_index(lambda: self._index.release(list(refused)))
+            self._tell_index(lambda: self._index.refuse(list(refused)))
         self._tell_index(lambda: self._index.renew([run.run_id for run in claimed], lease_ms=round(self._options.lease_s * 1000)))
 
     def _assign(self, run: ClaimedRun, write_until_s: float) -> None:

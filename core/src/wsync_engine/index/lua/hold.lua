@@ -1,15 +1,26 @@
--- KEYS inc, held, lease, rq:h, rq:m, rq:l; ARGV[3] = lease in ms, ARGV[4…] ready members of running runs, when the index is rebuilt.
-local holds, leases, removed = {}, {}, {{}, {}, {}}
-for at = 4, #ARGV do
-    local member = ARGV[at]
-    local class = class_of(member)
-    holds[#holds + 1] = run_of(member)
-    holds[#holds + 1] = member
-    leases[#leases + 1] = whole(now + ARGV[3])
-    leases[#leases + 1] = run_of(member)
-    removed[class][#removed[class] + 1] = member
+-- ARGV[4] = lease in ms, ARGV[5…] ready members of running runs: when the index is rebuilt, and by each sweep for what was lost.
+-- What they cost is charged when they are released. Returns how many were not held.
+local members = {}
+for at = 5, #ARGV do members[#members + 1] = ARGV[at] end
+if #members == 0 then return 0 end
+local runs, new, holds, leases = {}, {}, {}, {}
+for at, member in ipairs(members) do runs[at] = run_of(member) end
+local held = redis.call('HMGET', HELD, unpack(runs))
+for at, member in ipairs(members) do
+    if not held[at] then
+        new[#new + 1] = member
+        holds[#holds + 1] = runs[at]
+        holds[#holds + 1] = member .. '|0|' .. whole(now)
+        leases[#leases + 1] = whole(now + ARGV[4])
+        leases[#leases + 1] = runs[at]
+    end
 end
-for class = 1, 3 do write('ZREM', KEYS[3 + class], removed[class]) end
-write('HSET', KEYS[2], holds)
-write('ZADD', KEYS[3], leases)
-return #holds / 2
+for _, member in ipairs(new) do
+    local ids = resources_of(member)
+    load_resources(ids)
+    use(ids, 1)
+end
+withdraw(new)
+write('HSET', HELD, holds)
+write('ZADD', LEASE, leases)
+return finish(#new)

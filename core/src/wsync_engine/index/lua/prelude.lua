@@ -9,9 +9,6 @@ if not now then
     now = time[1] * 1000 + math.floor(time[2] / 1000)
 end
 local function whole(number) return string.format('%.0f', number) end
-local function run_of(member) return string.sub(member, 49, 80) end
-local function class_of(member) return 3 - tonumber(string.sub(member, 34, 34)) end  -- 1 high, 2 medium, 3 low
-local function due_of(member) return string.sub(member, 35, 47) end
 local function head(key)
     local found = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
     return tonumber(found[2])
@@ -28,20 +25,11 @@ end
 local function write(command, key, arguments)
     if #arguments > 0 then redis.call(command, key, unpack(arguments)) end
 end
-local function wake_workers(idle, pushed)
-    if pushed == 0 then return end
-    local popped = redis.call('ZPOPMIN', idle, math.ceil(pushed / 8))
-    for at = 1, #popped, 2 do redis.call('PUBLISH', 'ws:w:' .. popped[at], 'ready') end
-end
--- Ready members into the queue of their class; keys = {high, medium, low}.
-local function enqueue(keys, members)
-    local batches = {{}, {}, {}}
-    for _, member in ipairs(members) do
-        local batch = batches[class_of(member)]
-        batch[#batch + 1] = due_of(member)
-        batch[#batch + 1] = member
+-- The schedulers' channel is one for all shards: the message says which.
+local function wake_schedulers(old_head, new_head)
+    if new_head and (not old_head or new_head < old_head) then
+        redis.call('PUBLISH', 'ws2:wake:sched', string.match(KEYS[1], '{(%d+)}'))
     end
-    for class = 1, 3 do write('ZADD', keys[class], batches[class]) end
 end
 -- (id, rev, due) triples from ARGV[first]; due -1: not due; -2: the schedule is gone for good, its rev is forgotten too.
 local function upsert(due_key, rev_key, firing_key, first, count)
@@ -78,7 +66,6 @@ local function upsert(due_key, rev_key, firing_key, first, count)
     write('HDEL', rev_key, gone)
     write('ZREM', due_key, undue)
     write('ZADD', due_key, dues)
-    local new_head = head(due_key)
-    if new_head and (not old_head or new_head < old_head) then redis.call('PUBLISH', 'ws:wake:sched', 'due') end
+    wake_schedulers(old_head, head(due_key))
     return #accepted
 end

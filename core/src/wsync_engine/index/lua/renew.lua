@@ -1,15 +1,14 @@
--- KEYS inc, held, lease; ARGV[3] = lease in ms, ARGV[4…] runs. Returns the runs that are not held.
-local runs, leases, unknown = {}, {}, {}
-for at = 4, #ARGV do runs[#runs + 1] = ARGV[at] end
+-- ARGV[4] = lease in ms, ARGV[5…] runs. Returns the runs that are not held.
+local runs, leases, unknown = {unpack(ARGV, 5)}, {}, {}
 if #runs == 0 then return unknown end
-local held = redis.call('HMGET', KEYS[2], unpack(runs))
+local held = redis.call('HMGET', HELD, unpack(runs))
 for at, run in ipairs(runs) do
     if held[at] then
-        leases[#leases + 1] = whole(now + ARGV[3])
+        leases[#leases + 1] = whole(now + ARGV[4])
         leases[#leases + 1] = run
     else
         unknown[#unknown + 1] = run
     end
 end
-write('ZADD', KEYS[3], leases)
+write('ZADD', LEASE, leases)
 return unknown

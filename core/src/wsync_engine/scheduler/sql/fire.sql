@@ -27,7 +27,7 @@ JOIN wsync.schedule AS s USING (schedule_id)
 JOIN wsync.schedule_clock AS c USING (schedule_id)
 ORDER BY s.overlap_key, f.number
 ON CONFLICT DO NOTHING
-RETURNING run_id, schedule_id, tenant_id, priority, nominal_at, due_at, ready_at;
+RETURNING run_id, schedule_id, tenant_id, queue, sync_id, connection_id, credential_id, priority, nominal_at, due_at, ready_at;
 
 -- name: clock_advance
 UPDATE wsync.schedule_clock AS c
@@ -42,6 +42,7 @@ RETURNING c.schedule_id, c.rev, c.next_due_at;
 
 -- name: run_queued_of
 -- For schedules whose fire was decided by another scheduler that may have died before it told the index.
-SELECT r.run_id, r.schedule_id, r.tenant_id, r.priority, r.nominal_at, r.due_at, r.ready_at
+SELECT r.run_id, r.schedule_id, r.tenant_id, r.queue, r.sync_id, r.connection_id, r.credential_id, r.priority, r.nominal_at,
+    r.due_at, r.ready_at
 FROM wsync.run AS r
 WHERE r.schedule_id = ANY(:schedule_ids) AND r.state = 'queued' AND r.ready_at <= wsync.clock() + interval '1 day';

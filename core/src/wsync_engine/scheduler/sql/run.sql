@@ -1,5 +1,6 @@
 -- name: run_by_idem_key
-SELECT r.run_id, r.schedule_id, r.tenant_id, r.priority, r.nominal_at, r.due_at, r.ready_at, r.state
+SELECT r.run_id, r.schedule_id, r.tenant_id, r.queue, r.sync_id, r.connection_id, r.credential_id, r.priority, r.nominal_at,
+    r.due_at, r.ready_at, r.state
 FROM wsync.run AS r
 WHERE r.tenant_id = :tenant_id AND r.idem_key = :idem_key;
 
@@ -92,7 +93,7 @@ SET state = 'queued', attempt = attempt + CAST(:used_attempts AS int), ready_at 
     error_class = coalesce(CAST(:error_class AS text), error_class), error = coalesce(CAST(:error AS text), error),
     next_step = coalesce(CAST(:next_step AS text), next_step)
 WHERE run_id = :run_id AND epoch = :epoch AND state = 'running'
-RETURNING run_id, schedule_id, tenant_id, priority, nominal_at, due_at, ready_at;
+RETURNING run_id, schedule_id, tenant_id, queue, sync_id, connection_id, credential_id, priority, nominal_at, due_at, ready_at;
 
 -- name: run_expired
 -- Leases that are over. For a while after Postgres started none is: children that froze meanwhile must get the time to go on.
@@ -117,12 +118,13 @@ WITH lost AS (
     SET state = 'queued', crashes = r.crashes + 1, ready_at = wsync.clock(), worker_id = NULL, lease_until = NULL
     FROM lost
     WHERE r.run_id = lost.run_id
-    RETURNING r.run_id, r.schedule_id, r.tenant_id, r.priority, r.nominal_at, r.due_at, r.ready_at, r.epoch
+    RETURNING r.run_id, r.schedule_id, r.tenant_id, r.queue, r.sync_id, r.connection_id, r.credential_id, r.priority, r.nominal_at,
+        r.due_at, r.ready_at, r.epoch
 ), told AS (
     INSERT INTO wsync.run_event (at, tenant_id, schedule_id, run_id, epoch, kind)
     SELECT wsync.clock(), tenant_id, schedule_id, run_id, epoch, 'run.lease_lost' FROM reaped
 )
-SELECT run_id, schedule_id, tenant_id, priority, nominal_at, due_at, ready_at FROM reaped;
+SELECT run_id, schedule_id, tenant_id, queue, sync_id, connection_id, credential_id, priority, nominal_at, due_at, ready_at FROM reaped;
 
 -- name: run_cancel
 -- What nobody executes ends at once; what is executed is asked to end.

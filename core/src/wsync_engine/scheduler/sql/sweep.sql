@@ -30,14 +30,16 @@ RETURNING c.schedule_id, c.rev, c.next_due_at;
 
 -- name: run_waiting
 -- A page of queued runs that have been ready for a while, or all of them, also those to come.
-SELECT r.run_id, r.schedule_id, r.tenant_id, r.priority, r.nominal_at, r.due_at, r.ready_at
+SELECT r.run_id, r.schedule_id, r.tenant_id, r.queue, r.sync_id, r.connection_id, r.credential_id, r.priority, r.nominal_at,
+    r.due_at, r.ready_at
 FROM wsync.run AS r
 WHERE r.shard = :shard AND r.state = 'queued' AND r.ready_at <= :until_at AND (r.ready_at, r.run_id) > (CAST(:after_at AS timestamptz), CAST(:after_id AS uuid))
 ORDER BY r.ready_at, r.run_id
 LIMIT :count;
 
 -- name: run_active
-SELECT r.run_id, r.schedule_id, r.tenant_id, r.priority, r.nominal_at, r.due_at, r.ready_at
+SELECT r.run_id, r.schedule_id, r.tenant_id, r.queue, r.sync_id, r.connection_id, r.credential_id, r.priority, r.nominal_at,
+    r.due_at, r.ready_at
 FROM wsync.run AS r
 WHERE r.shard = :shard AND r.state IN ('running', 'cancelling') AND r.run_id > :after_id
 ORDER BY r.run_id

@@ -66,7 +66,7 @@ UPDATE wsync.run
 SET state = 'queued', exclusive = true, approved_by = :actor, approved_at = wsync.clock(), ready_at = wsync.clock(),
     deadline_at = wsync.clock() + (deadline_at - created_at)
 WHERE run_id = :run_id AND state = 'blocked'
-RETURNING run_id, schedule_id, tenant_id, priority, nominal_at, due_at, ready_at;
+RETURNING run_id, schedule_id, tenant_id, queue, sync_id, connection_id, credential_id, priority, nominal_at, due_at, ready_at;
 
 -- name: run_discard
 UPDATE wsync.run

@@ -26,12 +26,15 @@ WITH died AS (
         worker_id = CASE WHEN r.state = 'running' AND r.crashes + 1 < CAST(:most AS int) THEN NULL ELSE r.worker_id END,
         lease_until = CASE WHEN r.state = 'running' AND r.crashes + 1 < CAST(:most AS int) THEN NULL ELSE r.lease_until END
     WHERE r.run_id = :run_id AND r.epoch = :epoch AND r.state IN ('running', 'cancelling')
-    RETURNING r.run_id, r.schedule_id, r.tenant_id, r.priority, r.nominal_at, r.due_at, r.ready_at, r.state, r.epoch, r.cancel_reason
+    RETURNING r.run_id, r.schedule_id, r.tenant_id, r.queue, r.sync_id, r.connection_id, r.credential_id, r.priority, r.nominal_at,
+        r.due_at, r.ready_at, r.state, r.epoch, r.cancel_reason
 ), told AS (
     INSERT INTO wsync.run_event (at, tenant_id, schedule_id, run_id, epoch, kind, detail)
     SELECT wsync.clock(), tenant_id, schedule_id, run_id, epoch, 'run.crashed', jsonb_build_object('error', CAST(:error AS text)) FROM died
 )
-SELECT run_id, schedule_id, tenant_id, priority, nominal_at, due_at, ready_at, state, cancel_reason FROM died;
+SELECT run_id, schedule_id, tenant_id, queue, sync_id, connection_id, credential_id, priority, nominal_at, due_at, ready_at, state,
+    cancel_reason
+FROM died;
 
 -- name: assignment_load
 -- All that a run's child must be told.

@@ -1,0 +1,29 @@
+-- ARGV[4…] (tenant, resource, cap, weight, version)*, resource = kind letter + id. The newer version wins, whatever the cap.
+-- Returns (resource, stored version)* of those that are newer here.
+local given, ids, newer, set = {}, {}, {}, {}
+for at = 4, #ARGV, 5 do
+    given[#given + 1] = {tenant = ARGV[at], id = ARGV[at + 1], cap = tonumber(ARGV[at + 2]), weight = ARGV[at + 3], version = tonumber(ARGV[at + 4])}
+    ids[#ids + 1] = ARGV[at + 1]
+end
+if #ids == 0 then return newer end
+local stored, changed = redis.call('HMGET', CAP, unpack(ids)), {}
+for at, cap in ipairs(given) do
+    local version = tonumber(string.match(stored[at] or '', '|(%d+)$') or '0')
+    if cap.version > version then
+        set[#set + 1] = cap.id
+        set[#set + 1] = whole(cap.cap) .. '|' .. cap.weight .. '|' .. whole(cap.version)
+        changed[#changed + 1] = cap
+    elseif cap.version < version then
+        newer[#newer + 1] = cap.id
+        newer[#newer + 1] = whole(version)
+    end
+end
+write('HSET', CAP, set)
+has_caps = true
+for _, cap in ipairs(changed) do
+    load_resources({cap.id})
+    local urgent = urgent_of(cap.tenant)
+    if cap.cap == 0 and urgent and urgent.needs[cap.id] then drop_urgent(cap.tenant) end
+    if string.sub(cap.id, 1, 1) == 'T' then bring_back(cap.tenant) else readmit(cap.id, cap.tenant) end
+end
+return finish(newer)
