@@ -88,14 +88,27 @@ class World:
             "INSERT INTO wsync.schedule_clock (schedule_id, tenant_id, shard) VALUES (%s, %s, 0)", (self.schedule_id, self.tenant_id)
         )
 
-    def add_run(self, *, is_announced: bool = True, is_dry: bool = False) -> UUID:
+    def copy_sync(self) -> UUID:
+        """Another sync over the same connections."""
+        sync_id = uuid7()
+        self.engine.execute(
+            "INSERT INTO wsync.sync (sync_id, tenant_id, name, source_connection_id, sink_connection_id, spec, overlap_key)"
+            " SELECT %s, tenant_id, 'copy', source_connection_id, sink_connection_id, spec, %s FROM wsync.sync WHERE sync_id = %s",
+            (sync_id, sync_id, self.sync_id),
+        )
+        return sync_id
+
+    def add_run(
+        self, *, is_announced: bool = True, is_dry: bool = False, sync_id: UUID | None = None, priority: int = 1, queue: int = 0
+    ) -> UUID:
         run_id = uuid7()
+        sync_id = sync_id or self.sync_id
         row = self.engine.execute(
             "INSERT INTO wsync.run (run_id, tenant_id, shard, schedule_id, sync_id, connection_id, credential_id, overlap_key, trigger,"
-            " nominal_at, due_at, ready_at, priority, exclusive, state, dry_run)"
-            " VALUES (%s, %s, 0, %s, %s, %s, %s, %s, 'manual', now(), now(), now(), 1, %s, 'queued', %s)"
+            " nominal_at, due_at, ready_at, exclusive, state, dry_run, priority, queue)"
+            " VALUES (%s, %s, 0, %s, %s, %s, %s, %s, 'manual', now(), now(), now(), %s, 'queued', %s, %s, %s)"
             " RETURNING run_id, tenant_id, queue, sync_id, connection_id, credential_id, priority, due_at, ready_at",
-            (run_id, self.tenant_id, self.schedule_id, self.sync_id, uuid7(), uuid7(), self.sync_id, not is_dry, is_dry),
+            (run_id, self.tenant_id, self.schedule_id, sync_id, uuid7(), uuid7(), sync_id, not is_dry, is_dry, priority, queue),
         ).fetchone()
         assert row is not None
         if is_announced:

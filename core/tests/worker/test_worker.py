@@ -106,7 +106,7 @@ def test_a_run_beyond_its_time_fails_as_such(world: Any) -> None:
 
 
 def test_a_run_that_stands_still_is_ended_and_tried_again(world: Any) -> None:
-    world.add_sync(rows=60, stall_ms=1_000)
+    world.add_sync(rows=60, stall_ms=5_000)
     run_id = world.add_run()
     world.start_worker(stop_grace_s=0.2)
     world.shut("write")
@@ -122,12 +122,12 @@ def test_a_run_that_stands_still_is_ended_and_tried_again(world: Any) -> None:
 
 
 def test_a_query_that_takes_its_time_until_the_first_row_is_not_taken_as_standing_still(world: Any) -> None:
-    world.add_sync(rows=60, stall_ms=4_000)
+    world.add_sync(rows=60, stall_ms=5_000)
     run_id = world.add_run()
     world.start_worker()
     world.shut("plan")
     world.until_reached("plan")
-    time.sleep(6)
+    time.sleep(8)
 
     world.open("plan")
     row = world.until_state(run_id, "succeeded", "failed")
@@ -136,7 +136,7 @@ def test_a_query_that_takes_its_time_until_the_first_row_is_not_taken_as_standin
 
 
 def test_a_stopped_process_stands_still_too(world: Any) -> None:
-    world.add_sync(rows=60, stall_ms=1_500)
+    world.add_sync(rows=60, stall_ms=5_000)
     run_id = world.add_run()
     world.start_worker(stop_grace_s=0.2)
     world.shut("plan")
@@ -438,3 +438,46 @@ def test_a_dry_run_blocks_and_frees_its_slot(world: Any) -> None:
     world.until_state(world.add_run(is_dry=True), "blocked")
 
     assert world.until_state(world.add_run(), "succeeded", "failed")["state"] == "succeeded"
+
+
+def test_a_long_run_makes_room_for_a_more_urgent_one_and_goes_on_where_it_was(world: Any) -> None:
+    world.add_sync(rows=60)
+    long = world.add_run()
+    world.start_worker()
+    world.shut("write")
+    world.until_reached("write")
+    urgent = world.add_run(priority=2, sync_id=world.copy_sync())
+
+    time.sleep(1.5)
+    world.open("write")
+    world.until_state(urgent, "succeeded", "failed")
+    row = world.until_state(long, "succeeded", "failed")
+
+    assert (row["state"], row["epoch"], row["attempt"], row["crashes"]) == ("succeeded", 2, 0, 0)
+    assert world.run_row(urgent)["finished_at"] < row["finished_at"]
+
+
+def test_a_run_of_the_same_priority_waits_for_its_turn_only(world: Any) -> None:
+    world.add_sync(rows=60)
+    long = world.add_run()
+    world.start_worker(turn_s=2.0)
+    world.shut("write")
+    world.until_reached("write")
+    other = world.add_run(sync_id=world.copy_sync())
+    time.sleep(3)
+    world.open("write")
+
+    world.until_state(other, "succeeded", "failed")
+
+    assert world.until_state(long, "succeeded", "failed")["epoch"] >= 2
+
+
+def test_a_worker_takes_the_runs_of_its_queues_only(world: Any) -> None:
+    world.add_sync()
+    theirs, ours = world.add_run(queue=3), world.add_run(queue=5, sync_id=world.copy_sync())
+    world.start_worker(queues=[5])
+
+    world.until_state(ours, "succeeded")
+
+    assert world.run_row(theirs)["state"] == "queued"
+    assert world.engine.execute("SELECT queues FROM wsync.worker").fetchone()["queues"] == [5]

@@ -18,6 +18,7 @@ from wsync_engine.cli.output import say
 __all__ = ["add_commands"]
 
 Slots = Annotated[int, typer.Option(min=1, max=256, help="Runs at the same time.")]
+Queues = Annotated[list[str] | None, typer.Option("--queue", help="Take the runs of this queue; may be repeated. Default: `default`.")]
 NewStorage = Annotated[
     bool, typer.Option("--new-storage", help="Take this storage as the installation's: the former one is gone for good.")
 ]
@@ -55,12 +56,13 @@ def scheduler() -> None:
 
 
 @reported
-def worker(slots: Slots = 2, new_storage: NewStorage = False) -> None:
+def worker(slots: Slots = 2, queue: Queues = None, new_storage: NewStorage = False) -> None:
     """Execute runs. The first signal lets them finish, the second ends them."""
     from wsync_engine.cli.session import address_policy, keyring_of, plugins_file, urls_of
     from wsync_engine.index.due_index import Index
     from wsync_engine.index.due_index import connect as connect_index
     from wsync_engine.services.storage import claim_storage
+    from wsync_engine.services.workers import queues_named
     from wsync_engine.settings import Settings
     from wsync_engine.state.database import check_schema, connect
     from wsync_engine.storage import storage_id
@@ -76,11 +78,13 @@ def worker(slots: Slots = 2, new_storage: NewStorage = False) -> None:
         index.check_server()
         with connect(urls.engine, application_name="wsync worker") as conn:
             claim_storage(conn, settings.storage, is_new=new_storage)
+            queues = tuple(queues_named(conn, queue or ()))
         options = WorkerOptions(
             api_url=urls.api,
             storage_url=settings.storage,
             storage_id=storage_id(settings.storage),
             slots=slots,
+            queues=queues,
             lease_s=settings.lease_ttl_s,
             secret_folders=settings.secret_folders,
         )
@@ -100,13 +104,14 @@ def worker(slots: Slots = 2, new_storage: NewStorage = False) -> None:
 
 
 @reported
-def up(slots: Slots = 2, new_storage: NewStorage = False) -> None:
+def up(slots: Slots = 2, queue: Queues = None, new_storage: NewStorage = False) -> None:
     """A scheduler and a worker, for one machine; if one of them ends, so does the other."""
     from wsync_engine.settings import Settings
 
     Settings.read()  # a mistake in them is said once
     stop = _stop_on_signal()
     roles = [["scheduler"], ["worker", "--slots", str(slots), *(["--new-storage"] if new_storage else [])]]
+    roles[1] += [word for name in queue or () for word in ("--queue", name)]
     # In groups of their own: Ctrl-C reaches each once, through us; -P: the current folder holds no modules of ours. Embedded servers are theirs: whoever comes first starts them.
     children = [subprocess.Popen([sys.executable, "-P", "-m", "wsync_engine.cli", *role], start_new_session=True) for role in roles]
     codes: list[int] = []

@@ -267,6 +267,16 @@ class Index:
                 break
         return Dispatched(members=tuple(members), virtual_ms=virtual_ms)
 
+    def first_waiting(self, queues: Sequence[int]) -> int | None:
+        """The priority of the most urgent run that is in line in one of the queues; None: there is none. Changes nothing."""
+        for priority in (2, 1, 0):
+            for queue in queues:
+                prefix = f"{queue:x}{priority}|"
+                with _translated("look into the queues"):
+                    if self._client.zlexcount(self._key("act"), f"[{prefix}", f"({prefix}~"):
+                        return priority
+        return None
+
     def renew(self, runs: Sequence[UUID], *, lease_ms: int = RUN_LEASE_MS) -> list[UUID]:
         """Hold on to runs that we claimed; returns those the index does not know as held."""
         found = []

@@ -29,7 +29,7 @@ class RunContext:
     """The worker's side of a run in progress.
 
     :param is_cancelled: true once the run shall end.
-    :param await_right_to_write: returns when a sink call may start and end within the lease; blocks while that is unclear.
+    :param shall_yield: true once others wait for the slot. :param await_right_to_write: returns when a sink call may start and end within the lease; blocks while that is unclear.
         Raises StateError when the lease is lost.
     :param progress: takes counters; cheap, called per batch and chunk.
     :param faults: called with the name of each step a test may want to stop at.
@@ -37,6 +37,7 @@ class RunContext:
 
     tag: str
     is_cancelled: Callable[[], bool] = lambda: False
+    shall_yield: Callable[[], bool] = lambda: False
     await_right_to_write: Callable[[], None] = lambda: None
     progress: Callable[[dict[str, int]], None] = lambda _: None
     faults: Callable[[str], None] = no_faults
@@ -58,6 +59,15 @@ class RunContext:
         while (left_s := until_s - time.monotonic()) > 0:
             self.check()
             time.sleep(min(left_s, _LOOK_S))
+
+    def border(self) -> None:
+        """A place where the run can be left and taken up again without losing work.
+
+        :raises Cancelled: it shall end, or make room for others.
+        """
+        self.check()
+        if self.shall_yield():
+            raise Cancelled("makes room", next_step="nothing: it goes on as soon as it is its turn")
 
     def check(self) -> None:
         """Stop here if the run shall end.

@@ -167,7 +167,7 @@ class _Partition:
         """Send chunks side by side; a refused one is cut in halves that join the window."""
         if not window:
             return
-        self._d.context.check()
+        self._d.context.border()
         self._mark([chunk.range for chunk in window])
         running: dict[Future[WriteResult | _Refused], Chunk] = {}
         error: BaseException | None = None
@@ -234,7 +234,7 @@ class _Partition:
         for attempt in range(1, policy.tries + 1):
             self._d.context.pause(self._pace.reserve_s())
             self._d.context.await_right_to_write()
-            self._d.context.check()
+            self._d.context.border()
             try:
                 result = self._d.sink.write(chunk, self._d.token)
                 self._d.context.faults("after_write")

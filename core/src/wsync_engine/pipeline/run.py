@@ -65,6 +65,7 @@ def execute(job: Job) -> Outcome:
         if reasons:
             job.books.block(reasons)
             return Outcome(state="blocked", reason="; ".join(reasons), counts=record.counts)
+        job.context.border()
         job.books.start_delivery(job.sync_id)
         job.context.faults("after_start_delivery")
         record = job.books.load()

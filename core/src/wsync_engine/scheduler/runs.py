@@ -69,6 +69,9 @@ class ClaimedRun:
     schedule_id: UUID | None
     trigger: str
     nominal_at: datetime
+    due_at: datetime
+    ready_at: datetime
+    priority: int
     epoch: int
     attempt: int
     crashes: int

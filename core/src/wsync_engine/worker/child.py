@@ -15,7 +15,7 @@ from wsync_engine.telemetry import log_to_stderr
 from wsync_engine.worker import fork_server
 from wsync_engine.worker.connectors import Opener
 from wsync_engine.worker.fence import Fence
-from wsync_engine.worker.messages import Assignment, Cancel, CancelReason, Drain, Ended, Lost, Renewed, Tick
+from wsync_engine.worker.messages import Assignment, Cancel, CancelReason, Drain, Ended, Lost, Renewed, Tick, Yield
 
 __all__ = ["ChildSetup", "RunInProgress", "child_main"]
 
@@ -58,6 +58,7 @@ class RunInProgress:
         self.counters: dict[str, int] = {}
         self.cancel_reason: CancelReason | None = None
         self.is_drained = False
+        self.shall_yield = False
         self.stop_reading: Callable[[], None] = lambda: None
 
     def is_cancelled(self) -> bool:
@@ -66,13 +67,15 @@ class RunInProgress:
     def count(self, counters: dict[str, int]) -> None:
         self.counters = dict(counters)
 
-    def take(self, message: Renewed | Cancel | Drain | Lost) -> None:
+    def take(self, message: Renewed | Cancel | Drain | Yield | Lost) -> None:
         """What the supervisor says of this run; called by the pipe's thread."""
         match message:
             case Renewed():
                 self.fence.renew(message.write_until_s)
             case Lost():
                 self.fence.lose()
+            case Yield():
+                self.shall_yield = True
             case Drain():
                 self.is_drained = True
                 self.fence.open_gate()

@@ -119,6 +119,7 @@ class _Execution:
         context = RunContext(
             tag=f"wsync/{a.sync_name}/{a.run_id}",
             is_cancelled=self._run.is_cancelled,
+            shall_yield=lambda: self._run.shall_yield,
             await_right_to_write=self._run.fence.wait,
             progress=self._run.count,
             faults=self._setup.faults,

@@ -13,7 +13,7 @@ from wsync_engine.model.sync import SyncSpec
 if TYPE_CHECKING:  # a supervisor needs no Arrow
     from wsync_sdk import ParameterValue
 
-__all__ = ["Assignment", "Cancel", "CancelReason", "ConnectionPart", "Drain", "Ended", "Lost", "Renewed", "Tick"]
+__all__ = ["Assignment", "Cancel", "CancelReason", "ConnectionPart", "Drain", "Ended", "Lost", "Renewed", "Tick", "Yield"]
 
 NO_ERROR = RunError(error_class="", message="", next_step="")
 CancelReason = Literal["cancelled", "timeout", "stalled"]
@@ -73,6 +73,14 @@ class Cancel:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drain:
     """Stop the run at the next border; it goes back to the queue."""
+
+    run_id: UUID
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Yield:
+    """Others wait for the slot: go back to the queue at the next border where nothing of the run's work is lost."""
 
     run_id: UUID
     epoch: int

@@ -16,7 +16,7 @@ import structlog
 
 from wsync_engine.worker import fork_server
 from wsync_engine.worker.child import ChildSetup, child_main
-from wsync_engine.worker.messages import Assignment, Cancel, Drain, Ended, Lost, Renewed, Tick
+from wsync_engine.worker.messages import Assignment, Cancel, Drain, Ended, Lost, Renewed, Tick, Yield
 
 __all__ = ["Slot", "StopReason", "Tenure"]
 
@@ -29,6 +29,7 @@ class Tenure:
     """A run in a slot.
 
     :param ends_at_s: when its time is over, monotonic. :param stopping: why it shall end, once it shall.
+    :param priority: of its run. :param started_at_s: when it got the slot, monotonic. :param is_yielding: it was asked to make room.
     :param kill_at_s: when its process is killed, if it has not ended by then.
     :param moved_at_s: when its counters last changed; as long as it has none, when its child last spoke: a query may take its time until the first row.
     """
@@ -37,6 +38,9 @@ class Tenure:
     ends_at_s: float
     stall_s: float
     moved_at_s: float
+    priority: int
+    started_at_s: float
+    is_yielding: bool = False
     stopping: StopReason | None = None
     kill_at_s: float | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -97,12 +101,15 @@ class Slot:
             self.process.join(timeout_s)
         self.pipe.close()
 
-    def assign(self, assignment: Assignment, *, ends_at_s: float, stall_s: float) -> None:
-        """Hand over a run."""
-        self.tenure = Tenure(assignment=assignment, ends_at_s=ends_at_s, stall_s=stall_s, moved_at_s=time.monotonic())
+    def assign(self, assignment: Assignment, *, left_s: float, stall_s: float, priority: int) -> None:
+        """Hand over a run, which may take `left_s`."""
+        now_s = time.monotonic()
+        self.tenure = Tenure(
+            assignment=assignment, ends_at_s=now_s + left_s, stall_s=stall_s, moved_at_s=now_s, started_at_s=now_s, priority=priority
+        )
         self.tell(assignment)
 
-    def tell(self, message: Assignment | Renewed | Cancel | Drain | Lost) -> None:
+    def tell(self, message: Assignment | Renewed | Cancel | Drain | Yield | Lost) -> None:
         """Send; a child that is gone is found out by its process."""
         with suppress(OSError):
             self.pipe.send(message)
@@ -130,6 +137,12 @@ class Slot:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:  # it has no group of its own yet
             self.process.kill()
+
+    @property
+    def exit_signal(self) -> str:
+        """The number of the signal that ended it, `none` when it ended by itself."""
+        code = self.process.exitcode
+        return str(-code) if code is not None and code < 0 else "none"
 
     def how_it_died(self) -> str:
         """In words."""

@@ -41,6 +41,7 @@ class Presence:
     slots: int
     running: int
     is_draining: bool
+    queues: list[int]
     refusal: str | None = None
 
 

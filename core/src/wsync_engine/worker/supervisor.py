@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from importlib.metadata import version
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -32,13 +33,14 @@ from wsync_engine.model.run import RunError
 from wsync_engine.pipeline.context import no_faults
 from wsync_engine.scheduler.runs import LEASE_S, Beat, ClaimedRun, Held, claim_runs, heartbeat
 from wsync_engine.secrets.keyring import Keyring
+from wsync_engine.telemetry import metrics
 from wsync_engine.worker import fork_server
 from wsync_engine.worker.child import ChildSetup
 from wsync_engine.worker.connectors import Opener
 from wsync_engine.worker.endings import Ending, ending_of_death, ending_of_report, failed, given_back
 from wsync_engine.worker.fence import boot_time_s
 from wsync_engine.worker.live import LiveProgress, WakeListener
-from wsync_engine.worker.messages import Cancel, CancelReason, Drain, Ended, Lost, Renewed
+from wsync_engine.worker.messages import Cancel, CancelReason, Drain, Ended, Lost, Renewed, Yield
 from wsync_engine.worker.slots import Slot, Tenure
 from wsync_engine.worker.store import Orders, Presence, leave, load_assignment, note_stuck, show_presence
 from wsync_sdk.errors import RetryableError, StateError, WsyncError
@@ -63,7 +65,8 @@ class WorkerOptions:
     :param api_url: the children's login. :param storage_id: of the storage; a worker with another one than the installation's claims nothing; None: not compared.
     :param lease_s: a heartbeat comes six times in it, sink calls start in the first two thirds.
     :param drain_timeout_s: how long runs may go on after the first signal. :param stop_grace_s: from asking a run to end until its process is killed.
-    :param memory_limit_bytes: of one child. :param recycle_bytes: a child that is larger after a run is replaced.
+    :param memory_limit_bytes: of one child. :param queues: whose runs it takes. :param turn_s: how long a run keeps its slot while others of its priority are in line.
+    :param recycle_bytes: a child that is larger after a run is replaced.
     """
 
     api_url: str = field(repr=False)
@@ -79,6 +82,8 @@ class WorkerOptions:
     runs_per_child: int = 100
     crash_backoff_s: float = 1.0
     shard: int = 0
+    queues: tuple[int, ...] = (0,)
+    turn_s: float = 60.0
     secret_folders: tuple[Path, ...] = ()
 
 
@@ -118,6 +123,14 @@ def _unreadable(exc: Exception) -> RunError:
     )
 
 
+def _observe_claim(run: ClaimedRun, lease_s: float) -> None:
+    claimed_at = run.lease_until - timedelta(seconds=lease_s)
+    priority = metrics.priority_name(run.priority)
+    metrics.QUEUE_WAIT.labels(priority).observe(max(0.0, (claimed_at - run.ready_at).total_seconds()))
+    if run.epoch == 1:
+        metrics.START_LATENESS.labels(priority).observe(max(0.0, (claimed_at - run.due_at).total_seconds()))
+
+
 class Worker:
     """One worker of one shard. `run` is for one thread, which must live as long as the worker: its children die with that thread.
 
@@ -155,7 +168,7 @@ class Worker:
         self._stops = 0
         self._drain_until_s: float | None = None
         self._refusal: str | None = None
-        self._beat_at_s = self._watch_at_s = self._ask_at_s = 0.0
+        self._beat_at_s = self._watch_at_s = self._ask_at_s = self._room_at_s = 0.0
 
     # -- life
 
@@ -215,6 +228,7 @@ class Worker:
                 self._beat()
                 self._write_endings()
                 self._take_work()
+                self._make_room()
                 self._postgres_backoff.succeeded()
             except Exception as exc:
                 self._drop_connection()
@@ -263,6 +277,8 @@ class Worker:
             return
         self._ask_at_s = 0.0
         slot.runs_done += 1
+        metrics.RUNS_ENDED.labels(ended.state or ended.kind).inc()
+        metrics.RUN_SECONDS.observe(time.monotonic() - tenure.started_at_s)
         self._endings.append(ending_of_report(ended))
         if slot.runs_done >= self._options.runs_per_child or slot.rss_bytes() > self._options.recycle_bytes:
             slot.start()
@@ -270,8 +286,11 @@ class Worker:
     def _replace_dead(self, slot: Slot) -> None:
         tenure, slot.tenure = slot.tenure, None
         if tenure is not None:
-            ending = ending_of_death(tenure, slot.how_it_died(), crash_backoff_s=self._options.crash_backoff_s)
-            self._endings.append(ending)
+            how = slot.how_it_died()
+            _log.warning("child.died", run_id=str(tenure.assignment.run_id), how=how, asked_to_end=tenure.stopping)
+            metrics.CHILD_EXITS.labels(slot.exit_signal).inc()
+            metrics.RUNS_ENDED.labels("died").inc()
+            self._endings.append(ending_of_death(tenure, how, crash_backoff_s=self._options.crash_backoff_s))
         if self._drain_until_s is None and time.monotonic() >= slot.started_at_s + CHILD_PAUSE_S:
             slot.start()
 
@@ -295,6 +314,7 @@ class Worker:
                 self._end_run(slot, tenure, "timeout")
             elif now_s >= tenure.moved_at_s + tenure.stall_s:
                 self._stuck.append(tenure)
+                metrics.STUCK.inc()
                 self._end_run(slot, tenure, "stalled")
 
     def _end_run(self, slot: Slot, tenure: Tenure, reason: CancelReason) -> None:
@@ -364,6 +384,7 @@ class Worker:
         run_id, epoch = tenure.assignment.run_id, tenure.assignment.epoch
         if answer is None:
             tenure.stopping, tenure.kill_at_s = "lost", time.monotonic() + LOST_GRACE_S
+            metrics.FENCED.inc()
             slot.tell(Lost(run_id=run_id, epoch=epoch))
             return
         slot.tell(Renewed(run_id=run_id, epoch=epoch, write_until_s=self._write_until_s(sent_s)))
@@ -382,6 +403,7 @@ class Worker:
             slots=self._options.slots,
             running=len(self._tenures()),
             is_draining=self._drain_until_s is not None,
+            queues=list(self._options.queues),
             refusal=self._refusal,
         )
 
@@ -417,23 +439,52 @@ class Worker:
             self._index_backoff.failed(exc)
 
     def _take_work(self) -> None:
+        metrics.RUNS.set(len(self._tenures()))
         free = sum(slot.is_free for slot in self._slots)
         if self._drain_until_s is not None or self._refusal or not free or time.monotonic() < self._ask_at_s:
             return
         self._ask_at_s = time.monotonic() + TIMER_S
         dispatched: list[tuple[UUID, UUID]] = []
-        self._tell_index(lambda: dispatched.extend(self._index.dispatch(self.worker_id, free)))
+        self._tell_index(lambda: dispatched.extend(self._index.dispatch(self.worker_id, free, queues=self._options.queues)))
         if not dispatched:
             return
         sent_s = boot_time_s()
         run_ids = [run_id for _, run_id in dispatched]
         claimed = claim_runs(self._postgres(), run_ids, self.worker_id, lease_s=self._options.lease_s)
         refused = set(run_ids) - {run.run_id for run in claimed}
+        metrics.CLAIMS.labels("claimed").inc(len(claimed))
+        metrics.CLAIMS.labels("refused").inc(len(refused))
+        for run in claimed:
+            _observe_claim(run, self._options.lease_s)
         for run in claimed:
             self._assign(run, self._write_until_s(sent_s))
         if refused:
             self._tell_index(lambda: self._index.refuse(list(refused)))
         self._tell_index(lambda: self._index.renew([run.run_id for run in claimed], lease_ms=round(self._options.lease_s * 1000)))
+
+    def _make_room(self) -> None:
+        """No slot is free, and others are in line: a run that has had its turn, or a less urgent one, goes back to the queue at its next border.
+
+        One at a time; which run gets the slot is decided by the shares of §7, against which the time in the slot was counted.
+        """
+        now_s = time.monotonic()
+        if now_s < self._room_at_s or self._drain_until_s is not None or self._refusal or any(slot.is_free for slot in self._slots):
+            return
+        self._room_at_s = now_s + TIMER_S
+        tenures = self._tenures()
+        if any(tenure.is_yielding or tenure.stopping for tenure in tenures):
+            return
+        waiting: list[int | None] = []
+        self._tell_index(lambda: waiting.append(self._index.first_waiting(self._options.queues)))
+        if not waiting or waiting[0] is None:
+            return
+        tenure = min(tenures, key=lambda x: (x.priority, x.started_at_s), default=None)
+        turn_s = 0.0 if tenure is not None and tenure.priority < waiting[0] else self._options.turn_s
+        if tenure is not None and now_s >= tenure.started_at_s + turn_s:
+            tenure.is_yielding = True
+            metrics.YIELDS.inc()
+            slot = next(slot for slot in self._slots if slot.tenure is tenure)
+            slot.tell(Yield(run_id=tenure.assignment.run_id, epoch=tenure.assignment.epoch))
 
     def _assign(self, run: ClaimedRun, write_until_s: float) -> None:
         try:
@@ -456,7 +507,7 @@ class Worker:
         if slot is None:  # its process died a moment ago
             self._endings.append(given_back(run.run_id, run.epoch))
             return
-        slot.assign(assignment, ends_at_s=time.monotonic() + self._time_left_s(run), stall_s=run.stall_ms / 1000)
+        slot.assign(assignment, left_s=self._time_left_s(run), stall_s=run.stall_ms / 1000, priority=run.priority)
 
     def _time_left_s(self, run: ClaimedRun) -> float:
         left_s = run.attempt_timeout_ms / 1000

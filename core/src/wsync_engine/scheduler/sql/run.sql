@@ -18,7 +18,7 @@ WITH free AS (
         lease_until = wsync.clock() + make_interval(secs => CAST(:lease_s AS float8)), started_at = coalesce(r.started_at, wsync.clock())
     FROM free
     WHERE r.run_id = free.run_id
-    RETURNING r.run_id, r.tenant_id, r.sync_id, r.schedule_id, r.trigger, r.nominal_at, r.epoch, r.attempt, r.crashes, r.dry_run,
+    RETURNING r.run_id, r.tenant_id, r.sync_id, r.schedule_id, r.trigger, r.nominal_at, r.due_at, r.ready_at, r.priority, r.epoch, r.attempt, r.crashes, r.dry_run,
         r.lease_until, r.deadline_at
 ), told AS (
     INSERT INTO wsync.run_event (at, tenant_id, schedule_id, run_id, epoch, kind)

@@ -1,0 +1,92 @@
+"""What schedulers and workers count, in the form of Prometheus. Names, labels and meaning are in docs/explanation/scheduling.md.
+
+No label names a tenant, a sync or a run: their number has no bound.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from wsync_sdk.errors import ConfigError
+
+__all__ = [
+    "CHILD_EXITS",
+    "CLAIMS",
+    "CLOCK_SKEW",
+    "DECISIONS",
+    "DUE",
+    "FENCED",
+    "FIRE_LATENESS",
+    "LEASES_EXPIRED",
+    "QUEUE_WAIT",
+    "READY",
+    "READY_AGE",
+    "REBUILD",
+    "REPAIRS",
+    "RUNS",
+    "RUNS_ENDED",
+    "RUN_SECONDS",
+    "START_LATENESS",
+    "STUCK",
+    "YIELDS",
+    "priority_name",
+    "serve",
+]
+
+REGISTRY = CollectorRegistry()
+_LATENESS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
+_SECONDS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 43200.0)
+
+
+def _histogram(name: str, text: str, labels: tuple[str, ...] = (), buckets: tuple[float, ...] = _LATENESS) -> Histogram:
+    return Histogram(name, text, labels, buckets=buckets, registry=REGISTRY)
+
+
+def _counter(name: str, text: str, *labels: str) -> Counter:
+    return Counter(name, text, labels, registry=REGISTRY)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Gauge:
+    return Gauge(name, text, labels, registry=REGISTRY)
+
+
+FIRE_LATENESS = _histogram("wsync_fire_lateness_seconds", "From a run's due time until its fire was committed.", ("priority",))
+QUEUE_WAIT = _histogram("wsync_queue_wait_seconds", "From when a run was ready until a worker claimed it.", ("priority",))
+START_LATENESS = _histogram(
+    "wsync_start_lateness_seconds", "From a run's due time until a worker claimed it the first time.", ("priority",)
+)
+RUN_SECONDS = _histogram("wsync_run_seconds", "How long a run was executed at a time.", buckets=_SECONDS)
+REBUILD = _histogram("wsync_rebuild_seconds", "Loading the index anew.", buckets=_SECONDS)
+DECISIONS = _counter("wsync_decisions_total", "What became of nominal times.", "decision")
+CLAIMS = _counter("wsync_claims_total", "What became of runs that the index dispatched: claimed, or refused by the state store.", "result")
+RUNS_ENDED = _counter("wsync_runs_total", "Executions by how they left their slot.", "ending")
+LEASES_EXPIRED = _counter("wsync_lease_expired_total", "Runs that were taken from a worker that went silent.")
+FENCED = _counter("wsync_fenced_total", "Runs that this worker learnt it had lost.")
+CHILD_EXITS = _counter("wsync_child_exit_total", "Task processes that ended while they executed a run.", "signal")
+STUCK = _counter("wsync_stuck_total", "Executions that were ended because their counters stood still.")
+YIELDS = _counter("wsync_yields_total", "Executions that were asked to make room for others.")
+REPAIRS = _counter("wsync_repairs_total", "Entries of the index that a sweep had to put right; none in health.", "kind")
+RUNS = _gauge("wsync_running", "Runs that this worker executes.")
+DUE = _gauge("wsync_due_size", "Schedules that are due some time.", "shard")
+READY = _gauge("wsync_ready", "Runs that wait for a slot.", "shard", "priority")
+READY_AGE = _gauge("wsync_ready_age_seconds", "How long the oldest run has waited for a slot.", "shard", "priority")
+CLOCK_SKEW = _gauge("wsync_clock_skew_seconds", "Clock of the index minus clock of the state store.", "shard")
+
+
+def priority_name(priority: int) -> str:
+    """As label."""
+    return ("low", "medium", "high")[priority]
+
+
+def serve(address: str) -> None:
+    """Answer GET /metrics on `HOST:PORT`, from a thread of its own, until the process ends.
+
+    :raises ConfigError: the address is none, or can't be listened on.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 <= int(port) <= 65_535:
+        raise ConfigError(f"`{address}` is no address", next_step="write --metrics HOST:PORT, for example 127.0.0.1:9464")
+    try:
+        start_http_server(int(port), addr=host.strip("[]"), registry=REGISTRY)
+    except OSError as exc:
+        raise ConfigError(f"metrics can't be served on {address}: {exc.strerror}", next_step="give another --metrics HOST:PORT") from None
