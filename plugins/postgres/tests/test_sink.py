@@ -16,7 +16,21 @@ import pytest
 
 from wsync_postgres.config import PostgresConfig
 from wsync_postgres.sink import PostgresSink
-from wsync_sdk import OP, Chunk, ConfigError, FatalError, Fence, RetryableError, RowError, RowRange, RunRef, Secret, StateError, Target
+from wsync_sdk import (
+    OP,
+    Chunk,
+    ConfigError,
+    FatalError,
+    Fence,
+    RetryableError,
+    RowError,
+    RowRange,
+    RunRef,
+    Secret,
+    StateError,
+    Target,
+    WsyncError,
+)
 
 from .conftest import Database
 
@@ -291,8 +305,31 @@ def test_whatever_one_row_makes_the_table_say_is_that_rows_refusal(sink: Postgre
         sink.write(chunk([{"id": 1, "name": "ok"}, {"id": 2, "name": "bad one"}]), token)
 
     assert caught.value.code == code
+    assert "bad one" not in f"{caught.value} {caught.value.__cause__}"
     assert sink.recorded(RUN, TARGET, 0) == []
     assert sink.write(chunk([{"id": 1, "name": "ok"}]), token).accepted_rows == 1
+
+
+@pytest.mark.parametrize("code", ["55000", "42704", "58000", "XX000", "40001", "U0001", "01000"])
+def test_what_a_trigger_says_under_any_code_is_not_repeated(sink: PostgresSink, database: Database, code: str) -> None:
+    database.execute(f"CREATE TABLE people (id bigint PRIMARY KEY, name text); {RAISE.format(code)}")
+    token = sink.begin(RUN, TARGET)
+
+    with pytest.raises(WsyncError) as caught:
+        sink.write(chunk([{"id": 2, "name": "bad one"}]), token)
+
+    assert "bad" not in f"{caught.value} {caught.value.__cause__}"
+    assert code in str(caught.value)
+
+
+def test_a_refusal_names_the_constraint_or_the_column(sink: PostgresSink, database: Database) -> None:
+    database.execute("CREATE TABLE people (id bigint PRIMARY KEY, name text NOT NULL CONSTRAINT short CHECK (length(name) < 5))")
+    token = sink.begin(RUN, TARGET)
+
+    with pytest.raises(RowError, match="constraint `short`"):
+        sink.write(chunk([{"id": 1, "name": "too long"}]), token)
+    with pytest.raises(RowError, match="column `name`"):
+        sink.write(chunk([{"id": 1, "name": None}]), token)
 
 
 @pytest.mark.parametrize("privilege", ["SELECT", "INSERT", "UPDATE", "DELETE"])

@@ -27,6 +27,7 @@ from wsync_sdk import ConfigError, ParameterValue, WsyncError
 __all__ = ["ArrowConnection", "Described", "RowConnection", "connect", "connect_arrow", "identifier", "literal"]
 
 PATIENCE_S = 60.0
+_DIAGNOSTICS = ("message_primary", "statement_position", "context", "constraint_name", "column_name")
 NAME_BYTES = 63  # of application_name; the server cuts the rest
 
 Row = tuple[Any, ...]
@@ -102,13 +103,26 @@ def _dsn(config: PostgresConfig, *, name: str, settings: dict[str, str], patienc
 def _problem(exc: Exception) -> Problem:
     """What either driver's exception says."""
     code: str | None = getattr(exc, "sqlstate", None)
+    said = _diagnostics(exc)
+    # Without a code the words are libpq's, unless the driver lost the code of what the server said.
+    is_nested = bool(said["context"]) or (code is None and "ERROR:" in str(exc))
+    return Problem(
+        sqlstate=code,
+        words=said["message_primary"] or str(exc).split("ERROR:", 1)[-1],
+        condition=_condition(code),
+        position=int(said["statement_position"] or 0) - 1,
+        is_nested=is_nested,
+        constraint=said["constraint_name"],
+        column=said["column_name"],
+    )
+
+
+def _diagnostics(exc: Exception) -> dict[str, str]:
     if isinstance(exc, psycopg.Error):
-        words, position = exc.diag.message_primary or str(exc), exc.diag.statement_position
-    else:
-        details: dict[bytes, bytes] = dict(getattr(exc, "details", None) or ())
-        position = details.get(b"PG_DIAG_STATEMENT_POSITION", b"").decode() or None
-        words = details.get(b"PG_DIAG_MESSAGE_PRIMARY", b"").decode() or str(exc).split("ERROR:", 1)[-1]
-    return Problem(sqlstate=code, words=words, condition=_condition(code), position=int(position or 0) - 1)
+        return {name: getattr(exc.diag, name) or "" for name in _DIAGNOSTICS}
+    details: dict[bytes | str, bytes] = dict(getattr(exc, "details", None) or ())
+    by_name = {key.decode() if isinstance(key, bytes) else key: value.decode(errors="replace") for key, value in details.items()}
+    return {name: by_name.get(f"PG_DIAG_{name.upper()}", "") for name in _DIAGNOSTICS}
 
 
 def _condition(code: str | None) -> str:
@@ -128,7 +142,7 @@ def _translated(translate: Translate) -> Iterator[None]:
     except (psycopg.Error, adbc_driver_manager.Error, OSError) as exc:
         problem = _problem(exc)
         # An exception that quotes values must not come along as the cause: causes are logged.
-        raise translate(problem) from (None if problem.quotes_values else exc)
+        raise translate(problem) from (None if problem.may_quote else exc)
 
 
 def _reading(doing: str) -> Translate:

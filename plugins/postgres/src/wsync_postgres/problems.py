@@ -1,6 +1,7 @@
 """Which of the SDK's errors a Postgres error is. Pure: knows SQLSTATE codes and libpq's words, no driver.
 
-Codes: PostgreSQL 18, appendix A. Words of class 22, 23 and P0 quote values of rows, so of these only the condition's name is passed on.
+Codes: PostgreSQL 18, appendix A. The server's words may quote values of rows, and a trigger may say anything under any code: they are passed on for
+the classes that speak of the session, the statement or the schema, and only where no function was running. Else the condition's name, and whose it is.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _URL_WORDS = ("for connection option", "invalid percent-encoded", "invalid URI",
 _GONE_WORDS = ("terminating connection due to administrator command",)
 _TIMEOUT_WORDS = ("statement timeout", "transaction timeout")
 _CANCEL_WORDS = ("canceling statement due to user request",)
+_SHOWN_CLASSES = frozenset({"08", "0A", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "58"})
 _ROW_CLASSES = ("21", "22", "23", "54", "P0")
 _AGAIN_CLASSES = ("08", "40", "53", "55", "58")
 # Of the session, the statement or the whole table, whatever the rows hold.
@@ -38,23 +40,35 @@ class Problem:
 
     :param sqlstate: None where there is none: the line was cut, or an Arrow stream broke off. :param words: the server's main message.
     :param condition: name of the code, e.g. `not_null_violation`. :param position: 0-based, in the statement that was sent; -1 if unknown.
+    :param is_nested: raised inside something that the statement called, such as a trigger. :param constraint: whose condition it is; or `column`.
     """
 
     sqlstate: str | None
     words: str
     condition: str = ""
     position: int = -1
+    is_nested: bool = False
+    constraint: str = ""
+    column: str = ""
 
     @property
-    def quotes_values(self) -> bool:
+    def may_quote(self) -> bool:
         """True if the server's words may hold a value of a row."""
-        return self.sqlstate is not None and self.sqlstate[:2] in _ROW_CLASSES
+        return self.is_nested or (self.sqlstate is not None and self.sqlstate[:2] not in _SHOWN_CLASSES)
 
     def shown(self) -> str:
         """The server's words as far as they may be shown."""
-        if self.quotes_values:
-            return f"{self.condition} ({self.sqlstate})"
+        if self.may_quote:
+            return f"{self.condition} ({self.sqlstate}){self._whose()}" if self.sqlstate else "the server ended the statement"
         return self.words.strip().splitlines()[0] if self.words.strip() else "connection lost"
+
+    def _whose(self) -> str:
+        """Which constraint or column; a trigger's RAISE may name anything there."""
+        if self.is_nested or self.sqlstate is None or self.sqlstate[:2] != "23":
+            return ""
+        if self.constraint:
+            return f", constraint `{self.constraint}`"
+        return f", column `{self.column}`" if self.column else ""
 
 
 def connect_error(words: str) -> WsyncError:
