@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from wsync_sdk import ParameterValue, RowRange
+from wsync_sdk import ParameterValue, RowRange, RunRef, StateError
 
-__all__ = ["SYNC_PARTITION", "Bookkeeping", "missing_rows"]
+__all__ = ["SYNC_PARTITION", "Bookkeeping", "fenced_off", "missing_rows", "sync_name"]
 
 SYNC_PARTITION = -1
 
@@ -95,3 +95,13 @@ def missing_rows(rows: RowRange, recorded: Sequence[RowRange]) -> int:
     """How many of `rows` are in none of the recorded ranges, which don't overlap each other."""
     covered = sum(max(0, min(rows.last, other.last) - max(rows.first, other.first) + 1) for other in recorded)
     return rows.rows - covered
+
+
+def sync_name(run: RunRef) -> str:
+    """The sync's name in the bookkeeping: two tenants may share a destination, and ids have no blanks."""
+    return f"{run.tenant_id} {run.sync_id}"
+
+
+def fenced_off() -> StateError:
+    """What a writer gets whose fence is higher than its own numbers."""
+    return StateError("another delivery or a newer lease of this sync writes now", next_step="nothing to do: the newer one goes on")

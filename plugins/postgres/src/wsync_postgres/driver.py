@@ -24,11 +24,22 @@ from wsync_postgres.config import PostgresConfig
 from wsync_postgres.problems import Problem, connect_error, read_error
 from wsync_sdk import ConfigError, ParameterValue, WsyncError
 
-__all__ = ["ArrowConnection", "Described", "RowConnection", "connect", "connect_arrow", "identifier", "literal"]
+__all__ = [
+    "OLDEST_VERSION",
+    "ArrowConnection",
+    "Described",
+    "RowConnection",
+    "connect",
+    "connect_arrow",
+    "identifier",
+    "literal",
+    "table_identifier",
+]
 
 PATIENCE_S = 60.0
 _DIAGNOSTICS = ("message_primary", "statement_position", "context", "constraint_name", "column_name")
-NAME_BYTES = 63  # of application_name; the server cuts the rest
+NAME_BYTES = 63  # of every name in Postgres, also of application_name; the server cuts the rest
+OLDEST_VERSION = 120000
 
 Row = tuple[Any, ...]
 Translate = Callable[[Problem], WsyncError]
@@ -71,6 +82,17 @@ _CAST_NAME = {"Decimal": "numeric", "UUID": "uuid", "date": "date", "time": "tim
 def identifier(*parts: str) -> str:
     """A name, quoted: `identifier("public", "user")` is `"public"."user"`."""
     return sql.Identifier(*parts).as_string(None)
+
+
+def table_identifier(name: str) -> str:
+    """`schema.table` or `table`, quoted.
+
+    :raises ConfigError: not such a name.
+    """
+    parts = name.split(".")
+    if len(parts) > 2 or any(not part or "\0" in part or len(part.encode()) > NAME_BYTES for part in parts):
+        raise ConfigError("a table is written `table` or `schema.table`", next_step="correct the table's name")
+    return identifier(*parts)
 
 
 def _dsn(config: PostgresConfig, *, name: str, settings: dict[str, str], patience_s: float) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from wsync_sdk import ConfigError, FatalError, RetryableError, RowError, WsyncError
 
-__all__ = ["Problem", "apply_error", "connect_error", "read_error", "write_error"]
+__all__ = ["Problem", "apply_error", "connect_error", "prepare_error", "read_error", "write_error"]
 
 _LOGIN_WORDS = (
     "authentication failed",
@@ -146,3 +146,9 @@ def write_error(doing: str, problem: Problem) -> WsyncError:
     if code in {"42P01", "3F000"} or code[:2] == "XX":
         return FatalError(message, next_step="see whether the table was dropped, then start the run again")
     return ConfigError(message, next_step="correct the mapping or the table, or grant the login what it lacks")
+
+
+def prepare_error(doing: str, problem: Problem) -> WsyncError:
+    """The error of a statement that carries no rows, so what looks like a refused row is two that made the same thing at once."""
+    error = write_error(doing, problem)
+    return RetryableError(error.message, next_step="nothing to do: it is tried again") if isinstance(error, RowError) else error

@@ -23,7 +23,18 @@ import pyarrow as pa
 from wsync_postgres import __version__
 from wsync_postgres.columns import Column, PgType, arrow_schema, column, conform, select_list
 from wsync_postgres.config import PostgresConfig
-from wsync_postgres.driver import ArrowConnection, Row, RowConnection, Translate, connect, connect_arrow, identifier, literal
+from wsync_postgres.driver import (
+    OLDEST_VERSION,
+    ArrowConnection,
+    Row,
+    RowConnection,
+    Translate,
+    connect,
+    connect_arrow,
+    identifier,
+    literal,
+    table_identifier,
+)
 from wsync_postgres.problems import Problem, read_error
 from wsync_postgres.statement import Statement, prepare
 from wsync_sdk import (
@@ -44,9 +55,8 @@ from wsync_sdk import (
     WsyncError,
 )
 
-__all__ = ["PostgresSource", "table_parts"]
+__all__ = ["PostgresSource"]
 
-OLDEST_VERSION = 120000
 POLL_S = 0.2
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _SNAPSHOT_STATE = "SELECT CAST(txid_current_snapshot() AS text)"
@@ -284,24 +294,13 @@ class _Planner:
             return rows.result()
 
 
-def table_parts(name: str) -> tuple[str, ...]:
-    """`schema.table` or `table` as its parts.
-
-    :raises ConfigError: not such a name.
-    """
-    parts = tuple(name.split("."))
-    if len(parts) > 2 or any(not part or "\0" in part or len(part.encode()) > 63 for part in parts):
-        raise ConfigError("a table is written `table` or `schema.table`", next_step="correct the table's name")
-    return parts
-
-
 def _statement(query: Query) -> Statement:
     if query.sql is not None:
         return prepare(query.sql, query.parameters, literal)
     if query.parameters:
         raise ConfigError("a table takes no parameters", next_step="remove `parameters`, or write the query as SQL")
     columns = ", ".join(identifier(name) for name in query.columns) or "*"
-    text = f"SELECT {columns} FROM {identifier(*table_parts(query.table or ''))}"
+    text = f"SELECT {columns} FROM {table_identifier(query.table or '')}"
     return Statement(text=text, source=text)
 
 
