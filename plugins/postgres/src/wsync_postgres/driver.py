@@ -230,10 +230,11 @@ class ArrowConnection:
     def __init__(self, connection: dbapi.Connection) -> None:
         self._connection = connection
 
-    def execute(self, statement: str, *, translate: Translate) -> None:
-        """Run a statement without a result."""
+    def execute(self, statement: str, *, translate: Translate) -> int:
+        """Run a statement without a result; gives the number of rows it touched, -1 where there is none to tell."""
         with _translated(translate), self._connection.cursor() as cursor:
             cursor.execute(statement)
+            return int(cursor.rowcount)
 
     def rows(self, statement: str, *, translate: Translate) -> list[Row]:
         """All rows; for small results only."""

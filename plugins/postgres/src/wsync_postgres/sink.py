@@ -109,7 +109,11 @@ class PostgresSink(TransactionalSink):
                 columns = table_columns(session, target.stream)
             require_privileges(target.stream, session.rows(missing_privileges(target.stream), translate=_BEGINNING))
             check_table(session, target, columns)
-            token = WriteToken(types={name: columns[name].cast for name in target.schema.names}, key_checks=key_checks(target, columns))
+            token = WriteToken(
+                types={name: columns[name].cast for name in target.schema.names},
+                declared={name: columns[name].declared for name in target.schema.names},
+                key_checks=key_checks(target, columns),
+            )
         with self._session() as session:
             self._raise_delivery(session, run)
         return token.encode()

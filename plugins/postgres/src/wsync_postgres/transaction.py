@@ -8,7 +8,8 @@ A chunk whose range is already recorded ends without a change.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from time import monotonic
@@ -37,6 +38,7 @@ class WriteToken:
     """What `begin` tells each write of the table; see `Merge`."""
 
     types: Mapping[str, str]
+    declared: Mapping[str, str]
     key_checks: Sequence[str]
 
     def encode(self) -> bytes:
@@ -57,7 +59,7 @@ class ChunkTransaction:
         self._books = books
         self._chunk = chunk
         self._types = token.types
-        self._merge = Merge(target=chunk.target, types=token.types, key_checks=token.key_checks)
+        self._merge = Merge(target=chunk.target, types=token.types, declared=token.declared, key_checks=token.key_checks)
         self._deadline_s = deadline_s
         self._sync = sync_name(chunk.run)
 
@@ -164,25 +166,57 @@ class ChunkTransaction:
         return bool(self._rows(insert))  # no row: the same chunk came twice at once, and the other was first
 
     def _upsert(self, rows: pa.RecordBatch) -> None:
-        if rows.num_rows:
-            self._apply(_UPSERTS, rows, self._merge.upsert(_UPSERTS))
+        if rows.num_rows == 0:
+            return
+        with self._staging(_UPSERTS, rows):
+            is_stored = self._upsert_values() if self._merge.values else self._insert_keys(rows.num_rows)
+        if not is_stored:
+            raise RowError(
+                "the table did not keep the row under its key",
+                code="not_stored",
+                next_step="see whether a trigger of the table drops rows or changes their key",
+            )
+
+    def _upsert_values(self) -> bool:
+        places = self._apply(self._merge.upsert(_UPSERTS))[0][0]
+        # A trigger may leave out updates that change nothing: the row did not come back, and is as it shall be.
+        return places is None or not self._apply(self._merge.differing(_UPSERTS, places))
+
+    def _insert_keys(self, count: int) -> bool:
+        self._connection.execute(self._merge.insert_keys(_UPSERTS), translate=_APPLYING)
+        return bool(self._apply(self._merge.present(_UPSERTS))[0][0] == count)
 
     def _delete(self, rows: pa.RecordBatch) -> None:
-        if rows.num_rows:
-            self._apply(_DELETES, rows, self._merge.delete(_DELETES))
+        if rows.num_rows == 0:
+            return
+        with self._staging(_DELETES, rows):
+            deleted = self._connection.execute(self._merge.delete(_DELETES), translate=_APPLYING)
+            # A look at every key only where some were not there, or stayed.
+            is_gone = deleted == rows.num_rows or self._apply(self._merge.present(_DELETES))[0][0] == 0
+        if not is_gone:
+            raise RowError(
+                "the table still has the row",
+                code="not_deleted",
+                next_step="see whether a trigger or a policy of the table keeps rows from being deleted",
+            )
 
-    def _apply(self, name: str, rows: pa.RecordBatch, statement: str) -> None:
+    @contextmanager
+    def _staging(self, name: str, rows: pa.RecordBatch) -> Iterator[None]:
+        """The rows in a temporary table `name`, their keys checked."""
         self._limit_time()
         self._connection.ingest(name, rows, translate=_WRITING)
         self._limit_time()
         self._check_keys(name)
-        self._connection.execute(statement, translate=_APPLYING)
+        yield
         self._execute(f"DROP TABLE pg_temp.{name}")
+
+    def _apply(self, statement: str) -> list[Row]:
+        return self._connection.rows(statement, translate=_APPLYING)
 
     def _check_keys(self, name: str) -> None:
         """Before anything is applied."""
         misfit = self._merge.misfit(name)
-        if misfit and self._connection.rows(misfit, translate=_APPLYING):
+        if misfit and self._apply(misfit):
             raise RowError(
                 "the table would keep the row's key as another value",
                 code="key_not_canonical",
