@@ -33,6 +33,8 @@ def test_a_privilege_that_the_login_lacks_is_named_before_the_first_write(sink: 
             "CREATE TABLE people (id bigint, name text); CREATE UNIQUE INDEX ON people (id) WHERE name > ''",
             "no unique index on exactly `id`",
         ),
+        ("CREATE TABLE people (id bigint PRIMARY KEY DEFERRABLE, name text)", "on `id` is deferrable"),
+        ("CREATE TABLE people (id bigint PRIMARY KEY, name text, UNIQUE (id) DEFERRABLE)", "on `id` is deferrable"),
     ],
 )
 def test_a_table_that_can_not_take_the_sync_is_named(sink: PostgresSink, database: Database, ddl: str, words: str) -> None:

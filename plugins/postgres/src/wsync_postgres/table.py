@@ -43,11 +43,12 @@ ORDER BY p.place"""
 
 _UNIQUE_KEYS = """
 SELECT array_agg(a.attname::text),
-       (SELECT coalesce(bool_and(c.collisdeterministic), true) FROM pg_collation c WHERE c.oid = ANY (i.indcollation))
+       (SELECT coalesce(bool_and(c.collisdeterministic), true) FROM pg_collation c WHERE c.oid = ANY (i.indcollation)),
+       i.indimmediate
 FROM pg_index i
 JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:i.indnkeyatts - 1])
 WHERE i.indrelid = to_regclass({table}) AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
-GROUP BY i.indexrelid, i.indcollation"""
+GROUP BY i.indexrelid, i.indcollation, i.indimmediate"""
 
 
 def table_columns(session: RowConnection, stream: str) -> dict[str, TableColumn]:
@@ -102,15 +103,20 @@ def check_table(session: RowConnection, target: Target, columns: Mapping[str, Ta
             f"the table `{target.stream}` has no column `{missing[0]}`", next_step=f"add the column, or do not map `{missing[0]}`"
         )
     rows = session.rows(_UNIQUE_KEYS.format(table=_regclass(target.stream)), translate=_BEGINNING)
-    collations = [is_deterministic for key, is_deterministic in rows if set(key) == set(target.key)]
+    ours = [(is_deterministic, is_immediate) for key, is_deterministic, is_immediate in rows if set(key) == set(target.key)]
     names = ", ".join(f"`{name}`" for name in target.key)
-    if not collations:
+    if not ours:
         raise ConfigError(
             f"the table `{target.stream}` has no unique index on exactly {names}",
             next_step=f"make a unique index or primary key on {names}",
         )
-    if not all(collations):
-        # ON CONFLICT takes every unique index on these columns, so one such index is enough to let two keys meet.
+    # ON CONFLICT takes every unique index on these columns, so one that does not do is enough.
+    if not all(is_immediate for _, is_immediate in ours):
+        raise ConfigError(
+            f"a unique key of `{target.stream}` on {names} is deferrable, and Postgres takes no upsert by such a key",
+            next_step=f"make a constraint that is NOT DEFERRABLE on {names} in its place",
+        )
+    if not all(is_deterministic for is_deterministic, _ in ours):
         raise ConfigError(
             f"a unique index of `{target.stream}` on {names} has a collation that calls different texts equal",
             next_step="make the index with a deterministic collation",
