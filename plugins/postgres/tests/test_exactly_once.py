@@ -11,7 +11,7 @@ from wsync_postgres.config import PostgresConfig
 from wsync_postgres.sink import PostgresSink
 from wsync_sdk import RetryableError, RowRange, Secret, StateError
 
-from .chunks import RUN, TARGET, chunk, people
+from .chunks import RUN, TARGET, chunk, people, wait_for_waiting
 from .conftest import Database
 
 
@@ -88,6 +88,33 @@ def test_another_process_finds_what_was_recorded(sink: PostgresSink, database: D
 
 def test_nothing_is_recorded_where_nothing_was_ever_written(sink: PostgresSink) -> None:
     assert sink.recorded(RUN, TARGET, 0) == []
+
+
+def test_what_is_recorded_is_told_after_the_writer_that_is_inside(sink: PostgresSink, database: Database) -> None:
+    token = sink.begin(RUN, TARGET)
+    sink.write(chunk([{"id": 1, "name": "a"}]), token)
+    with psycopg.connect(database.url) as blocker:
+        blocker.execute("SELECT * FROM people WHERE id = 1 FOR UPDATE")
+        with ThreadPoolExecutor(max_workers=2) as pool, PostgresSink(PostgresConfig(url=Secret(database.url))) as other:
+            inside = pool.submit(sink.write, chunk([{"id": 1, "name": "late"}], first=1), token)
+            wait_for_waiting(database, 1)
+            asked = pool.submit(other.recorded, RUN, TARGET, 0)
+            wait_for_waiting(database, 2)
+            assert other.recorded(RUN, TARGET, 1) == []  # another partition's writers don't matter
+            blocker.rollback()
+            assert inside.result().accepted_rows == 1
+            assert asked.result() == [RowRange(0, 0), RowRange(1, 1)]
+
+
+def test_who_asks_past_a_writer_that_stays_inside_is_asked_to_wait(sink: PostgresSink, database: Database) -> None:
+    sink.write(chunk([{"id": 1, "name": "a"}]), sink.begin(RUN, TARGET))
+    with psycopg.connect(database.url) as writer, PostgresSink(PostgresConfig(url=Secret(database.url)), writer_wait_s=0.1) as other:
+        writer.execute("SELECT * FROM wsync_sink.wsync_fence FOR SHARE")
+
+        with pytest.raises(RetryableError) as caught:
+            other.recorded(RUN, TARGET, 0)
+
+    assert caught.value.retry_after_s == 0.1
 
 
 def test_a_write_out_of_time_may_be_sent_again(sink: PostgresSink, database: Database) -> None:

@@ -50,6 +50,12 @@ class Bookkeeping:
             f"WHERE sync_id = {self.literal(sync)} AND partition IN ({SYNC_PARTITION}, {partition:d}) ORDER BY partition FOR SHARE"
         )
 
+    def fence_wait(self, sync: str, partition: int) -> str:
+        """Wait for writers of the partition that are inside: they hold its row FOR SHARE, this takes it for itself, for a moment."""
+        return (
+            f"SELECT 1 FROM {self.schema}.wsync_fence WHERE sync_id = {self.literal(sync)} AND partition = {partition:d} FOR NO KEY UPDATE"
+        )
+
     def fence_raise(self, sync: str, partition: int, *, delivery: int, epoch: int) -> str:
         """Raise a fence, never lower it; waits for writers inside."""
         return (

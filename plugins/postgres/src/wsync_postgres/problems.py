@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from wsync_sdk import ConfigError, FatalError, RetryableError, RowError, WsyncError
 
-__all__ = ["Problem", "apply_error", "connect_error", "prepare_error", "read_error", "write_error"]
+__all__ = ["LOCK_TIMEOUT", "Problem", "apply_error", "connect_error", "prepare_error", "read_error", "write_error"]
 
+LOCK_TIMEOUT = "55P03"
 _LOGIN_WORDS = (
     "authentication failed",
     "no password supplied",

@@ -26,7 +26,7 @@ from wsync_postgres.driver import (
     literal,
     table_identifier,
 )
-from wsync_postgres.problems import prepare_error, write_error
+from wsync_postgres.problems import LOCK_TIMEOUT, Problem, prepare_error, write_error
 from wsync_postgres.staging import sql_type
 from wsync_postgres.table import check_key, check_table, key_checks, make_table, missing_privileges, require_privileges, table_columns
 from wsync_postgres.transaction import ChunkTransaction, WriteToken
@@ -37,6 +37,7 @@ from wsync_sdk import (
     FieldSpec,
     Finding,
     Operation,
+    RetryableError,
     RowError,
     RowRange,
     RunRef,
@@ -58,10 +59,15 @@ _BEGINNING = partial(prepare_error, "begin")
 
 
 class PostgresSink(TransactionalSink):
-    """One Postgres database as destination; a stream is a table. See the module's docstring."""
+    """One Postgres database as destination; a stream is a table. See the module's docstring.
 
-    def __init__(self, config: PostgresConfig) -> None:
+    :param writer_wait_s: how long `recorded` waits for a writer that is inside. A writer may be for as long as its chunk has; nobody holds a
+        worker's slot for that, it is asked again later.
+    """
+
+    def __init__(self, config: PostgresConfig, *, writer_wait_s: float = 15.0) -> None:
         self._config = config
+        self._writer_wait_s = writer_wait_s
         self._books = Bookkeeping(schema=identifier(config.bookkeeping_schema), literal=literal)
         self._lock = threading.Lock()
         self._idle: list[ArrowConnection] = []
@@ -126,12 +132,18 @@ class PostgresSink(TransactionalSink):
         return WriteResult(accepted_rows=chunk.rows)
 
     def recorded(self, run: RunRef, target: Target, partition: int) -> Sequence[RowRange]:
-        """The ranges that were applied, in order."""
-        asking = partial(write_error, "recorded")
+        """The ranges that were applied, in order; told after a writer of the partition that is inside a transaction.
+
+        :raises RetryableError: it is still inside; `retry_after_s` is set, so that no attempt is used up by waiting.
+        """
+        asking, sync = partial(write_error, "recorded"), sync_name(run)
         with self._session() as session:
             if not session.rows(self._books.exists(), translate=asking)[0][0]:
                 return []
-            statement = self._books.ack_all(sync_name(run), run.run_id, partition=partition)
+            with _transaction(session):
+                session.rows(f"SET LOCAL lock_timeout = {max(1, round(self._writer_wait_s * 1000))}", translate=asking)
+                session.rows(self._books.fence_wait(sync, partition), translate=self._waiting)
+            statement = self._books.ack_all(sync, run.run_id, partition=partition)
             return [RowRange(first, last) for first, last in session.rows(statement, translate=asking)]
 
     def close(self) -> None:
@@ -194,6 +206,15 @@ class PostgresSink(TransactionalSink):
                 raise fenced_off()
             for statement in self._books.forget(sync, run.run_id, delivery=run.delivery):
                 session.rows(statement, translate=_BEGINNING)
+
+    def _waiting(self, problem: Problem) -> WsyncError:
+        if problem.sqlstate != LOCK_TIMEOUT:
+            return write_error("recorded", problem)
+        return RetryableError(
+            "recorded: an earlier writer is still inside its transaction",
+            next_step="nothing to do: it is asked again",
+            retry_after_s=self._writer_wait_s,
+        )
 
     @contextmanager
     def _session(self) -> Iterator[RowConnection]:
