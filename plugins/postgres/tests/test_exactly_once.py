@@ -9,7 +9,7 @@ import pytest
 
 from wsync_postgres.config import PostgresConfig
 from wsync_postgres.sink import PostgresSink
-from wsync_sdk import RetryableError, RowRange, Secret, StateError
+from wsync_sdk import RetryableError, RowRange, RunRef, Secret, StateError
 
 from .chunks import RUN, TARGET, chunk, people, wait_for_waiting
 from .conftest import Database
@@ -88,6 +88,17 @@ def test_another_process_finds_what_was_recorded(sink: PostgresSink, database: D
 
 def test_nothing_is_recorded_where_nothing_was_ever_written(sink: PostgresSink) -> None:
     assert sink.recorded(RUN, TARGET, 0) == []
+
+
+def test_the_acks_of_the_last_two_deliveries_are_kept(sink: PostgresSink, database: Database) -> None:
+    runs = [RunRef(tenant_id="acme", sync_id="people", run_id=f"run-{n}", delivery=n) for n in range(1, 5)]
+    for run in runs[:3]:
+        sink.write(chunk([{"id": 1, "name": "a"}], run=run), sink.begin(run, TARGET))
+
+    assert [sink.recorded(run, TARGET, 0) for run in runs] == [[], [RowRange(0, 0)], [RowRange(0, 0)], []]
+    sink.begin(runs[3], TARGET)  # one that may write nothing
+    assert [len(sink.recorded(run, TARGET, 0)) for run in runs] == [0, 0, 1, 0]
+    assert database.execute("SELECT delivery FROM wsync_sink.wsync_ack") == [(3,)]
 
 
 def test_what_is_recorded_is_told_after_the_writer_that_is_inside(sink: PostgresSink, database: Database) -> None:

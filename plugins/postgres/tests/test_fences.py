@@ -27,7 +27,7 @@ def test_a_writer_with_a_lower_delivery_or_epoch_is_fenced_off(sink: PostgresSin
     assert people(database) == [(1, "a")]
 
 
-def test_begin_fences_off_every_earlier_delivery(sink: PostgresSink, database: Database) -> None:
+def test_begin_fences_off_every_earlier_delivery(sink: PostgresSink) -> None:
     token = sink.begin(RUN, TARGET)
     sink.write(chunk([{"id": 1, "name": "a"}]), token)
     newer = RunRef(tenant_id="acme", sync_id="people", run_id="run-2", delivery=2)
@@ -38,8 +38,6 @@ def test_begin_fences_off_every_earlier_delivery(sink: PostgresSink, database: D
         sink.write(chunk([{"id": 2, "name": "late"}], first=1, partition=5), token)
     with pytest.raises(StateError):
         sink.begin(RUN, TARGET)
-    assert sink.recorded(RUN, TARGET, 0) == []
-    assert database.execute("SELECT count(*) FROM wsync_sink.wsync_ack") == [(0,)]
 
 
 @pytest.mark.parametrize("lost", ["everything", "the bookkeeping's row", "the table"])

@@ -86,11 +86,15 @@ class Bookkeeping:
         return f"SELECT first_row, last_row FROM {self.schema}.wsync_ack WHERE {self._of(sync, run, partition)} ORDER BY first_row"
 
     def forget(self, sync: str, run: str, *, delivery: int) -> Sequence[str]:
-        """Remove what earlier deliveries of the sync left; their writers are fenced off by the sync's own row."""
-        earlier = f"sync_id = {self.literal(sync)} AND delivery < {delivery:d}"
+        """Remove what earlier deliveries of the sync left; their writers are fenced off by the sync's own row.
+
+        The acks of the last delivery before this one stay: the engine may ask for them until it has folded the run that ended.
+        """
+        of_sync = f"sync_id = {self.literal(sync)}"
+        last = f"(SELECT max(delivery) FROM {self.schema}.wsync_ack WHERE {of_sync} AND delivery < {delivery:d})"
         return (
-            f"DELETE FROM {self.schema}.wsync_ack WHERE {earlier} AND run_id <> {self.literal(run)}",
-            f"DELETE FROM {self.schema}.wsync_fence WHERE {earlier} AND partition <> {SYNC_PARTITION}",
+            f"DELETE FROM {self.schema}.wsync_ack WHERE {of_sync} AND delivery < {last} AND run_id <> {self.literal(run)}",
+            f"DELETE FROM {self.schema}.wsync_fence WHERE {of_sync} AND delivery < {delivery:d} AND partition <> {SYNC_PARTITION}",
         )
 
     def _of(self, sync: str, run: str, partition: int) -> str:
