@@ -44,14 +44,10 @@ RAISE = (
     " RAISE EXCEPTION 'bad mail %', NEW.name USING ERRCODE = '{}'; END IF; RETURN NEW; END$$;"
     "CREATE TRIGGER refuse BEFORE INSERT ON people FOR EACH ROW EXECUTE FUNCTION refuse()"
 )
-
-
 LONG = (
     "CREATE FUNCTION long(t text) RETURNS text LANGUAGE sql IMMUTABLE AS"
     " $$SELECT string_agg(md5(n::text), '') FROM generate_series(1, CASE WHEN t LIKE 'bad%' THEN 400 ELSE 1 END) n$$"
 )
-
-
 POLICY = "CREATE POLICY p ON people USING (true) WITH CHECK (name <> 'bad one'); ALTER TABLE people {} ROW LEVEL SECURITY"
 
 
@@ -92,6 +88,28 @@ def test_what_a_trigger_says_under_any_code_is_not_repeated(sink: PostgresSink, 
 
     assert "bad" not in f"{caught.value} {caught.value.__cause__}"
     assert code in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("type_", "value", "code"),
+    [
+        ("tsvector", "'secret", "syntax_error"),
+        ("regrole", "secret", "undefined_object"),
+        ("regclass", "secret", "undefined_table"),
+        ("int", "secret", "invalid_text_representation"),
+    ],
+)
+def test_a_value_that_its_type_can_not_read_is_its_rows_refusal(
+    sink: PostgresSink, database: Database, type_: str, value: str, code: str
+) -> None:
+    database.execute(f"CREATE TABLE people (id bigint PRIMARY KEY, name {type_})")
+    token = sink.begin(RUN, TARGET)
+
+    with pytest.raises(RowError) as caught:
+        sink.write(chunk([{"id": 1, "name": None}, {"id": 2, "name": value}]), token)
+
+    assert caught.value.code == code
+    assert "secret" not in f"{caught.value} {caught.value.__cause__}"
 
 
 def test_a_refusal_names_the_constraint_or_the_column(sink: PostgresSink, database: Database) -> None:

@@ -32,6 +32,8 @@ _ROW_CLASSES = ("21", "22", "23", "54", "P0")
 _AGAIN_CLASSES = ("08", "40", "53", "55", "58")
 # Of the session, the statement or the whole table, whatever the rows hold.
 _TABLE_CLASSES = frozenset({*_AGAIN_CLASSES, "0A", "25", "28", "3D", "3F", "42", "57", "HV", "XX"})
+# Said of a statement by the parser, which gives a position, and of a value by a type that reads it (tsvector, regclass), which gives none.
+_VALUE_CODES = frozenset({"42601", "42602", "42622", "42704", "42725", "42883", "42P01", "3F000"})
 _AGAIN_CODES = frozenset({"57P02", "57P03", "57P05"})
 
 
@@ -53,9 +55,15 @@ class Problem:
     column: str = ""
 
     @property
+    def is_of_a_value(self) -> bool:
+        """True if a type could not read a value, though the code speaks of statements."""
+        return self.sqlstate in _VALUE_CODES and self.position < 0 and not self.is_nested
+
+    @property
     def may_quote(self) -> bool:
         """True if the server's words may hold a value of a row."""
-        return self.is_nested or (self.sqlstate is not None and self.sqlstate[:2] not in _SHOWN_CLASSES)
+        is_shown = self.sqlstate is None or self.sqlstate[:2] in _SHOWN_CLASSES
+        return self.is_nested or self.is_of_a_value or not is_shown
 
     def shown(self) -> str:
         """The server's words as far as they may be shown."""
@@ -123,7 +131,7 @@ def apply_error(doing: str, problem: Problem) -> WsyncError:
     that no other move belongs to, since a trigger may raise any code. A missing privilege looks like a row's (row-level security): ask the server.
     """
     code = problem.sqlstate or ""
-    if code and (code == "42501" or code[:2] not in _TABLE_CLASSES):
+    if code and (code == "42501" or problem.is_of_a_value or code[:2] not in _TABLE_CLASSES):
         return _row_error(doing, problem)
     return write_error(doing, problem)
 
