@@ -19,6 +19,7 @@ __all__ = ["add_commands"]
 
 Slots = Annotated[int, typer.Option(min=1, max=256, help="Runs at the same time.")]
 Queues = Annotated[list[str] | None, typer.Option("--queue", help="Take the runs of this queue; may be repeated. Default: `default`.")]
+Metrics = Annotated[str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Answer GET /metrics there, for Prometheus.")]
 NewStorage = Annotated[
     bool, typer.Option("--new-storage", help="Take this storage as the installation's: the former one is gone for good.")
 ]
@@ -33,7 +34,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 @reported
-def scheduler() -> None:
+def scheduler(metrics: Metrics = None) -> None:
     """Fire schedules, hand runs to workers, repair. Any number of them may run."""
     from wsync_engine.cli.session import urls_of
     from wsync_engine.index.due_index import Index
@@ -44,6 +45,7 @@ def scheduler() -> None:
     from wsync_engine.telemetry import log_to_stderr
 
     log_to_stderr()
+    _serve(metrics)
     with urls_of(Settings.read()) as urls:
         check_schema(urls.engine)
         client = connect_index(urls.redis)
@@ -56,7 +58,7 @@ def scheduler() -> None:
 
 
 @reported
-def worker(slots: Slots = 2, queue: Queues = None, new_storage: NewStorage = False) -> None:
+def worker(slots: Slots = 2, queue: Queues = None, metrics: Metrics = None, new_storage: NewStorage = False) -> None:
     """Execute runs. The first signal lets them finish, the second ends them."""
     from wsync_engine.cli.session import address_policy, keyring_of, plugins_file, urls_of
     from wsync_engine.index.due_index import Index
@@ -71,6 +73,7 @@ def worker(slots: Slots = 2, queue: Queues = None, new_storage: NewStorage = Fal
     from wsync_engine.worker.supervisor import Worker, WorkerOptions
 
     log_to_stderr()
+    _serve(metrics)
     settings = Settings.read()
     with urls_of(settings) as urls:
         check_schema(urls.engine)
@@ -123,6 +126,13 @@ def up(slots: Slots = 2, queue: Queues = None, new_storage: NewStorage = False) 
         _end(children)
     if not stop.is_set():
         raise typer.Exit(codes[0] if codes[0] > 0 else Exit.FAILED)
+
+
+def _serve(metrics: str | None) -> None:
+    from wsync_engine.telemetry.metrics import serve
+
+    if metrics is not None:
+        serve(metrics)
 
 
 def _end(children: list[subprocess.Popen[bytes]]) -> None:

@@ -39,6 +39,7 @@ PATIENCE_MS = 300_000
 MOST_RUNS = 64
 MOST_CALLS = 64
 _EXPIRED = 100
+_MOST_QUEUES = 16
 _OLD_LAYOUT_LIFE_S = 86_400
 NO_CAPS = DefaultCaps()
 T = TypeVar("T")
@@ -266,6 +267,16 @@ class Index:
             if reply[0] == b"0":
                 break
         return Dispatched(members=tuple(members), virtual_ms=virtual_ms)
+
+    def sizes(self) -> tuple[int, dict[int, int]]:
+        """(schedules that are due some time, runs in line by priority), for gauges."""
+        with _translated("measure the index"), self._client.pipeline(transaction=False) as pipeline:
+            pipeline.zcard(self._key("due"))
+            for priority in (0, 1, 2):
+                for queue in range(_MOST_QUEUES):
+                    pipeline.zlexcount(self._key("rq"), f"[{queue:x}{priority}|", f"({queue:x}{priority}|~")
+            due, *counts = pipeline.execute()
+        return due, {priority: sum(counts[priority * _MOST_QUEUES : (priority + 1) * _MOST_QUEUES]) for priority in (0, 1, 2)}
 
     def first_waiting(self, queues: Sequence[int]) -> int | None:
         """The priority of the most urgent run that is in line in one of the queues; None: there is none. Changes nothing."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -21,11 +21,13 @@ from wsync_engine.scheduler.overlap import Admission, RunRequest, admit, lock_op
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, statements, timing_of, write_events
 from wsync_engine.scheduler.runs import drop_waiting
 from wsync_engine.scheduler.timing import Decision, Nominal, decide
+from wsync_engine.telemetry import metrics
 from wsync_sdk.errors import RetryableError, WsyncError
 
 __all__ = ["Fired", "fire"]
 
 LOCK_WAIT_MS = 500
+_NEVER = datetime.min.replace(tzinfo=UTC)
 _BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, RetryableError)
 _ONE_OF_THEM = (*_BUSY, psycopg.DataError, psycopg.IntegrityError)
 _PLAIN = {OverlapPolicy.SKIP, OverlapPolicy.ALLOW_ALL}
@@ -40,6 +42,7 @@ class Fired:
 
     entries: tuple[DueEntry, ...] = ()
     runs: tuple[ReadyRun, ...] = ()
+    at: datetime = _NEVER
     interrupted: tuple[UUID, ...] = ()
     """Workers that have to end a run, and are told so at once rather than with their next heartbeat."""
 
@@ -68,6 +71,7 @@ class _Runs:
 class _Batch:
     """One transaction's schedules by what becomes of them."""
 
+    now: datetime = _NEVER
     decided: list[tuple[Row, Row, Decision]] = field(default_factory=list)
     broken: list[tuple[Row, str]] = field(default_factory=list)
     dropped: list[Row] = field(default_factory=list)
@@ -99,6 +103,7 @@ def _joined(parts: Sequence[Fired]) -> Fired:
         entries=tuple(x for part in parts for x in part.entries),
         runs=tuple(x for part in parts for x in part.runs),
         interrupted=tuple(x for part in parts for x in part.interrupted),
+        at=max((part.at for part in parts), default=_NEVER),
     )
 
 
@@ -135,13 +140,13 @@ def _fire(conn: psycopg.Connection[Any], revs: dict[UUID, int], lock: str) -> tu
             queued = select(conn, _SQL["run_queued_of"], {"schedule_ids": [clock["schedule_id"] for clock in batch.dropped]})
             runs.ready += [ready_run(row) for row in queued]
     found = {clock["schedule_id"] for clock in clocks}
-    fired = Fired(entries=tuple(entries), runs=tuple(runs.ready), interrupted=tuple(runs.interrupted))
+    fired = Fired(entries=tuple(entries), runs=tuple(runs.ready), interrupted=tuple(runs.interrupted), at=batch.now)
     return fired, [schedule_id for schedule_id in revs if schedule_id not in found]
 
 
 def _decided(conn: psycopg.Connection[Any], clocks: list[Row], revs: dict[UUID, int]) -> _Batch:
     batch = _Batch()
-    now = instant(select(conn, _SCHEDULE["time_now"], {})[0], "now")
+    batch.now = now = instant(select(conn, _SCHEDULE["time_now"], {})[0], "now")
     ids = [clock["schedule_id"] for clock in clocks]
     schedules = {row["schedule_id"]: row for row in select(conn, _SCHEDULE["schedule_definitions"], {"schedule_ids": ids})}
     for clock in clocks:
@@ -225,7 +230,7 @@ def _advance(conn: psycopg.Connection[Any], batch: _Batch, runs: _Runs) -> list[
             (schedule_id, decision.last_nominal_at, following, fired, len(decision.fire) - fired, decision.missed, decision.coalesced)
         )
         events += _counted(clock, runs.refused.get(schedule_id, []), missed=decision.missed, coalesced=decision.coalesced)
-    columns = {
+    columns: dict[str, list[Any]] = {
         "schedule_ids": [row[0] for row in rows],
         "last_nominal_ats": [row[1] for row in rows],
         "next_nominal_ats": [row[2].nominal_at if row[2] else None for row in rows],
@@ -235,6 +240,8 @@ def _advance(conn: psycopg.Connection[Any], batch: _Batch, runs: _Runs) -> list[
         "misseds": [row[5] for row in rows],
         "coalesceds": [row[6] for row in rows],
     }
+    for name in ("fired", "skipped", "missed", "coalesced"):
+        metrics.DECISIONS.labels(name).inc(sum(columns[f"{name}s"]))
     advanced = select(conn, _SQL["clock_advance"], columns)
     write_events(conn, events)
     return [DueEntry(schedule_id=row["schedule_id"], rev=row["rev"], due_at=row["next_due_at"]) for row in advanced]

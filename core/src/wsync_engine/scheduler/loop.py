@@ -20,8 +20,10 @@ from wsync_engine.index.entries import Claimed
 from wsync_engine.index.wakes import Wakes
 from wsync_engine.scheduler.backfill import step_backfill
 from wsync_engine.scheduler.fire import fire
+from wsync_engine.scheduler.gauges import show_shard
 from wsync_engine.scheduler.runs import RESTART_GRACE_S, reap_runs
 from wsync_engine.scheduler.sweeper import load_index, sweep
+from wsync_engine.telemetry import metrics
 from wsync_sdk.errors import RetryableError, StateError, WsyncError
 
 __all__ = ["Scheduler"]
@@ -113,19 +115,26 @@ class Scheduler:
 
     def rebuild(self) -> bool:
         """Load the index from Postgres; False: another process is at it."""
-        return load_index(self._postgres(), self._index, shard=self._shard)
+        started_s = self._monotonic()
+        is_ours = load_index(self._postgres(), self._index, shard=self._shard)
+        if is_ours:
+            metrics.REBUILD.observe(self._monotonic() - started_s)
+        return is_ours
 
     def sweep(self) -> int:
         """Compare the index with Postgres, and make sure it is the server's own; returns the repairs."""
         if self._index.is_abandoned():
             self.rebuild()
         self._index.detach()  # a server that was restarted behind a silent reconnect is found out by the next call
-        return sweep(self._postgres(), self._index, shard=self._shard)
+        repairs = sweep(self._postgres(), self._index, shard=self._shard)
+        show_shard(self._postgres(), self._index, shard=self._shard)
+        return repairs
 
     def reap(self) -> None:
         """Take runs from workers that went silent."""
         reaped = reap_runs(self._postgres(), shard=self._shard, grace_s=self._restart_grace_s)
         lost = [run.run_id for run in reaped.queued]
+        metrics.LEASES_EXPIRED.inc(len(lost) + len(reaped.ended))
         if lost or reaped.ended:
             _log.warning("runs.reaped", queued=len(lost), ended=len(reaped.ended))
             self._index.release([*lost, *reaped.ended])
@@ -140,6 +149,9 @@ class Scheduler:
         self._faults("C6")
         fired = fire(self._postgres(), self._unfired)
         self._faults("C9")
+        for run in fired.runs:
+            lateness_s = (fired.at - run.due_at).total_seconds()
+            metrics.FIRE_LATENESS.labels(metrics.priority_name(run.priority)).observe(max(0.0, lateness_s))
         self._index.commit_fire(fired.entries, fired.runs)
         self._index.interrupt(fired.interrupted)
         _log.debug("schedules.fired", claimed=len(self._unfired), runs=len(fired.runs))

@@ -21,7 +21,7 @@ from wsync_engine.index.due_index import Index
 from wsync_engine.index.entries import DueEntry, ReadyRun
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import OverlapPolicy, Trigger
-from wsync_engine.scheduler.overlap import RunRequest, admit
+from wsync_engine.scheduler.overlap import Admission, RunRequest, admit
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, shard_of, statements, timing_of, write_events
 from wsync_engine.scheduler.runs import drop_waiting
 from wsync_engine.scheduler.timing import Nominal, Timing, check_timing, first_nominal
@@ -261,33 +261,46 @@ def trigger_run(
         for; None: now.
     :raises ConfigError: there is no such sync or schedule, or the sync declares no such parameter.
     """
-    now, shards = _time(conn)
     schedule = _definition(conn, schedule_id) if schedule_id else None
     sync = _sync_of(conn, sync_id)
     given = {**(schedule["params"] if schedule else {}), **(params or {})}
     check_params(sync.pop("parameters"), given)
     if idem_key is not None and (known := _triggered_before(conn, tenant_id, idem_key)) is not None:
         return known
-    request = RunRequest(
-        tenant_id=tenant_id,
-        shard=shard_of(tenant_id, shards),
-        schedule_id=schedule_id,
-        spec_version=schedule["spec_version"] if schedule else None,
-        total_timeout_ms=schedule["total_timeout_ms"] if schedule else 86_400_000,
-        max_buffer=schedule["max_buffer"] if schedule else 100,
-        trigger=Trigger.MANUAL,
-        nominal_at=nominal_at or now,
-        due_at=now,
+    request = replace(
+        _manual_request(conn, tenant_id, sync, schedule),
         priority=priority,
         idem_key=idem_key,
         dry_run=dry_run,
         adopt=adopt,
         params=given,
         actor=actor,
-        **sync,
     )
+    request = request if nominal_at is None else replace(request, nominal_at=nominal_at)
     policy = overlap or OverlapPolicy(schedule["overlap"] if schedule else OverlapPolicy.SKIP)
     admission = admit(conn, request, policy)
+    known = None if admission.run_id or admission.open_run_id or idem_key is None else _triggered_before(conn, tenant_id, idem_key)
+    return known or _triggered(admission)
+
+
+def _manual_request(conn: psycopg.Connection[Any], tenant_id: UUID, sync: Row, schedule: Row | None) -> RunRequest:
+    now, shards = _time(conn)
+    return RunRequest(
+        tenant_id=tenant_id,
+        shard=shard_of(tenant_id, shards),
+        schedule_id=schedule["schedule_id"] if schedule else None,
+        spec_version=schedule["spec_version"] if schedule else None,
+        total_timeout_ms=schedule["total_timeout_ms"] if schedule else 86_400_000,
+        max_buffer=schedule["max_buffer"] if schedule else 100,
+        trigger=Trigger.MANUAL,
+        nominal_at=now,
+        due_at=now,
+        priority=2,
+        **sync,
+    )
+
+
+def _triggered(admission: Admission) -> Triggered:
     if admission.run_id is not None:
         return Triggered(
             run_id=admission.run_id,
@@ -296,12 +309,9 @@ def trigger_run(
             is_waiting=admission.is_waiting,
             interrupted=admission.interrupted,
         )
-    if admission.open_run_id is not None:
-        return Triggered(run_id=admission.open_run_id, run=None, is_new=False, is_refused=admission.reason == "buffer_full")
-    known = None if idem_key is None else _triggered_before(conn, tenant_id, idem_key)
-    if known is None:
+    if admission.open_run_id is None:
         raise RetryableError("a run of the sync was made at this very instant", next_step="trigger it again", retry_after_s=0.1)
-    return known
+    return Triggered(run_id=admission.open_run_id, run=None, is_new=False, is_refused=admission.reason == "buffer_full")
 
 
 def check_params(declared: Mapping[str, Any], given: Mapping[str, Any]) -> None:

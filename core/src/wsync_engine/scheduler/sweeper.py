@@ -14,6 +14,7 @@ from wsync_engine.index.due_index import BATCH, Index
 from wsync_engine.index.entries import DueEntry
 from wsync_engine.scheduler.overlap import promote_orphans
 from wsync_engine.scheduler.rows import Row, instant, ready_run, select, statements
+from wsync_engine.telemetry import metrics
 
 __all__ = ["load_index", "sweep"]
 
@@ -76,6 +77,8 @@ def sweep(conn: psycopg.Connection[Any], index: Index, *, shard: int = 0) -> int
         for page in _pages(conn, "run_waiting", {"shard": shard, "until_at": until_at}, "ready_at", "run_id"):
             index.commit_fire([], [ready_run(row) for row in page])  # a no-op for those that are there
         orphans = promote_orphans(conn, shard=shard)
+    metrics.REPAIRS.labels("orphan").inc(len(orphans))
+    metrics.REPAIRS.labels("due").inc(repairs)
     if orphans:  # after the commit: a run must not be dispatched before it can be claimed
         index.commit_fire([], orphans)
         _log.warning("runs.promoted", shard=shard, runs=len(orphans))

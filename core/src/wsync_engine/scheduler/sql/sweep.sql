@@ -59,3 +59,14 @@ SET rev = greatest(b.rev, d.rev) + 1
 FROM unnest(CAST(:backfill_ids AS uuid[]), CAST(:revs AS bigint[])) AS d (backfill_id, rev)
 WHERE b.backfill_id = d.backfill_id AND b.state = 'active' AND b.rev <= d.rev
 RETURNING b.backfill_id, b.rev, b.next_due_at;
+
+-- name: shard_ages
+-- How long the oldest run of each priority has been ready, found from the oldest end of the index.
+SELECT wsync.clock() AS now, a.age_low_s, b.age_medium_s, c.age_high_s
+FROM (SELECT 1) AS one
+LEFT JOIN LATERAL (SELECT extract(epoch FROM wsync.clock() - r.ready_at) AS age_low_s FROM wsync.run AS r
+    WHERE r.shard = :shard AND r.state = 'queued' AND r.priority = 0 ORDER BY r.ready_at LIMIT 1) AS a ON true
+LEFT JOIN LATERAL (SELECT extract(epoch FROM wsync.clock() - r.ready_at) AS age_medium_s FROM wsync.run AS r
+    WHERE r.shard = :shard AND r.state = 'queued' AND r.priority = 1 ORDER BY r.ready_at LIMIT 1) AS b ON true
+LEFT JOIN LATERAL (SELECT extract(epoch FROM wsync.clock() - r.ready_at) AS age_high_s FROM wsync.run AS r
+    WHERE r.shard = :shard AND r.state = 'queued' AND r.priority = 2 ORDER BY r.ready_at LIMIT 1) AS c ON true;
