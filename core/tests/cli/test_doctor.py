@@ -103,3 +103,43 @@ def test_a_sync_that_is_not_there_is_refused(look: Look, file: Path, run: Run) -
     run("apply", file)
 
     assert run("doctor", "nobody").exit_code == 2
+
+
+@pytest.mark.parametrize(("change", "words"), [
+    ("UPDATE wsync.run SET state = 'queued'", "no worker serves the queue `default`"),
+    ("UPDATE wsync.run SET ready_at = now() + interval '1 hour', error = 'the warehouse is busy'", "after: the warehouse is busy"),
+    ("UPDATE wsync.run SET state = 'blocked', guards = '[\"too many deletes\"]'", "waits for a person: too many deletes"),
+    ("WORKER UPDATE wsync.run SET ready_at = now() - interval '1 minute'", "although slots are free"),
+    ("WORKER UPDATE wsync.worker SET running = 2; UPDATE wsync.run SET ready_at = now() - interval '1 minute'", "all slots"),
+    ("WORKER INSERT INTO wsync.resource_cap (tenant_id, kind, resource_id, max_running) SELECT tenant_id, 'K', credential_id, 0 FROM wsync.run",
+     "the cap is 0 of the sink's credential"),
+])  # fmt: skip
+def test_it_says_why_a_run_does_not_start(look: Look, engine: Any, run: Run, change: str, words: str) -> None:
+    look("customers")
+    run("sync", "run", "customers")
+    if change.startswith("WORKER"):
+        add_worker(engine)
+    engine.execute(change.removeprefix("WORKER "))
+
+    found = look("customers")["open_run"]
+
+    assert not found["ok"]
+    assert words in found["message"]
+
+
+def test_it_says_why_a_schedule_does_not_fire(look: Look, engine: Any, file: Path, run: Run) -> None:
+    run("apply", file)
+    run("schedules", "pause", "customers", "--note", "audit")
+    paused = look("customers")["schedule"]
+    run("schedules", "resume", "customers")
+    engine.execute(
+        "INSERT INTO wsync.run_event (tenant_id, schedule_id, kind, detail)"
+        " SELECT tenant_id, schedule_id, 'schedule.skipped', '{\"reason\": \"open\"}' FROM wsync.schedule"
+    )
+    skipped = look("customers")["schedule"]
+    engine.execute("UPDATE wsync.schedule_clock SET next_nominal_at = NULL, next_due_at = NULL")
+    exhausted = look("customers")["schedule"]
+
+    assert "audit" in paused["message"]
+    assert "was skipped, as a run was open" in skipped["message"]
+    assert (exhausted["ok"], "exhausted" in exhausted["message"]) == (False, True)

@@ -28,6 +28,7 @@ from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.services.catalog import Catalog, StoredConnection, StoredSync, named, read_catalog, service_statements
 from wsync_engine.services.connections import secret_of
 from wsync_engine.services.storage import known_storage_id
+from wsync_engine.services.waiting import explain_waiting
 from wsync_engine.state.database import check_schema, connect, tenant_transaction
 from wsync_engine.storage import LocalStorage, storage_id
 from wsync_sdk import REFUSED_COLUMNS, AddressPolicy, Finding, Operation, Query, WsyncError
@@ -162,11 +163,12 @@ def examine_sync(
         catalog = read_catalog(conn, tenant_id, installation.keyring.tenant(tenant_id))
         stored: StoredSync = named(catalog.syncs, name, "sync")
         row = select(conn, _SQL["sync_health"], {"tenant_id": tenant_id, "sync_id": stored.sync_id})[0]
+        waiting = tuple(explain_waiting(conn, tenant_id, stored.sync_id))
     spec = sync_spec_from_json(stored.spec)
     yield from _source(spec, _connection(catalog, stored.source_id), installation.host, folders)
     yield from _sink(spec, _connection(catalog, stored.sink_id), installation, folders)
     yield _snapshot(row, LocalStorage.of_url(installation.storage_url, tenant_id=str(tenant_id)))
-    yield _schedule(row)
+    yield from waiting
     yield _last_run(row)
 
 
@@ -224,18 +226,6 @@ def _snapshot(row: Row, storage: LocalStorage) -> Finding:
         return Finding(name="snapshot", ok=False, message=message, next_step=step)
     message = f"{manifest['rows']} subscribers were delivered" + ("; the next run offers all again" if is_resync else "")
     return Finding(name="snapshot", ok=True, message=message)
-
-
-def _schedule(row: Row) -> Finding:
-    if not row["schedules"]:
-        return Finding(name="schedule", ok=True, message="it has no schedule", next_step="`wsync-engine sync run` makes a run")
-    if row["paused"] == row["schedules"]:
-        return Finding(name="schedule", ok=True, message="its schedule is paused", next_step="`wsync-engine schedules resume`")
-    if row["next_due_at"] is None:
-        message = "its schedule has no next time"
-        return Finding(name="schedule", ok=False, message=message, next_step="`wsync-engine schedules list` shows why")
-    due_at: datetime = row["next_due_at"]
-    return Finding(name="schedule", ok=True, message=f"due next at {due_at:%Y-%m-%d %H:%M:%SZ}")
 
 
 def _last_run(row: Row) -> Finding:

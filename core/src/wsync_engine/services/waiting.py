@@ -1,0 +1,84 @@
+"""Why a sync does not run: paused, exhausted, skipped beside an open run, waiting for an attempt, a worker, a slot, a cap or a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from wsync_engine.model.run import RunState
+from wsync_engine.scheduler.rows import Row, select
+from wsync_engine.services.catalog import service_statements
+from wsync_sdk import Finding
+
+__all__ = ["explain_waiting"]
+
+GRACE_S = 5.0
+"""A run that has waited for less is on its way."""
+_SQL = service_statements("doctor")
+
+
+def explain_waiting(conn: psycopg.Connection[Any], tenant_id: UUID, sync_id: UUID) -> Iterator[Finding]:
+    """One finding for each schedule of the sync and one for its open run; in the tenant's transaction."""
+    ids = {"tenant_id": tenant_id, "sync_id": sync_id}
+    schedules, open_runs = (select(conn, _SQL[name], ids) for name in ("schedule_states", "sync_open"))
+    yield from (_schedule(row) for row in schedules)
+    if not schedules:
+        yield Finding(name="schedule", ok=True, message="it has no schedule", next_step="`wsync-engine sync run` makes a run")
+    yield from (_open_run(row) for row in open_runs)
+
+
+def _schedule(row: Row) -> Finding:
+    name = row["name"]
+    if row["paused"]:
+        note = f": {row['pause_note']}" if row["pause_note"] else ""
+        message = f"schedule `{name}` is paused by {row['paused_by']}{note}"
+        return Finding(
+            name="schedule", ok=row["paused_by"] != "system", message=message, next_step=f"`wsync-engine schedules resume {name}`"
+        )
+    if row["is_exhausted"]:
+        message = f"schedule `{name}` is exhausted: its times are past, or it has made all its runs"
+        return Finding(name="schedule", ok=False, message=message, next_step="change its `end` or `max_runs`, or remove it")
+    message = f"schedule `{name}` is due next at {row['next_due_at']:%Y-%m-%d %H:%M:%SZ}"
+    if row["skipped"] is not None:
+        why = "too many runs waited" if row["skipped"].get("reason") == "buffer_full" else "a run was open"
+        message += f"; its fire of {row['skipped_at']:%Y-%m-%d %H:%M:%SZ} was skipped, as {why}"
+    return Finding(name="schedule", ok=True, message=message)
+
+
+def _open_run(row: Row) -> Finding:
+    behind = f"; {row['buffered']} more wait behind it" if row["buffered"] else ""
+    what = f"run {row['run_id']} is {row['state']}"
+    match row["state"]:
+        case RunState.BLOCKED:
+            reasons = "; ".join(row["guards"] or ())
+            step = f"`wsync-engine runs show {row['run_id']}`, then `wsync-engine runs approve` or `wsync-engine runs discard` it"
+            return Finding(name="open_run", ok=False, message=f"{what} and waits for a person: {reasons}{behind}", next_step=step)
+        case RunState.QUEUED:
+            return _queued(row, what, behind)
+        case _:
+            return Finding(name="open_run", ok=True, message=f"{what} since {row['started_at']:%Y-%m-%d %H:%M:%SZ}{behind}")
+
+
+def _queued(row: Row, what: str, behind: str) -> Finding:
+    run_id, queue = row["run_id"], row["queue"]
+    if row["is_delayed"]:
+        why = f"after: {row['error']}" if row["error"] else "until the run that it replaced is surely dead" if row["waits_for"] else ""
+        message, step = f"{what} until {row['ready_at']:%H:%M:%SZ} {why}".rstrip(), f"`wsync-engine runs retry {run_id}` tries it now"
+    elif row["full_cap"] is not None:
+        is_breaker = row["full_cap"].endswith(": 0")
+        message = (
+            f"{what}: " + ("nothing may run now, the cap is 0 " if is_breaker else "as many run as may, by the cap ") + row["full_cap"]
+        )
+        step = "wait for the destination to recover, or raise the cap" if is_breaker else "wait for one of them to end, or raise the cap"
+    elif not row["workers"]:
+        message, step = f"{what}: no worker serves the queue `{queue}`", f"start one: `wsync-engine worker --queue {queue}`"
+    elif row["waiting_s"] > GRACE_S and row["free_slots"] <= 0:
+        message, step = f"{what} for {row['waiting_s']:.0f} s: all slots of the queue `{queue}` are in use", "wait, or start another worker"
+    elif row["waiting_s"] > GRACE_S:
+        message, step = f"{what} for {row['waiting_s']:.0f} s, although slots are free", "is a scheduler running? `wsync-engine scheduler`"
+    else:
+        return Finding(name="open_run", ok=True, message=f"{what} and about to start{behind}")
+    return Finding(name="open_run", ok=False, message=message + behind, next_step=step)
