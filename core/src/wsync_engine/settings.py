@@ -52,6 +52,8 @@ class Settings(BaseSettings):
         description="Folders with tenants' secrets, separated by commas: `file:` reaches what lies in one of them, in a folder of the tenant's name.",
     )
     lease_ttl_s: float = Field(default=30.0, ge=3.0, le=600.0, description="A worker that is silent for this long loses its runs.")
+    keep_runs_days: int = Field(default=90, ge=1, le=3_650, description="For how many days ended runs are kept.")
+    keep_events_days: int = Field(default=30, ge=1, le=3_650, description="For how many days events are kept.")
     plugins_allow: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
         default=(), description="Distributions whose plugins may load, separated by commas; empty: all that are installed."
     )

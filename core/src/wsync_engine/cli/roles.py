@@ -39,6 +39,7 @@ def scheduler(metrics: Metrics = None) -> None:
     from wsync_engine.cli.session import urls_of
     from wsync_engine.index.due_index import Index
     from wsync_engine.index.due_index import connect as connect_index
+    from wsync_engine.scheduler.janitor import Retention
     from wsync_engine.scheduler.loop import Scheduler
     from wsync_engine.settings import Settings
     from wsync_engine.state.database import check_schema, connect
@@ -46,13 +47,17 @@ def scheduler(metrics: Metrics = None) -> None:
 
     log_to_stderr()
     _serve(metrics)
-    with urls_of(Settings.read()) as urls:
+    settings = Settings.read()
+    with urls_of(settings) as urls:
         check_schema(urls.engine)
         client = connect_index(urls.redis)
         index = Index(client)
         index.check_server()
         loop = Scheduler(
-            index=index, wakes=Scheduler.wakes_of(client), connect=lambda: connect(urls.engine, application_name="wsync scheduler")
+            index=index,
+            wakes=Scheduler.wakes_of(client),
+            connect=lambda: connect(urls.engine, application_name="wsync scheduler"),
+            retention=Retention(runs_days=settings.keep_runs_days, events_days=settings.keep_events_days),
         )
         loop.run(_stop_on_signal())
 

@@ -21,6 +21,7 @@ from wsync_engine.index.wakes import Wakes
 from wsync_engine.scheduler.backfill import step_backfill
 from wsync_engine.scheduler.fire import fire
 from wsync_engine.scheduler.gauges import show_shard
+from wsync_engine.scheduler.janitor import Retention, tidy
 from wsync_engine.scheduler.runs import RESTART_GRACE_S, reap_runs
 from wsync_engine.scheduler.sweeper import load_index, sweep
 from wsync_engine.telemetry import metrics
@@ -36,7 +37,9 @@ BATCH_PAUSE_S = 0.02
 """After a batch that was not full: the next one grows meanwhile, and the latest of it comes sooner."""
 SWEEP_S = 10.0
 REAP_S = 5.0
+TIDY_S = 300.0
 LOAD_WAIT_S = 0.2
+DEFAULT_RETENTION = Retention()
 _STOP_CHECK_S = 0.5
 _log = structlog.get_logger()
 
@@ -63,6 +66,7 @@ class Scheduler:
         shard: int = 0,
         monotonic: Callable[[], float] = time.monotonic,
         restart_grace_s: float = RESTART_GRACE_S,
+        retention: Retention = DEFAULT_RETENTION,
         faults: Callable[[str], None] = no_faults,
     ) -> None:
         self._index = index
@@ -76,6 +80,8 @@ class Scheduler:
         # Spread over the processes, so that not all of them sweep at once.
         self._sweep_at_s = monotonic() + random.uniform(0, SWEEP_S)
         self._reap_at_s = monotonic() + random.uniform(0, REAP_S)
+        self._tidy_at_s = monotonic() + random.uniform(0, TIDY_S)
+        self._retention = retention
         self._failures = 0
         # Claimed, but the fire's outcome is unknown: tried again while the lease lasts. The rev under the row's lock says what was done.
         self._unfired: Sequence[tuple[UUID, int]] = ()
@@ -176,6 +182,9 @@ class Scheduler:
         if now_s >= self._reap_at_s:
             self._reap_at_s = now_s + REAP_S
             self.reap()
+        if now_s >= self._tidy_at_s:
+            self._tidy_at_s = now_s + TIDY_S
+            tidy(self._postgres(), self._retention)
 
     def _guarded_step(self) -> float:
         try:

@@ -1,7 +1,7 @@
 -- name: run_list
 SELECT r.run_id, y.name AS sync_name, r.state::text AS state, r.phase, r.trigger, r.dry_run, r.adopt, r.attempt, r.created_at, r.started_at,
     r.finished_at, r.counts, r.outcome_reason, r.error
-FROM wsync.run AS r
+FROM (SELECT * FROM wsync.run UNION ALL SELECT * FROM wsync.run_history) AS r
 JOIN wsync.sync AS y ON y.tenant_id = r.tenant_id AND y.sync_id = r.sync_id
 WHERE r.tenant_id = :tenant_id
     AND (CAST(:sync_name AS text) IS NULL OR y.name = :sync_name)
@@ -14,7 +14,7 @@ SELECT r.run_id, y.name AS sync_name, r.state::text AS state, r.phase, r.trigger
     r.ready_at, r.started_at, r.finished_at, r.deadline_at, r.counts, r.progress, r.progress_at, r.guards, r.outcome_reason, r.error_class, r.error, r.next_step,
     r.cancel_reason, r.approved_by, r.approved_at,
     (SELECT count(*) FROM wsync.rejection AS x WHERE x.tenant_id = r.tenant_id AND x.run_id = r.run_id) AS rejections
-FROM wsync.run AS r
+FROM (SELECT * FROM wsync.run UNION ALL SELECT * FROM wsync.run_history) AS r
 JOIN wsync.sync AS y ON y.tenant_id = r.tenant_id AND y.sync_id = r.sync_id
 WHERE r.tenant_id = :tenant_id AND r.run_id = :run_id;
 
@@ -44,7 +44,7 @@ LIMIT :count;
 -- name: run_find
 -- People type some digits of an id; the last ones differ most, as ids begin with the time. Two rows are enough to know that it is not one.
 SELECT r.run_id
-FROM wsync.run AS r
+FROM (SELECT run_id, tenant_id FROM wsync.run UNION ALL SELECT run_id, tenant_id FROM wsync.run_history) AS r
 WHERE r.tenant_id = :tenant_id
     AND (replace(CAST(r.run_id AS text), '-', '') LIKE :digits || '%' OR replace(CAST(r.run_id AS text), '-', '') LIKE '%' || :digits)
 LIMIT 2;

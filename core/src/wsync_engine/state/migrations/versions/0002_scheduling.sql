@@ -19,8 +19,8 @@ ALTER TABLE wsync.run_history
     ADD COLUMN waits_for uuid;
 CREATE INDEX run_backfill ON wsync.run (backfill_id) WHERE backfill_id IS NOT NULL
     AND state IN ('buffered', 'queued', 'running', 'cancelling', 'blocked');
-CREATE INDEX run_ended ON wsync.run (shard, finished_at) WHERE folded_at IS NOT NULL
-    AND state IN ('succeeded', 'partial', 'failed', 'cancelled');
+CREATE INDEX run_ended ON wsync.run (finished_at) WHERE state IN ('succeeded', 'partial', 'failed', 'cancelled');
+CREATE INDEX run_blocked ON wsync.run (heartbeat_at) WHERE state = 'blocked';
 
 ALTER TABLE wsync.backfill
     ADD COLUMN spec_version int,
