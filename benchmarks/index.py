@@ -16,8 +16,6 @@ from statistics import median
 from typing import Any
 from uuid import UUID
 
-import redis
-
 from wsync_engine.embedded.servers import EmbeddedServers
 from wsync_engine.index.due_index import Index, connect
 from wsync_engine.index.entries import Cap, ReadyRun
@@ -46,7 +44,7 @@ def runs_of(count: int, tenants: int) -> list[ReadyRun]:
     ]
 
 
-def loaded(client: redis.Redis, runs: list[ReadyRun]) -> Index:
+def loaded(client: Any, runs: list[ReadyRun]) -> Index:
     """An index with caps on every tenant, and the runs queued."""
     client.flushall()
     index = Index(client)
@@ -77,7 +75,7 @@ def round_of(index: Index, batches: int) -> dict[str, float]:
     return {step: total_s / done * 1e6 for step, total_s in spent.items()}
 
 
-def ping_us(client: redis.Redis, count: int) -> float:
+def ping_us(client: Any, count: int) -> float:
     """One round trip."""
     started_s = time.perf_counter()
     for _ in range(count):
@@ -85,14 +83,14 @@ def ping_us(client: redis.Redis, count: int) -> float:
     return (time.perf_counter() - started_s) / count * 1e6
 
 
-def slowest_ms(client: redis.Redis) -> list[float]:
+def slowest_ms(client: Any) -> list[float]:
     """Median, 99th percentile and longest script of the slower half since the log was reset; the last has the machine's own pauses in it."""
     spent = sorted(entry["duration"] / 1_000 for entry in client.slowlog_get(1_000) if entry["command"].startswith(b"EVALSHA"))
     slower = spent[len(spent) // 2 :] or [0.0]
     return [round(slower[len(slower) * part // 100], 2) for part in (50, 99)] + [round(slower[-1], 2)]
 
 
-def blocked_ms(client: redis.Redis, runs: list[ReadyRun]) -> list[float]:
+def blocked_ms(client: Any, runs: list[ReadyRun]) -> list[float]:
     """As `slowest_ms`, while all runs of each tenant meet a full connection."""
     index = loaded(client, runs)
     connections = {(run.tenant_id, run.connection_id) for run in runs}
@@ -105,7 +103,7 @@ def blocked_ms(client: redis.Redis, runs: list[ReadyRun]) -> list[float]:
     return slowest_ms(client)
 
 
-def measured(client: redis.Redis, count: int, tenants: int) -> dict[str, Any]:
+def measured(client: Any, count: int, tenants: int) -> dict[str, Any]:
     """One line of the table."""
     runs = runs_of(count, tenants)
     client.slowlog_reset()

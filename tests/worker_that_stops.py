@@ -13,7 +13,8 @@ from functools import partial
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from wsync_engine.index.due_index import Index, connect
+from wsync_engine.index.connection import connect
+from wsync_engine.index.shards import Shards
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.state import database
 from wsync_engine.worker.connectors import InstalledPlugins
@@ -32,7 +33,7 @@ def main() -> None:
     told = json.loads(sys.argv[1])
     Worker(
         WorkerOptions(**told["options"]),
-        index=Index(connect(told["redis_url"])),
+        index=Shards(connect(told["redis_url"])),
         client=connect(told["redis_url"]),
         connect=lambda: database.connect(told["engine_url"], application_name="wsync worker"),
         keyring=Keyring.from_text(told["key"]),

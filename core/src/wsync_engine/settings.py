@@ -36,7 +36,9 @@ class Settings(BaseSettings):
     database_url_api: SecretStr | None = Field(
         default=None, description="State store, login of API, CLI and task children, under row-level security; embedded when absent."
     )
-    redis_url: SecretStr | None = Field(default=None, description="Redis or Valkey 7 or newer: redis://…; embedded when absent.")
+    redis_url: SecretStr | None = Field(
+        default=None, description="Redis or Valkey 7 or newer: redis://…, or redis+cluster://host:port,host:port; embedded when absent."
+    )
     secret_key: SecretStr | None = Field(
         default=None,
         description="Master keys, base64 of 32 bytes, separated by commas: the first encrypts, all decrypt. Absent: a key file in the data folder.",

@@ -559,3 +559,20 @@ def test_passes_of_tenants_that_have_gone_are_forgotten_while_others_work_on(ind
         index.expire()
 
     assert client.hlen(key(0, "pass")) == 1
+
+
+def test_replaying_holds_caps_and_pushes_changes_nothing(index: Index, client: redis.Redis, clock: Any, sound: Any) -> None:
+    caps = [cap(A, "N", 5, 1, version=2), cap(A, "T", A.int, 3)]
+    held, parked, refused = (ready_run(A, connection=5) for _ in range(3))
+    index.set_caps(caps)
+    index.hold([held])
+    index.commit_fire([], [parked, refused])
+    index.dispatch(WORKER, 4)
+    stored = {name: client.dump(name) for name in client.keys("*")}
+
+    index.set_caps(caps)
+    index.set_caps([cap(A, "N", 5, 7, version=1)])
+    index.hold([held])
+    index.commit_fire([], [held, parked, refused])
+
+    assert {name: client.dump(name) for name in client.keys("*")} == stored

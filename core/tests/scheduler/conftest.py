@@ -63,7 +63,7 @@ class World:
         index = Index(client, clock=lambda: round(self.now.timestamp() * 1_000))
         # Chores are called by the tests: the process's own time stands still.
         return Scheduler(
-            index=index,
+            indexes=[index],
             wakes=Scheduler.wakes_of(client),
             connect=self.engine_connection,
             monotonic=lambda: -1.0,

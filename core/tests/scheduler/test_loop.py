@@ -243,7 +243,7 @@ def engine_now(world: Any) -> psycopg.Connection[Any]:
 
 def test_a_running_scheduler_wakes_for_a_new_schedule_and_stops_when_told(world: Any) -> None:
     client = connect(world.redis_url)
-    scheduler = Scheduler(index=Index(client), wakes=Scheduler.wakes_of(client), connect=lambda: engine_now(world))
+    scheduler = Scheduler(indexes=[Index(client)], wakes=Scheduler.wakes_of(client), connect=lambda: engine_now(world))
     thread, stop = running(scheduler)
     stored = every_second(world)
     announce(Index(connect(world.redis_url)), [stored.entry])
@@ -259,7 +259,7 @@ def test_a_running_scheduler_wakes_for_a_new_schedule_and_stops_when_told(world:
 
 def test_it_survives_lost_connections_to_postgres(world: Any) -> None:
     client = connect(world.redis_url)
-    scheduler = Scheduler(index=Index(client), wakes=Scheduler.wakes_of(client), connect=lambda: engine_now(world))
+    scheduler = Scheduler(indexes=[Index(client)], wakes=Scheduler.wakes_of(client), connect=lambda: engine_now(world))
     stored = every_second(world)
     announce(Index(connect(world.redis_url)), [stored.entry])
     thread, stop = running(scheduler)
@@ -279,7 +279,7 @@ def test_it_survives_a_restart_of_redis_and_loads_the_index_anew(world: Any) -> 
     server.start()
     port = server.port
     client = connect(f"redis://127.0.0.1:{port}/0")
-    scheduler = Scheduler(index=Index(client), wakes=Scheduler.wakes_of(client), connect=lambda: engine_now(world))
+    scheduler = Scheduler(indexes=[Index(client)], wakes=Scheduler.wakes_of(client), connect=lambda: engine_now(world))
     stored = every_second(world)
     with capture_logs() as logs:
         thread, stop = running(scheduler)
@@ -309,7 +309,7 @@ from wsync_engine.scheduler.loop import Scheduler
 from wsync_engine.state import database
 client = connect(sys.argv[1])
 open_connection = lambda: database.connect(sys.argv[2], application_name="scheduler")
-Scheduler(index=Index(client, fire_lease_ms=2_000), wakes=Scheduler.wakes_of(client), connect=open_connection).run(threading.Event())
+Scheduler(indexes=[Index(client, fire_lease_ms=2_000)], wakes=Scheduler.wakes_of(client), connect=open_connection).run(threading.Event())
 """
 
 

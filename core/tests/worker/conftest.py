@@ -42,7 +42,7 @@ class World:
         self.client = client = connect(redis_url)
         self.index = Index(client)
         self.scheduler = Scheduler(
-            index=self.index,
+            indexes=[self.index],
             wakes=Scheduler.wakes_of(client),
             connect=lambda: state.connect(database.engine_url, application_name="scheduler"),
             restart_grace_s=0,

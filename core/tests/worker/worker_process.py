@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 
-from wsync_engine.index.due_index import Index, connect
+from wsync_engine.index.connection import connect
+from wsync_engine.index.shards import Shards
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.state import database
 from wsync_engine.worker.connectors import InstalledPlugins
@@ -18,7 +19,7 @@ def main() -> None:
     told = json.loads(sys.argv[1])
     worker = Worker(
         WorkerOptions(**told["options"]),
-        index=Index(connect(told["redis_url"])),
+        index=Shards(connect(told["redis_url"])),
         client=connect(told["redis_url"]),
         connect=lambda: database.connect(told["engine_url"], application_name="wsync worker"),
         keyring=Keyring.from_text(told["key"]),

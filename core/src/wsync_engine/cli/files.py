@@ -115,7 +115,7 @@ def apply(file: FileArgument, as_json: Json = False) -> None:
             keyring=session.keyring,
             actor=actor(),
             secret_folders=session.settings.secret_folders,
-            index=session.index,
+            shards=session.shards,
         )
     _show(changes, as_json)
     say("applied")

@@ -98,8 +98,8 @@ def doctor(
 ) -> None:
     """Look at everything, and say what a person must fix; changes nothing. Exits with 1 if something is wrong."""
     from wsync_engine.cli.session import address_policy, keyring_of, load_plugins, log_to_errors, tenant_name_of, urls_of
+    from wsync_engine.index.connection import connect as connect_index
     from wsync_engine.index.due_index import Index
-    from wsync_engine.index.due_index import connect as connect_index
     from wsync_engine.secrets.references import tenant_folders
     from wsync_engine.services.doctor import Installation, examine_installation, examine_sync
     from wsync_engine.settings import Settings

@@ -37,10 +37,11 @@ def add_commands(app: typer.Typer) -> None:
 def scheduler(metrics: Metrics = None) -> None:
     """Fire schedules, hand runs to workers, repair. Any number of them may run."""
     from wsync_engine.cli.session import urls_of
-    from wsync_engine.index.due_index import Index
-    from wsync_engine.index.due_index import connect as connect_index
+    from wsync_engine.index.connection import connect as connect_index
+    from wsync_engine.index.shards import Shards
     from wsync_engine.scheduler.janitor import Retention
     from wsync_engine.scheduler.loop import Scheduler
+    from wsync_engine.services.shards import settle_shards
     from wsync_engine.settings import Settings
     from wsync_engine.state.database import check_schema, connect
     from wsync_engine.telemetry import log_to_stderr
@@ -50,11 +51,13 @@ def scheduler(metrics: Metrics = None) -> None:
     settings = Settings.read()
     with urls_of(settings) as urls:
         check_schema(urls.engine)
+        with connect(urls.engine, application_name="wsync scheduler") as conn:
+            count = settle_shards(conn, urls.redis)
         client = connect_index(urls.redis)
-        index = Index(client)
-        index.check_server()
+        indexes = Shards(client, count)
+        indexes.check_server()
         loop = Scheduler(
-            index=index,
+            indexes=indexes,
             wakes=Scheduler.wakes_of(client),
             connect=lambda: connect(urls.engine, application_name="wsync scheduler"),
             retention=Retention(runs_days=settings.keep_runs_days, events_days=settings.keep_events_days),
@@ -66,8 +69,9 @@ def scheduler(metrics: Metrics = None) -> None:
 def worker(slots: Slots = 2, queue: Queues = None, metrics: Metrics = None, new_storage: NewStorage = False) -> None:
     """Execute runs. The first signal lets them finish, the second ends them."""
     from wsync_engine.cli.session import address_policy, keyring_of, plugins_file, urls_of
-    from wsync_engine.index.due_index import Index
-    from wsync_engine.index.due_index import connect as connect_index
+    from wsync_engine.index.connection import connect as connect_index
+    from wsync_engine.index.shards import Shards
+    from wsync_engine.services.shards import settle_shards
     from wsync_engine.services.storage import claim_storage
     from wsync_engine.services.workers import queues_named
     from wsync_engine.settings import Settings
@@ -82,9 +86,9 @@ def worker(slots: Slots = 2, queue: Queues = None, metrics: Metrics = None, new_
     settings = Settings.read()
     with urls_of(settings) as urls:
         check_schema(urls.engine)
-        index = Index(connect_index(urls.redis))
-        index.check_server()
         with connect(urls.engine, application_name="wsync worker") as conn:
+            index = Shards(connect_index(urls.redis), settle_shards(conn, urls.redis))
+            index.check_server()
             claim_storage(conn, settings.storage, is_new=new_storage)
             queues = tuple(queues_named(conn, queue or ()))
         options = WorkerOptions(

@@ -15,17 +15,19 @@ import psycopg
 
 from wsync_engine.cli.output import say
 from wsync_engine.embedded.servers import EmbeddedServers
+from wsync_engine.index.connection import connect as connect_index
 from wsync_engine.index.due_index import Index
-from wsync_engine.index.due_index import connect as connect_index
+from wsync_engine.index.shards import Shards
 from wsync_engine.model.ids import TenantId
 from wsync_engine.scheduler.schedules import ANNOUNCE_TIMEOUT_S
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.secrets.references import tenant_folders
+from wsync_engine.services.shards import settle_shards
 from wsync_engine.settings import Settings
 from wsync_engine.state.database import check_schema, connect
 from wsync_engine.state.tenants import tenant_named
 from wsync_engine.telemetry import log_to_stderr
-from wsync_sdk.errors import ConfigError
+from wsync_sdk.errors import ConfigError, RetryableError
 from wsync_sdk.network import AddressPolicy
 
 if TYPE_CHECKING:  # roles that touch no rows stay without plugins, and so without Arrow
@@ -94,9 +96,19 @@ class Session:
         return keyring_of(self.settings)
 
     @cached_property
-    def index(self) -> Index:
-        """For announcements: a server that is slow or away costs little."""
-        return Index(connect_index(self.urls.redis, timeout_s=ANNOUNCE_TIMEOUT_S))
+    def shards(self) -> Shards | None:
+        """For announcements: a server that is slow or away costs little; None: a cluster of which no node answers."""
+        with connect(self.urls.engine, application_name="wsync cli") as conn:
+            count = settle_shards(conn, self.urls.redis)
+        try:
+            return Shards(connect_index(self.urls.redis, timeout_s=ANNOUNCE_TIMEOUT_S), count)
+        except RetryableError:
+            return None
+
+    @property
+    def index(self) -> Index | None:
+        """The tenant's shard."""
+        return None if self.shards is None else self.shards.of(self.tenant_id)
 
 
 @contextmanager

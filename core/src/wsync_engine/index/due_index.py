@@ -9,16 +9,14 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
-import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
-from redis.retry import Retry
+from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
+from wsync_engine.index.connection import Client, connect, execute, memory_policies, node_of, run_id_of
 from wsync_engine.index.entries import Cap, Claimed, DefaultCaps, Difference, DueEntry, ReadyRun, due_member, ms_of
-from wsync_engine.index.layout import OLD_KEYS, RUN_KEYS, WAKE_SCHEDULERS, key, old_key, worker_channel
+from wsync_engine.index.layout import OLD_KEYS, RUN_KEYS, WAKE_SCHEDULERS, key, old_key, shard_of, worker_channel
 from wsync_engine.index.scripts import run_script
 from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
@@ -57,19 +55,6 @@ class RebuildNeeded(StateError):
     """The index was flushed, restarted, or is another server's: load it from Postgres, then call again."""
 
 
-def connect(url: str, *, timeout_s: float = 5.0) -> redis.Redis:
-    """A client of the index; nothing is sent before the first call. `timeout_s` bounds each reply.
-
-    :raises ConfigError: the address can't be read.
-    """
-    try:
-        return redis.Redis.from_url(
-            url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, socket_keepalive=True, retry=Retry(NoBackoff(), 0)
-        )
-    except ValueError:  # its text may repeat the password
-        raise ConfigError("the index's address can't be read", next_step="write WSYNC_REDIS_URL as redis://host:port/0") from None
-
-
 @contextmanager
 def _translated(doing: str) -> Iterator[None]:
     try:
@@ -80,14 +65,14 @@ def _translated(doing: str) -> Iterator[None]:
         if str(exc).startswith("FILLING"):
             raise RetryableError(f"{doing}: the index is being loaded", next_step="wait a second", retry_after_s=0.2) from exc
         raise RetryableError(f"{doing}: the index refused", next_step="look at the log of Redis") from exc
-    except RedisError as exc:
+    except (RedisError, RedisClusterException) as exc:
         raise RetryableError(f"{doing}: the index can't be reached", next_step="start Redis, or correct WSYNC_REDIS_URL") from exc
 
 
 class Index:
     """One shard's due schedules and ready runs. Any thread.
 
-    :param client: from `connect`; replies undecoded.
+    :param client: from `connect`; replies undecoded. :param shards: how many there are.
     :param clock: milliseconds since 1970 for tests; None: the server's own time decides.
     :param fire_lease_ms: how long a claimed schedule is left to its scheduler.
     :param default_caps: the same in all processes. :param patience_ms: a run that is refused for longer keeps slots free for itself.
@@ -95,15 +80,18 @@ class Index:
 
     def __init__(
         self,
-        client: redis.Redis,
+        client: Client,
         *,
         shard: int = 0,
+        shards: int = 1,
         clock: Callable[[], int] | None = None,
         fire_lease_ms: int = FIRE_LEASE_MS,
         default_caps: DefaultCaps = NO_CAPS,
         patience_ms: int = PATIENCE_MS,
     ) -> None:
         self.shard = shard
+        self._shards = shards
+        self._node = ""
         self._client = client
         self._clock = clock
         self._fire_lease_ms = fire_lease_ms
@@ -120,15 +108,19 @@ class Index:
         :raises ConfigError: `maxmemory-policy` is not `noeviction`.
         """
         with _translated("check index"):
-            policy = self._client.info("memory").get("maxmemory_policy", "noeviction")
-        if policy != "noeviction":
-            raise ConfigError(f"the index would lose entries: maxmemory-policy is `{policy}`", next_step="set it to `noeviction`")
+            refused = sorted(memory_policies(self._client) - {"noeviction"})
+        if refused:
+            raise ConfigError(f"the index would lose entries: maxmemory-policy is `{refused[0]}`", next_step="set it to `noeviction`")
 
     def time_s(self) -> float:
         """The server's clock, seconds since 1970."""
         with _translated("read the index's clock"):
-            seconds, micros = self._client.time()
+            seconds, micros = execute(self._client, self._key("inc"), "TIME")
         return float(seconds) + float(micros) / 1e6
+
+    def has(self, tenant_id: UUID) -> bool:
+        """Whether the tenant's entries live in this shard."""
+        return shard_of(tenant_id, self._shards) == self.shard
 
     def attach(self) -> None:
         """Learn which incarnation this is; done by itself before the first call and after a lost connection.
@@ -136,6 +128,7 @@ class Index:
         :raises RebuildNeeded: there is none, or it was made by another server process.
         """
         with _translated("attach index"):
+            self._node = self._node_name()
             stored = self._client.get(self._key("inc"))
             server = self._server_run_id()
         found = stored.decode("ascii") if isinstance(stored, bytes) else ""
@@ -157,6 +150,7 @@ class Index:
         with _translated("load index"):
             for name in OLD_KEYS:
                 self._client.expire(old_key(self.shard, name), _OLD_LAYOUT_LIFE_S, nx=True)
+            self._node = self._node_name()
             if not self._client.set(self._key("load"), b"1", nx=True, px=LOAD_LOCK_MS):
                 return False
             self._incarnation = f"{uuid.uuid4().hex}:{self._server_run_id()}"
@@ -308,6 +302,15 @@ class Index:
         """Put runs whose hold nobody renewed back into the queues; returns them."""
         return [UUID(hex=run.decode("ascii")) for run in self._run_runs("expire", [n])]
 
+    def unheld(self, runs: Sequence[ReadyRun]) -> list[ReadyRun]:
+        """Those of the runs that hold nothing here."""
+        missing: list[ReadyRun] = []
+        for page in _pages(runs, RUN_BATCH):
+            with _translated("read holds"):
+                found = cast(list[Any], self._client.hmget(self._key("held"), [run.run_id.hex for run in page]))
+            missing += [run for run, held in zip(page, found, strict=True) if held is None]
+        return missing
+
     def hold(self, runs: Sequence[ReadyRun], *, lease_ms: int = RUN_LEASE_MS) -> int:
         """Enter running runs as held, when the index is rebuilt and in each sweep; returns how many were not."""
         return sum(int(self._run_runs("hold", [lease_ms, *(run.member for run in page)])) for page in _pages(runs, RUN_BATCH))
@@ -337,7 +340,10 @@ class Index:
         return key(self.shard, name)
 
     def _server_run_id(self) -> str:
-        return str(self._client.info("server")["run_id"])
+        return run_id_of(self._client, self._key("inc"))
+
+    def _node_name(self) -> str:
+        return node_of(self._client, self._key("inc"))
 
     def _release(self, how: str, runs: Sequence[UUID]) -> int:
         return sum(int(self._run_runs("release", [how, *(run.hex for run in page)])) for page in _pages(runs, RUN_BATCH))
@@ -352,7 +358,10 @@ class Index:
         names = [self._key(name) for name in ("inc", *keys)]
         try:
             with _translated(script):
-                return run_script(self._client, script, names, [self._incarnation, clock, *arguments])
+                reply = run_script(self._client, script, names, [self._incarnation, clock, *arguments])
+                if self._node != self._node_name():
+                    self.detach()  # the shard has moved to another server meanwhile: is it complete there?
+                return reply
         except (RebuildNeeded, RetryableError):
             self.detach()  # after a lost connection the server may be another one; asking again costs two short commands
             raise

@@ -5,9 +5,10 @@ That is correct, since a conditional statement in Postgres decides who fires a s
 
 from __future__ import annotations
 
+import binascii
 from uuid import UUID
 
-__all__ = ["OLD_KEYS", "RUN_KEYS", "WAKE_SCHEDULERS", "key", "old_key", "worker_channel"]
+__all__ = ["OLD_KEYS", "RUN_KEYS", "WAKE_SCHEDULERS", "key", "old_key", "shard_of", "worker_channel"]
 
 WAKE_SCHEDULERS = "ws2:wake:sched"
 """A message here has the number of the shard in which something is due earlier than before."""
@@ -16,6 +17,11 @@ RUN_KEYS = (
 )  # fmt: skip
 """All that scripts about runs touch, in the order of `lua/runs.lua`; no key per queue, so that no script can miss one."""
 OLD_KEYS = ("inc", "load", "due", "rev", "firing", "delay", "held", "lease", "rq:h", "rq:m", "rq:l", "idle", "st", "prog")
+
+
+def shard_of(tenant_id: UUID, shards: int) -> int:
+    """The shard that all of a tenant's entries live in."""
+    return binascii.crc_hqx(tenant_id.bytes, 0) % shards
 
 
 def key(shard: int, name: str) -> str:

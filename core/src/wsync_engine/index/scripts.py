@@ -8,8 +8,9 @@ from hashlib import sha1
 from pathlib import Path
 from typing import Any
 
-import redis
 from redis.exceptions import NoScriptError
+
+from wsync_engine.index.connection import Client, execute
 
 __all__ = ["run_script"]
 
@@ -24,10 +25,10 @@ def _source(name: str) -> tuple[str, str]:
     return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
-def run_script(client: redis.Redis, name: str, keys: Sequence[str], arguments: Sequence[str | int | bytes]) -> Any:
+def run_script(client: Client, name: str, keys: Sequence[str], arguments: Sequence[str | int | bytes]) -> Any:
     """What the script returns, undecoded; errors of the server are left to the caller."""
     source, digest = _source(name)
     try:
-        return client.evalsha(digest, len(keys), *keys, *arguments)
+        return execute(client, keys[0], "EVALSHA", digest, len(keys), *keys, *arguments)
     except NoScriptError:
-        return client.eval(source, len(keys), *keys, *arguments)
+        return execute(client, keys[0], "EVAL", source, len(keys), *keys, *arguments)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 
 import redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
+from wsync_engine.index.connection import Client
 from wsync_sdk.errors import RetryableError
 
 __all__ = ["SUBSCRIBED", "Wakes"]
@@ -17,10 +18,13 @@ SUBSCRIBED = "subscribed"
 class Wakes:
     """Messages on some channels, reconnected as needed. One thread.
 
-    :param client: a connection is taken from it for as long as this lives.
+    :param client: a connection is taken from it for as long as this lives. On a cluster, every node passes every message on.
     """
 
-    def __init__(self, client: redis.Redis, *channels: str) -> None:
+    said: frozenset[bytes] = frozenset()
+    """The messages that ended the last wait; none when it ended because the subscription is new."""
+
+    def __init__(self, client: Client, *channels: str) -> None:
         self._client = client
         self._channels = channels
         self._pubsub: redis.client.PubSub | None = None
@@ -32,12 +36,13 @@ class Wakes:
         :raises RetryableError: the server can't be reached.
         """
         try:
+            self.said = frozenset()
             if self._pubsub is None:
                 self._pubsub = self._client.pubsub()  # type: ignore[no-untyped-call]  # redis-py leaves it bare
                 self._pubsub.subscribe(*self._channels)
                 return frozenset({SUBSCRIBED})
             return self._next_messages(timeout_s)
-        except (RedisError, OSError) as exc:
+        except (RedisError, RedisClusterException, OSError) as exc:
             self.close()
             raise RetryableError(
                 "wait for messages: the index can't be reached", next_step="start Redis, or correct WSYNC_REDIS_URL"

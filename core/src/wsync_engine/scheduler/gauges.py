@@ -15,8 +15,9 @@ __all__ = ["show_shard"]
 _SQL = statements("sweep")
 
 
-def show_shard(conn: psycopg.Connection[Any], index: Index, *, shard: int) -> None:
+def show_shard(conn: psycopg.Connection[Any], index: Index) -> None:
     """Set the gauges of a shard."""
+    shard = index.shard
     row = select(conn, _SQL["shard_ages"], {"shard": shard})[0]
     due, ready = index.sizes()
     metrics.DUE.labels(shard).set(due)

@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -48,10 +49,27 @@ def no_faults(step: str) -> None:
     """Nothing stops anywhere."""
 
 
-class Scheduler:
-    """One scheduler of one shard. `run` and `step` are for one thread.
+@dataclass(slots=True, kw_only=True)
+class _Turn:
+    """One shard's state in this process.
 
-    :param index: with a client of its own.
+    :param due_at_s: when it needs us next. :param unfired: claimed, but the fire's outcome is unknown: tried again while the lease lasts;
+        the rev under the row's lock says what was done.
+    """
+
+    index: Index
+    sweep_at_s: float
+    reap_at_s: float
+    due_at_s: float = 0.0
+    failures: int = 0
+    unfired: Sequence[tuple[UUID, int]] = ()
+    unfired_until_s: float = 0.0
+
+
+class Scheduler:
+    """One scheduler of all shards. `run` and `step` are for one thread.
+
+    :param indexes: of each shard, with a client of their own.
     :param wakes: on the channel `WAKE_SCHEDULERS`; see `wakes_of`.
     :param connect: opens a connection as the engine's login, autocommit.
     :param faults: called with the name of each crash point that is passed (`C6` after a claim, `C9` after the fire's commit); raises to stop there.
@@ -60,32 +78,33 @@ class Scheduler:
     def __init__(
         self,
         *,
-        index: Index,
+        indexes: Sequence[Index],
         wakes: Wakes,
         connect: Callable[[], psycopg.Connection[Any]],
-        shard: int = 0,
         monotonic: Callable[[], float] = time.monotonic,
         restart_grace_s: float = RESTART_GRACE_S,
         retention: Retention = DEFAULT_RETENTION,
         faults: Callable[[str], None] = no_faults,
     ) -> None:
-        self._index = index
         self._wakes = wakes
         self._connect = connect
-        self._shard = shard
         self._monotonic = monotonic
         self._restart_grace_s = restart_grace_s
         self._faults = faults
         self._connection: psycopg.Connection[Any] | None = None
-        # Spread over the processes, so that not all of them sweep at once.
-        self._sweep_at_s = monotonic() + random.uniform(0, SWEEP_S)
-        self._reap_at_s = monotonic() + random.uniform(0, REAP_S)
+        # Spread over processes and shards, so that not all of them are swept at once.
+        self._turns = [
+            _Turn(
+                index=index,
+                sweep_at_s=monotonic() + random.uniform(0, SWEEP_S),
+                reap_at_s=monotonic() + random.uniform(0, REAP_S),
+                due_at_s=monotonic(),
+            )
+            for index in indexes
+        ]
+        self._wake_failures = 0
         self._tidy_at_s = monotonic() + random.uniform(0, TIDY_S)
         self._retention = retention
-        self._failures = 0
-        # Claimed, but the fire's outcome is unknown: tried again while the lease lasts. The rev under the row's lock says what was done.
-        self._unfired: Sequence[tuple[UUID, int]] = ()
-        self._unfired_until_s = 0.0
 
     @staticmethod
     def wakes_of(client: Any) -> Wakes:
@@ -94,138 +113,164 @@ class Scheduler:
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop` is set; survives the index and Postgres being away and goes on by itself."""
-        _log.info("scheduler.started", shard=self._shard)
+        _log.info("scheduler.started", shards=len(self._turns))
         while not stop.is_set():
-            self._rest(self._guarded_step(), stop)
+            for turn in self._turns:
+                if turn.due_at_s <= self._monotonic() and not stop.is_set():
+                    turn.due_at_s = self._monotonic() + self._guarded_step(turn)
+            self._rest(stop)
         self.close()
-        _log.info("scheduler.stopped", shard=self._shard)
+        _log.info("scheduler.stopped", shards=len(self._turns))
 
     def step(self) -> float:
-        """Everything there is to do now, once; returns the seconds that nothing needs us, unless woken.
+        """Everything there is to do now in all shards, once; returns the seconds that nothing needs us, unless woken.
 
         :raises RetryableError: the index or Postgres is away. Errors of psycopg pass through.
         :raises RebuildNeeded: `rebuild` comes first.
         """
-        if self._unfired and self._monotonic() < self._unfired_until_s:
-            self._fire()
-        claimed = self._index.claim_due(CLAIM)
-        if claimed.entries:
-            self._unfired, self._unfired_until_s = claimed.entries, self._monotonic() + UNFIRED_S
-            self._fire()
-        for backfill_id, rev in claimed.backfills:
-            self._step_backfill(backfill_id, rev)
-        self._index.expire()
-        _, next_ready_ms = self._index.promote()
-        self._do_chores()
-        return _rest_s(claimed, next_ready_ms)
+        return min(self._step(turn) for turn in self._turns)
 
     def rebuild(self) -> bool:
-        """Load the index from Postgres; False: another process is at it."""
-        started_s = self._monotonic()
-        is_ours = load_index(self._postgres(), self._index, shard=self._shard)
-        if is_ours:
-            metrics.REBUILD.observe(self._monotonic() - started_s)
-        return is_ours
+        """Load the index from Postgres; False: for some shard, another process is at it."""
+        loaded = [self._load(turn) for turn in self._turns]
+        return all(loaded)
 
     def sweep(self) -> int:
         """Compare the index with Postgres, and make sure it is the server's own; returns the repairs."""
-        if self._index.is_abandoned():
-            self.rebuild()
-        self._index.detach()  # a server that was restarted behind a silent reconnect is found out by the next call
-        repairs = sweep(self._postgres(), self._index, shard=self._shard)
-        show_shard(self._postgres(), self._index, shard=self._shard)
-        return repairs
+        return sum(self._sweep(turn) for turn in self._turns)
 
     def reap(self) -> None:
         """Take runs from workers that went silent."""
-        reaped = reap_runs(self._postgres(), shard=self._shard, grace_s=self._restart_grace_s)
-        lost = [run.run_id for run in reaped.queued]
-        metrics.LEASES_EXPIRED.inc(len(lost) + len(reaped.ended))
-        if lost or reaped.ended:
-            _log.warning("runs.reaped", queued=len(lost), ended=len(reaped.ended))
-            self._index.release([*lost, *reaped.ended])
-            self._index.commit_fire([], reaped.queued)
+        for turn in self._turns:
+            self._reap(turn)
 
     def close(self) -> None:
         """Give back the connections."""
         self._wakes.close()
         self._drop_connection()
 
-    def _fire(self) -> None:
+    def _step(self, turn: _Turn) -> float:
+        if turn.unfired and self._monotonic() < turn.unfired_until_s:
+            self._fire(turn)
+        claimed = turn.index.claim_due(CLAIM)
+        if claimed.entries:
+            turn.unfired, turn.unfired_until_s = claimed.entries, self._monotonic() + UNFIRED_S
+            self._fire(turn)
+        for backfill_id, rev in claimed.backfills:
+            self._step_backfill(turn, backfill_id, rev)
+        turn.index.expire()
+        _, next_ready_ms = turn.index.promote()
+        self._do_chores(turn)
+        return _rest_s(claimed, next_ready_ms)
+
+    def _fire(self, turn: _Turn) -> None:
         self._faults("C6")
-        fired = fire(self._postgres(), self._unfired)
+        fired = fire(self._postgres(), turn.unfired)
         self._faults("C9")
         for run in fired.runs:
             lateness_s = (fired.at - run.due_at).total_seconds()
             metrics.FIRE_LATENESS.labels(metrics.priority_name(run.priority)).observe(max(0.0, lateness_s))
-        self._index.commit_fire(fired.entries, fired.runs)
-        self._index.interrupt(fired.interrupted)
-        _log.debug("schedules.fired", claimed=len(self._unfired), runs=len(fired.runs))
-        self._unfired = ()
+        turn.index.commit_fire(fired.entries, fired.runs)
+        turn.index.interrupt(fired.interrupted)
+        _log.debug("schedules.fired", claimed=len(turn.unfired), runs=len(fired.runs))
+        turn.unfired = ()
 
-    def _step_backfill(self, backfill_id: UUID, rev: int) -> None:
+    def _step_backfill(self, turn: _Turn, backfill_id: UUID, rev: int) -> None:
         """What fails comes again with its fire lease, and must not stop the others."""
         try:
             step = step_backfill(self._postgres(), backfill_id, rev)
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, WsyncError) as exc:
             _log.warning("backfill.waiting", backfill=str(backfill_id), error=type(exc).__name__)
             return
-        self._index.commit_fire(step.entries, step.runs)
-        self._index.interrupt(step.interrupted)
+        turn.index.commit_fire(step.entries, step.runs)
+        turn.index.interrupt(step.interrupted)
 
-    def _do_chores(self) -> None:
+    def _do_chores(self, turn: _Turn) -> None:
         now_s = self._monotonic()
         # The time of the next one is set first: a chore that fails must not be tried in a tight circle.
-        if now_s >= self._sweep_at_s:
-            self._sweep_at_s = now_s + SWEEP_S
-            self.sweep()
-        if now_s >= self._reap_at_s:
-            self._reap_at_s = now_s + REAP_S
-            self.reap()
+        if now_s >= turn.sweep_at_s:
+            turn.sweep_at_s = now_s + SWEEP_S
+            self._sweep(turn)
+        if now_s >= turn.reap_at_s:
+            turn.reap_at_s = now_s + REAP_S
+            self._reap(turn)
         if now_s >= self._tidy_at_s:
             self._tidy_at_s = now_s + TIDY_S
             tidy(self._postgres(), self._retention)
 
-    def _guarded_step(self) -> float:
+    def _sweep(self, turn: _Turn) -> int:
+        if turn.index.is_abandoned():
+            self._load(turn)
+        turn.index.detach()  # a server that was restarted behind a silent reconnect is found out by the next call
+        repairs = sweep(self._postgres(), turn.index)
+        show_shard(self._postgres(), turn.index)
+        return repairs
+
+    def _load(self, turn: _Turn) -> bool:
+        started_s = self._monotonic()
+        is_ours = load_index(self._postgres(), turn.index)
+        if is_ours:
+            metrics.REBUILD.observe(self._monotonic() - started_s)
+        return is_ours
+
+    def _reap(self, turn: _Turn) -> None:
+        reaped = reap_runs(self._postgres(), shard=turn.index.shard, grace_s=self._restart_grace_s)
+        lost = [run.run_id for run in reaped.queued]
+        metrics.LEASES_EXPIRED.inc(len(lost) + len(reaped.ended))
+        if lost or reaped.ended:
+            _log.warning("runs.reaped", queued=len(lost), ended=len(reaped.ended))
+            turn.index.release([*lost, *reaped.ended])
+            turn.index.commit_fire([], reaped.queued)
+
+    def _guarded_step(self, turn: _Turn) -> float:
         try:
-            wait_s = self.step()
+            wait_s = self._step(turn)
         except RebuildNeeded:
-            return self._guarded_rebuild()
+            return self._guarded_rebuild(turn)
         except Exception as exc:
-            return self._backed_off(exc)
-        if self._failures:
-            _log.info("scheduler.recovered", failures=self._failures)
-        self._failures = 0
+            return self._backed_off(turn, exc)
+        if turn.failures:
+            _log.info("scheduler.recovered", shard=turn.index.shard, failures=turn.failures)
+        turn.failures = 0
         return wait_s
 
-    def _guarded_rebuild(self) -> float:
+    def _guarded_rebuild(self, turn: _Turn) -> float:
         try:
-            return 0.0 if self.rebuild() else LOAD_WAIT_S
+            return 0.0 if self._load(turn) else LOAD_WAIT_S
         except Exception as exc:
-            return self._backed_off(exc)
+            return self._backed_off(turn, exc)
 
-    def _backed_off(self, exc: Exception) -> float:
+    def _backed_off(self, turn: _Turn, exc: Exception) -> float:
         if isinstance(exc, psycopg.Error):
             self._drop_connection()
         if isinstance(exc, psycopg.Error | RetryableError | StateError):
-            _log.warning("scheduler.waiting", error=type(exc).__name__, failures=self._failures)
+            _log.warning("scheduler.waiting", error=type(exc).__name__, shard=turn.index.shard, failures=turn.failures)
         else:
             _log.error("scheduler.failed", error=type(exc).__name__, next_step="report this: the scheduler goes on")
-        self._failures += 1
-        limit_s: float = min(LONGEST_BACKOFF_S, 0.05 * 2.0 ** min(self._failures, 10))
-        return limit_s * random.uniform(0.5, 1)
+        turn.failures += 1
+        return _backoff_s(turn.failures)
 
-    def _rest(self, wait_s: float, stop: threading.Event) -> None:
-        until_s = self._monotonic() + wait_s
+    def _rest(self, stop: threading.Event) -> None:
+        """Until a shard needs us; a message says which has something due earlier than it said."""
+        until_s = min(turn.due_at_s for turn in self._turns)
         while not stop.is_set() and (left_s := until_s - self._monotonic()) > 0:
-            if self._failures:
-                stop.wait(left_s)
-                continue
             try:
                 if self._wakes.wait(min(left_s, _STOP_CHECK_S)):
-                    return
+                    self._wake_failures = 0
+                    if self._wake(self._wakes.said):
+                        return
             except RetryableError as exc:
-                stop.wait(self._backed_off(exc))
+                _log.warning("scheduler.waiting", error=type(exc).__name__, failures=self._wake_failures)
+                self._wake_failures += 1
+                stop.wait(min(left_s, _backoff_s(self._wake_failures)))
+
+    def _wake(self, said: frozenset[bytes]) -> bool:
+        """The shards that were named are due now, all if none was; a shard that fails keeps its pause."""
+        named = [turn for turn in self._turns if not said or str(turn.index.shard).encode() in said]
+        for turn in named:
+            if not turn.failures:
+                turn.due_at_s = min(turn.due_at_s, self._monotonic())
+        return any(not turn.failures for turn in named)
 
     def _postgres(self) -> psycopg.Connection[Any]:
         if self._connection is None or self._connection.closed:
@@ -236,6 +281,11 @@ class Scheduler:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+
+
+def _backoff_s(failures: int) -> float:
+    limit_s: float = min(LONGEST_BACKOFF_S, 0.05 * 2.0 ** min(failures, 10))
+    return limit_s * random.uniform(0.5, 1)
 
 
 def _rest_s(claimed: Claimed, next_ready_ms: int | None) -> float:

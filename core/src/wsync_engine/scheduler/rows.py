@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from wsync_engine.index.entries import ReadyRun
+from wsync_engine.index.layout import shard_of
 from wsync_engine.scheduler.timing import Timing
 from wsync_engine.state.statements import load_statements
 
@@ -76,11 +76,6 @@ def timing_of(schedule: Row) -> Timing:
 def ready_run(row: Row) -> ReadyRun:
     """The index's entry of a queued run."""
     return ReadyRun(**{name: row[name] for name in _RUN_FIELDS})
-
-
-def shard_of(tenant_id: UUID, shards: int) -> int:
-    """The shard that all of a tenant's entries live in."""
-    return binascii.crc_hqx(tenant_id.bytes, 0) % shards
 
 
 def instant(row: Row, name: str) -> datetime:

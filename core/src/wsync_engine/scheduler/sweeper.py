@@ -28,7 +28,7 @@ _FIRE = statements("fire")
 _log = structlog.get_logger()
 
 
-def load_index(conn: psycopg.Connection[Any], index: Index, *, shard: int = 0) -> bool:
+def load_index(conn: psycopg.Connection[Any], index: Index) -> bool:
     """Load what Postgres says into a new incarnation; False: someone else is at it. First what runs, then what is queued, then what is due.
 
     Nothing is flushed and traffic goes on meanwhile: schedules fire, runs are dispatched once the queues are there.
@@ -36,15 +36,15 @@ def load_index(conn: psycopg.Connection[Any], index: Index, *, shard: int = 0) -
     if not index.begin_load():
         return False
     try:
-        schedules = _load(conn, index, shard)
+        schedules = _load(conn, index)
     finally:
         index.end_load()
-    _log.info("index.loaded", shard=shard, schedules=schedules)
+    _log.info("index.loaded", shard=index.shard, schedules=schedules)
     return True
 
 
-def _load(conn: psycopg.Connection[Any], index: Index, shard: int) -> int:
-    schedules = 0
+def _load(conn: psycopg.Connection[Any], index: Index) -> int:
+    shard, schedules = index.shard, 0
     for page in _active_pages(conn, shard):
         index.hold([ready_run(row) for row in page])
         index.continue_load()
@@ -60,11 +60,12 @@ def _load(conn: psycopg.Connection[Any], index: Index, shard: int) -> int:
     return schedules
 
 
-def sweep(conn: psycopg.Connection[Any], index: Index, *, shard: int = 0) -> int:
+def sweep(conn: psycopg.Connection[Any], index: Index) -> int:
     """Compare what is due soon and what is ready with the index, and repair it; returns the repairs, 0 in health or if another sweeps.
 
     Always goes through all pages: a page that can't be repaired must not hide the rest.
     """
+    shard = index.shard
     with conn.transaction():
         if not select(conn, _SQL["shard_lock"], {"shard": shard})[0]["is_mine"]:
             return 0
@@ -83,7 +84,7 @@ def sweep(conn: psycopg.Connection[Any], index: Index, *, shard: int = 0) -> int
         index.commit_fire([], orphans)
         _log.warning("runs.promoted", shard=shard, runs=len(orphans))
     if repairs:
-        _log.warning("index.repaired", shard=shard, schedules=repairs)
+        _log.warning("index.repaired", shard=shard, entries=repairs)
     return repairs
 
 

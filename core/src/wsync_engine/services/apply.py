@@ -17,8 +17,8 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 
-from wsync_engine.index.due_index import Index
 from wsync_engine.index.entries import DueEntry
+from wsync_engine.index.shards import Shards
 from wsync_engine.model.declaration import Declaration, ScheduleDeclaration, SyncDeclaration, sync_spec_to_json
 from wsync_engine.model.durations import duration_text
 from wsync_engine.model.ids import TenantId, uuid7
@@ -101,11 +101,12 @@ def apply(
     keyring: Keyring,
     actor: str,
     secret_folders: Sequence[Path] = (),
-    index: Index | None = None,
+    shards: Shards | None = None,
 ) -> list[Change]:
     """Make it so; returns what was done. Objects that are not declared any more are deleted, and open runs of deleted syncs cancelled.
 
-    :param conn: autocommit, the api's login. :param secret_folders: the installation's. :param index: told after the commit, best effort; None: the sweep tells it.
+    :param conn: autocommit, the api's login. :param secret_folders: the installation's.
+    :param shards: the tenant's is told after the commit, best effort; None: the sweep tells it.
     :raises ConfigError: plugin, config, secret or schedule is wrong; nothing is changed then.
     """
     wanted = _wanted(declaration, host, secret_folders)
@@ -117,8 +118,8 @@ def apply(
         catalog = read_catalog(conn, tenant_id, cipher)
         changes = _changes(wanted, catalog)
         entries = _Writer(conn, tenant_id, actor=actor, cipher=cipher, wanted=wanted, catalog=catalog).write(changes)
-    if index is not None and entries:
-        announce(index, entries)
+    if shards is not None and entries:
+        announce(shards.of(tenant_id), entries)
     return [Change(kind="create", object="tenant", name=declaration.tenant), *changes] if is_new else changes
 
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from uuid import UUID
 
-import redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisClusterException, RedisError
 
+from wsync_engine.index.connection import Client
 from wsync_engine.index.due_index import INTERRUPT
-from wsync_engine.index.layout import key
+from wsync_engine.index.layout import key, shard_of
 from wsync_engine.index.wakes import SUBSCRIBED, Wakes
 from wsync_sdk.errors import RetryableError
 
@@ -29,16 +29,17 @@ _BEAT = b"b"
 def _translated() -> Iterator[None]:
     try:
         yield
-    except RedisError as exc:
+    except (RedisError, RedisClusterException) as exc:
         raise RetryableError("the index can't be reached", next_step="start Redis, or correct WSYNC_REDIS_URL") from exc
 
 
 class LiveProgress:
-    """Hash `prog`: run → counters, at most one write a second."""
+    """Hash `prog` of each shard: run → counters, at most one write a second."""
 
-    def __init__(self, client: redis.Redis, shard: int) -> None:
+    def __init__(self, client: Client, shards: int) -> None:
         self._client = client
-        self._key = key(shard, "prog")
+        self._shards = shards
+        self._key_by_run: dict[UUID, str] = {}
         self._shown: dict[UUID, Mapping[str, int]] = {}
         self._next_s = 0.0
 
@@ -51,25 +52,28 @@ class LiveProgress:
         if not changed or time.monotonic() < self._next_s:
             return
         self._next_s = time.monotonic() + 1.0
-        with _translated(), self._client.pipeline(transaction=False) as pipeline:
-            pipeline.hset(self._key, mapping={run_id.hex: json.dumps(dict(counters)) for run_id, counters in changed.items()})
-            pipeline.expire(self._key, _KEPT_S)  # what a dead worker left is not kept for ever
-            for run_id in changed:
-                pipeline.publish(f"ws:ev:{tenant_by_run[run_id].hex}", run_id.hex)
-            pipeline.execute()
+        with _translated():  # one by one: a pipeline of a cluster does not publish
+            for run_id, counters in changed.items():
+                tenant_id = tenant_by_run[run_id]
+                name = self._key_by_run.setdefault(run_id, key(shard_of(tenant_id, self._shards), "prog"))
+                self._client.hset(name, run_id.hex, json.dumps(dict(counters)))
+                self._client.expire(name, _KEPT_S)  # what a dead worker left is not kept for ever
+                self._client.publish(f"ws:ev:{tenant_id.hex}", run_id.hex)
         self._shown |= changed
 
     def forget(self, run_id: UUID) -> None:
         """The run ended here; raises as `show`."""
         self._shown.pop(run_id, None)
-        with _translated():
-            self._client.hdel(self._key, run_id.hex)
+        name = self._key_by_run.pop(run_id, None)
+        if name is not None:
+            with _translated():
+                self._client.hdel(name, run_id.hex)
 
 
 class WakeListener:
     """Turns messages on the worker's channel into bytes of a pipe, beside which the supervisor waits for its children."""
 
-    def __init__(self, client: redis.Redis, channel: str) -> None:
+    def __init__(self, client: Client, channel: str) -> None:
         self._wakes = Wakes(client, channel)
         self._stop = threading.Event()
         self.reading, self._writing = os.pipe()

@@ -23,11 +23,12 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-import redis
 import structlog
 
-from wsync_engine.index.due_index import Index
+from wsync_engine.index.connection import Client
 from wsync_engine.index.entries import ReadyRun
+from wsync_engine.index.layout import worker_channel
+from wsync_engine.index.shards import Shards
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import RunError
 from wsync_engine.pipeline.context import no_faults
@@ -81,7 +82,6 @@ class WorkerOptions:
     recycle_bytes: int = 768 * MIB
     runs_per_child: int = 100
     crash_backoff_s: float = 1.0
-    shard: int = 0
     queues: tuple[int, ...] = (0,)
     turn_s: float = 60.0
     secret_folders: tuple[Path, ...] = ()
@@ -132,7 +132,7 @@ def _observe_claim(run: ClaimedRun, lease_s: float) -> None:
 
 
 class Worker:
-    """One worker of one shard. `run` is for one thread, which must live as long as the worker: its children die with that thread.
+    """One worker of all shards. `run` is for one thread, which must live as long as the worker: its children die with that thread.
 
     :param client: of the index, for messages; `index` has one of its own.
     :param connect: opens a connection as the engine's login, autocommit. :param opener: opens a run's connectors, in the children.
@@ -143,8 +143,8 @@ class Worker:
         self,
         options: WorkerOptions,
         *,
-        index: Index,
-        client: redis.Redis,
+        index: Shards,
+        client: Client,
         connect: Callable[[], psycopg.Connection[Any]],
         keyring: Keyring,
         opener: Opener,
@@ -163,7 +163,7 @@ class Worker:
         self._connection: psycopg.Connection[Any] | None = None
         self._postgres_backoff = _Backoff("postgres")
         self._index_backoff = _Backoff("redis")
-        self._live = LiveProgress(client, options.shard)
+        self._live = LiveProgress(client, len(index))
         self._listener: WakeListener | None = None
         self._stops = 0
         self._drain_until_s: float | None = None
@@ -175,7 +175,7 @@ class Worker:
     def run(self) -> None:
         """Until `stop` or a signal, and the drain after it; survives Redis and Postgres being away."""
         fork_server.start()
-        self._listener = WakeListener(self._client, Index.worker_channel(self.worker_id))
+        self._listener = WakeListener(self._client, worker_channel(self.worker_id))
         before = self._handle_signals()
         try:
             self._slots = [Slot(self._setup) for _ in range(self._options.slots)]
@@ -425,7 +425,7 @@ class Worker:
     def _tell_end(self, ending: Ending, queued: ReadyRun | None) -> None:
         self._tell_index(lambda: self._index.release([ending.run_id]))
         if queued is not None:
-            self._tell_index(lambda: self._index.commit_fire([], [queued]))
+            self._tell_index(lambda: self._index.push([queued]))
         self._tell_index(lambda: self._live.forget(ending.run_id))
 
     def _tell_index(self, tell: Callable[[], object]) -> None:
