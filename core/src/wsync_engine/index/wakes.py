@@ -21,9 +21,6 @@ class Wakes:
     :param client: a connection is taken from it for as long as this lives. On a cluster, every node passes every message on.
     """
 
-    said: frozenset[bytes] = frozenset()
-    """The messages that ended the last wait; none when it ended because the subscription is new."""
-
     def __init__(self, client: Client, *channels: str) -> None:
         self._client = client
         self._channels = channels
@@ -36,7 +33,6 @@ class Wakes:
         :raises RetryableError: the server can't be reached.
         """
         try:
-            self.said = frozenset()
             if self._pubsub is None:
                 self._pubsub = self._client.pubsub()  # type: ignore[no-untyped-call]  # redis-py leaves it bare
                 self._pubsub.subscribe(*self._channels)

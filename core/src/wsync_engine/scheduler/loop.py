@@ -18,7 +18,7 @@ import structlog
 
 from wsync_engine.index.due_index import WAKE_SCHEDULERS, Index, RebuildNeeded
 from wsync_engine.index.entries import Claimed
-from wsync_engine.index.wakes import Wakes
+from wsync_engine.index.wakes import SUBSCRIBED, Wakes
 from wsync_engine.scheduler.backfill import step_backfill
 from wsync_engine.scheduler.fire import fire
 from wsync_engine.scheduler.gauges import show_shard
@@ -255,18 +255,18 @@ class Scheduler:
         until_s = min(turn.due_at_s for turn in self._turns)
         while not stop.is_set() and (left_s := until_s - self._monotonic()) > 0:
             try:
-                if self._wakes.wait(min(left_s, _STOP_CHECK_S)):
+                if said := self._wakes.wait(min(left_s, _STOP_CHECK_S)):
                     self._wake_failures = 0
-                    if self._wake(self._wakes.said):
+                    if self._wake(said):
                         return
             except RetryableError as exc:
                 _log.warning("scheduler.waiting", error=type(exc).__name__, failures=self._wake_failures)
                 self._wake_failures += 1
                 stop.wait(min(left_s, _backoff_s(self._wake_failures)))
 
-    def _wake(self, said: frozenset[bytes]) -> bool:
-        """The shards that were named are due now, all if none was; a shard that fails keeps its pause."""
-        named = [turn for turn in self._turns if not said or str(turn.index.shard).encode() in said]
+    def _wake(self, said: frozenset[str]) -> bool:
+        """The shards that were named are due now, all of them where a message may have been missed; a shard that fails keeps its pause."""
+        named = [turn for turn in self._turns if SUBSCRIBED in said or str(turn.index.shard) in said]
         for turn in named:
             if not turn.failures:
                 turn.due_at_s = min(turn.due_at_s, self._monotonic())
