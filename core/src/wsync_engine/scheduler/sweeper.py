@@ -11,7 +11,8 @@ import psycopg
 import structlog
 
 from wsync_engine.index.due_index import BATCH, Index
-from wsync_engine.index.entries import DueEntry
+from wsync_engine.index.entries import DueEntry, ReadyRun
+from wsync_engine.scheduler.caps import compare_caps, load_caps
 from wsync_engine.scheduler.overlap import promote_orphans
 from wsync_engine.scheduler.rows import Row, instant, ready_run, select, statements
 from wsync_engine.telemetry import metrics
@@ -29,7 +30,7 @@ _log = structlog.get_logger()
 
 
 def load_index(conn: psycopg.Connection[Any], index: Index) -> bool:
-    """Load what Postgres says into a new incarnation; False: someone else is at it. First what runs, then what is queued, then what is due.
+    """Load what Postgres says into a new incarnation; False: someone else is at it. First caps and what runs, then what is queued, then what is due.
 
     Nothing is flushed and traffic goes on meanwhile: schedules fire, runs are dispatched once the queues are there.
     """
@@ -45,6 +46,7 @@ def load_index(conn: psycopg.Connection[Any], index: Index) -> bool:
 
 def _load(conn: psycopg.Connection[Any], index: Index) -> int:
     shard, schedules = index.shard, 0
+    load_caps(conn, index)
     for page in _active_pages(conn, shard):
         index.hold([ready_run(row) for row in page])
         index.continue_load()
@@ -61,7 +63,7 @@ def _load(conn: psycopg.Connection[Any], index: Index) -> int:
 
 
 def sweep(conn: psycopg.Connection[Any], index: Index) -> int:
-    """Compare what is due soon and what is ready with the index, and repair it; returns the repairs, 0 in health or if another sweeps.
+    """Compare caps, what runs, what is due soon and what is ready with the index, and repair it; returns the repairs, 0 in health or if another sweeps.
 
     Always goes through all pages: a page that can't be repaired must not hide the rest.
     """
@@ -69,7 +71,9 @@ def sweep(conn: psycopg.Connection[Any], index: Index) -> int:
     with conn.transaction():
         if not select(conn, _SQL["shard_lock"], {"shard": shard})[0]["is_mine"]:
             return 0
-        repairs = 0
+        repairs = compare_caps(conn, index)
+        for page in _active_pages(conn, shard):
+            repairs += _hold_lost(conn, index, [ready_run(row) for row in page])
         for page in _pages(conn, "clock_soon", {"shard": shard, "window_s": SWEEP_WINDOW_S}, "next_due_at", "schedule_id"):
             repairs += _repair(conn, index, page)
         for page in _pages(conn, "backfill_active", {"shard": shard}, "next_due_at", "backfill_id"):
@@ -86,6 +90,16 @@ def sweep(conn: psycopg.Connection[Any], index: Index) -> int:
     if repairs:
         _log.warning("index.repaired", shard=shard, entries=repairs)
     return repairs
+
+
+def _hold_lost(conn: psycopg.Connection[Any], index: Index, running: list[ReadyRun]) -> int:
+    lost = index.unheld(running)
+    if not lost:
+        return 0
+    # Most of them have ended since they were read, and gave back what they held.
+    rows = select(conn, _SQL["run_still_active"], {"run_ids": [run.run_id for run in lost]})
+    still = {row["run_id"] for row in rows}
+    return index.hold([run for run in lost if run.run_id in still])
 
 
 def _repair(conn: psycopg.Connection[Any], index: Index, page: list[Row]) -> int:

@@ -1,0 +1,92 @@
+"""How many runs may hold a tenant, a connection, a sync or a credential at once. Postgres holds the caps, the index follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import structlog
+
+from wsync_engine.index.due_index import RUN_BATCH, Index
+from wsync_engine.index.entries import Cap, Kind
+from wsync_engine.scheduler.rows import Event, select, statements, write_events
+from wsync_sdk.errors import ConfigError, RetryableError, StateError
+
+__all__ = ["announce_cap", "compare_caps", "load_caps", "set_cap"]
+
+HEAVIEST = 100
+_SQL = statements("cap")
+_log = structlog.get_logger()
+
+
+def set_cap(
+    conn: psycopg.Connection[Any],
+    tenant_id: UUID,
+    kind: Kind,
+    resource_id: UUID,
+    *,
+    max_running: int,
+    weight: int = 1,
+    actor: str,
+) -> Cap:
+    """Set one cap; 0 lets nothing run that needs the resource. What runs goes on. After the commit: `announce_cap`.
+
+    :param conn: in the tenant's transaction, or the engine's. :param resource_id: for kind `T` the tenant. :param weight: of a tenant among tenants.
+    :raises ConfigError: a number is out of its range, or the kind does not go with the resource.
+    """
+    if max_running < 0:
+        raise ConfigError(f"a cap can't be {max_running}", next_step="set 0 to let nothing run, or a positive number")
+    if not 1 <= weight <= HEAVIEST:
+        raise ConfigError(f"a weight can't be {weight}", next_step=f"set a whole number from 1 to {HEAVIEST}")
+    if kind == "T" and resource_id != tenant_id:
+        raise ConfigError("a tenant's cap is of that tenant", next_step="give the tenant's own id")
+    columns = {"tenant_id": tenant_id, "kind": kind, "resource_id": resource_id, "max_running": max_running, "weight": weight}
+    cap = Cap(**select(conn, _SQL["cap_set"], columns)[0])
+    detail: dict[str, str | int | None] = {
+        "actor": actor,
+        "kind": kind,
+        "resource": str(resource_id),
+        "max_running": max_running,
+        "weight": weight,
+    }
+    write_events(conn, [Event(kind="cap.set", tenant_id=tenant_id, detail=detail)])
+    return cap
+
+
+def announce_cap(index: Index, cap: Cap) -> bool:
+    """Tell the index what was committed. Never raises for an index that is away: False, and the sweep tells it."""
+    try:
+        index.set_caps([cap])
+    except (RetryableError, StateError) as exc:
+        _log.warning("announcement.failed", error=type(exc).__name__, caps=1)
+        return False
+    return True
+
+
+def load_caps(conn: psycopg.Connection[Any], index: Index) -> None:
+    """All caps of the index's tenants, before anything is dispatched."""
+    for page in _pages(conn, index):
+        index.set_caps(page)
+
+
+def compare_caps(conn: psycopg.Connection[Any], index: Index) -> int:
+    """The caps that the index does not have yet; returns how many it had newer, because Postgres lost commits: Postgres wins."""
+    repairs = 0
+    for page in _pages(conn, index):
+        newer = index.set_caps(page)
+        ahead = [cap for cap in page if cap.resource in newer]
+        if ahead:
+            columns = {"kinds": [cap.kind for cap in ahead], "resource_ids": [cap.resource_id for cap in ahead]}
+            rows = select(conn, _SQL["cap_outrun"], {**columns, "versions": [newer[cap.resource] for cap in ahead]})
+            index.set_caps([Cap(**row) for row in rows])
+            repairs += len(rows)
+    return repairs
+
+
+def _pages(conn: psycopg.Connection[Any], index: Index) -> Iterator[list[Cap]]:
+    after: dict[str, Any] = {"after_tenant": UUID(int=0), "after_kind": "", "after_id": UUID(int=0)}
+    while rows := select(conn, _SQL["cap_page"], {**after, "count": RUN_BATCH}):
+        yield [Cap(**row) for row in rows if index.has(row["tenant_id"])]
+        after = {"after_tenant": rows[-1]["tenant_id"], "after_kind": rows[-1]["kind"], "after_id": rows[-1]["resource_id"]}
