@@ -24,7 +24,7 @@ __all__ = ["BATCH", "FIRE_LEASE_MS", "HOLD_LEASE_MS", "INTERRUPT", "WAKE_SCHEDUL
 
 BATCH = 500
 """Schedules per script call, so that no script holds the server for long."""
-RUN_BATCH = 200
+RUN_BATCH = 100
 """Runs per script call: each touches a tenant and three resources."""
 FIRE_LEASE_MS = 10_000
 HOLD_LEASE_MS = 10_000

@@ -48,7 +48,7 @@ local function put_urgent_first(tenant)
 end
 local function read_page(tenant, list)
     write_moves()
-    examined = examined + 4  -- another tenant costs more than another run of the same
+    examined = examined + 5  -- another tenant costs more than another run of the same
     -- What it is likely to get; more if that is not enough, because much of it is refused.
     local from, count = '[' .. tenant.key .. '|', math.ceil((free - #taken) / #list.line)
     count = math.max(count, math.min(4 * (tenant.count or 0), 64))
