@@ -54,6 +54,15 @@ class Settings(BaseSettings):
         description="Folders with tenants' secrets, separated by commas: `file:` reaches what lies in one of them, in a folder of the tenant's name.",
     )
     lease_ttl_s: float = Field(default=30.0, ge=3.0, le=600.0, description="A worker that is silent for this long loses its runs.")
+    max_runs_per_tenant: int | None = Field(
+        default=None,
+        ge=1,
+        description="How many runs of a tenant may be executed at once, where `wsync-engine caps` sets nothing else; absent: any.",
+    )
+    max_runs_per_connection: int | None = Field(
+        default=8, ge=1, description="The same for runs that read from one connection, so that a warehouse is not overrun."
+    )
+    max_runs_per_credential: int | None = Field(default=8, ge=1, description="The same for runs that write with one credential.")
     keep_runs_days: int = Field(default=90, ge=1, le=3_650, description="For how many days ended runs are kept.")
     keep_events_days: int = Field(default=30, ge=1, le=3_650, description="For how many days events are kept.")
     plugins_allow: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(

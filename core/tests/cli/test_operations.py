@@ -228,3 +228,35 @@ def test_workers_are_listed_and_asked_to_drain(file: Path, run: Run, database: A
     assert run("workers", "drain", ids[0].hex[-8:]).exit_code == 0
     assert sorted(row["state"] for row in objects(run("workers", "list", "--json"))) == ["draining", "silent", "working"]
     assert run("workers", "drain", "--all").exit_code == 0
+
+
+def test_caps_are_set_of_a_tenant_a_connection_a_sink_and_a_sync(file: Path, run: Run) -> None:
+    run("apply", file)
+
+    codes = [
+        run("caps", "set", "4", "--weight", "3").exit_code,
+        run("caps", "set", "2", "--connection", "here").exit_code,
+        run("caps", "set", "0", "--sink", "here").exit_code,
+        run("caps", "set", "1", "--sync", "customers").exit_code,
+        run("caps", "set", "none").exit_code,
+    ]
+
+    assert codes == [0] * 5
+    assert objects(run("caps", "list", "--json")) == [
+        {"of": "the tenant", "max_running": None, "running": 0, "weight": 3},
+        {"of": "sync customers", "max_running": 1, "running": 0, "weight": 1},
+        {"of": "connection here", "max_running": 2, "running": 0, "weight": 1},
+        {"of": "sink here", "max_running": 0, "running": 0, "weight": 1},
+    ]
+
+
+@pytest.mark.parametrize("words", [
+    ("many",), ("-1",), ("3000000000",), ("1", "--sync", "nothing"), ("1", "--sync", "customers", "--connection", "here"), ("1", "--sync", "customers", "--weight", "2"),
+])  # fmt: skip
+def test_a_cap_that_makes_no_sense_is_refused(file: Path, run: Run, words: tuple[str, ...]) -> None:
+    run("apply", file)
+
+    result = run("caps", "set", *words)
+
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output

@@ -8,6 +8,7 @@ import typer
 
 from wsync_engine import __version__
 from wsync_engine.cli import demo, files, installation, roles
+from wsync_engine.cli.caps import caps
 from wsync_engine.cli.runs import runs, syncs
 from wsync_engine.cli.schedules import schedules
 from wsync_engine.cli.workers import queues, workers
@@ -29,6 +30,7 @@ app.add_typer(runs, name="runs")
 app.add_typer(schedules, name="schedules")
 app.add_typer(workers, name="workers")
 app.add_typer(queues, name="queues")
+app.add_typer(caps, name="caps")
 roles.add_commands(app)
 app.add_typer(installation.db, name="db")
 app.command("doctor")(installation.doctor)

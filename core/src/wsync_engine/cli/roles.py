@@ -36,7 +36,7 @@ def add_commands(app: typer.Typer) -> None:
 @reported
 def scheduler(metrics: Metrics = None) -> None:
     """Fire schedules, hand runs to workers, repair. Any number of them may run."""
-    from wsync_engine.cli.session import urls_of
+    from wsync_engine.cli.session import default_caps, urls_of
     from wsync_engine.index.connection import connect as connect_index
     from wsync_engine.index.shards import Shards
     from wsync_engine.scheduler.janitor import Retention
@@ -54,7 +54,7 @@ def scheduler(metrics: Metrics = None) -> None:
         with connect(urls.engine, application_name="wsync scheduler") as conn:
             count = settle_shards(conn, urls.redis)
         client = connect_index(urls.redis)
-        indexes = Shards(client, count)
+        indexes = Shards(client, count, default_caps=default_caps(settings))
         indexes.check_server()
         loop = Scheduler(
             indexes=indexes,
@@ -68,7 +68,7 @@ def scheduler(metrics: Metrics = None) -> None:
 @reported
 def worker(slots: Slots = 2, queue: Queues = None, metrics: Metrics = None, new_storage: NewStorage = False) -> None:
     """Execute runs. The first signal lets them finish, the second ends them."""
-    from wsync_engine.cli.session import address_policy, keyring_of, plugins_file, urls_of
+    from wsync_engine.cli.session import address_policy, default_caps, keyring_of, plugins_file, urls_of
     from wsync_engine.index.connection import connect as connect_index
     from wsync_engine.index.shards import Shards
     from wsync_engine.services.shards import settle_shards
@@ -87,7 +87,7 @@ def worker(slots: Slots = 2, queue: Queues = None, metrics: Metrics = None, new_
     with urls_of(settings) as urls:
         check_schema(urls.engine)
         with connect(urls.engine, application_name="wsync worker") as conn:
-            index = Shards(connect_index(urls.redis), settle_shards(conn, urls.redis))
+            index = Shards(connect_index(urls.redis), settle_shards(conn, urls.redis), default_caps=default_caps(settings))
             index.check_server()
             claim_storage(conn, settings.storage, is_new=new_storage)
             queues = tuple(queues_named(conn, queue or ()))

@@ -17,6 +17,7 @@ from wsync_engine.cli.output import say
 from wsync_engine.embedded.servers import EmbeddedServers
 from wsync_engine.index.connection import connect as connect_index
 from wsync_engine.index.due_index import Index
+from wsync_engine.index.entries import DefaultCaps
 from wsync_engine.index.shards import Shards
 from wsync_engine.model.ids import TenantId
 from wsync_engine.scheduler.schedules import ANNOUNCE_TIMEOUT_S
@@ -39,6 +40,7 @@ __all__ = [
     "Urls",
     "actor",
     "address_policy",
+    "default_caps",
     "keyring_of",
     "load_plugins",
     "log_to_errors",
@@ -101,7 +103,7 @@ class Session:
         with connect(self.urls.engine, application_name="wsync cli") as conn:
             count = settle_shards(conn, self.urls.redis)
         try:
-            return Shards(connect_index(self.urls.redis, timeout_s=ANNOUNCE_TIMEOUT_S), count)
+            return Shards(connect_index(self.urls.redis, timeout_s=ANNOUNCE_TIMEOUT_S), count, default_caps=default_caps(self.settings))
         except RetryableError:
             return None
 
@@ -109,6 +111,13 @@ class Session:
     def index(self) -> Index | None:
         """The tenant's shard."""
         return None if self.shards is None else self.shards.of(self.tenant_id)
+
+
+def default_caps(settings: Settings) -> DefaultCaps:
+    """What holds where no cap is set; the same in all processes of an installation."""
+    return DefaultCaps(
+        tenant=settings.max_runs_per_tenant, connection=settings.max_runs_per_connection, credential=settings.max_runs_per_credential
+    )
 
 
 @contextmanager

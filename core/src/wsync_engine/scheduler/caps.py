@@ -17,6 +17,7 @@ from wsync_sdk.errors import ConfigError, RetryableError, StateError
 __all__ = ["announce_cap", "compare_caps", "load_caps", "set_cap"]
 
 HEAVIEST = 100
+MOST_RUNNING = 2**31 - 1
 _SQL = statements("cap")
 _log = structlog.get_logger()
 
@@ -36,7 +37,7 @@ def set_cap(
     :param conn: in the tenant's transaction, or the engine's. :param resource_id: for kind `T` the tenant. :param weight: of a tenant among tenants.
     :raises ConfigError: a number is out of its range, or the kind does not go with the resource.
     """
-    if max_running < 0:
+    if not 0 <= max_running <= MOST_RUNNING:
         raise ConfigError(f"a cap can't be {max_running}", next_step="set 0 to let nothing run, or a positive number")
     if not 1 <= weight <= HEAVIEST:
         raise ConfigError(f"a weight can't be {weight}", next_step=f"set a whole number from 1 to {HEAVIEST}")
