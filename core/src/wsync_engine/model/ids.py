@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NewType
 from uuid import UUID
 
@@ -21,6 +23,7 @@ __all__ = [
     "TaskId",
     "TenantId",
     "WorkerId",
+    "ids_from",
     "uuid7",
 ]
 
@@ -43,13 +46,24 @@ _last_ms = 0
 _last_tail = 0
 
 
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _random_bits(count: int) -> int:
+    return int.from_bytes(os.urandom(10), "big") >> (80 - count)
+
+
+_source: tuple[Callable[[], int], Callable[[int], int]] = (_now_ms, _random_bits)
+
+
 def uuid7() -> UUID:
     """A new UUIDv7, greater than all that this process made before. Any thread.
 
     Within one millisecond, or while the clock stands behind, the random part counts up (RFC 9562, 6.2, method 2).
     """
     with _lock:
-        at_ms, tail = _advance(time.time_ns() // 1_000_000)
+        at_ms, tail = _advance(_source[0]())
     rand_a, rand_b = tail >> 62, tail & ((1 << 62) - 1)
     return UUID(int=at_ms << 80 | 0x7 << 76 | rand_a << 64 | 0b10 << 62 | rand_b)
 
@@ -59,16 +73,26 @@ def _advance(now_ms: int) -> tuple[int, int]:
     global _last_ms, _last_tail  # noqa: PLW0603  the order holds per process
     if now_ms > _last_ms:
         # The top bit stays free, so that counting up has room for 2^73 ids within the millisecond.
-        _last_ms, _last_tail = now_ms, _random_bits(_TAIL_BITS - 1)
+        _last_ms, _last_tail = now_ms, _source[1](_TAIL_BITS - 1)
     else:
-        _last_tail += 1 + _random_bits(32)
+        _last_tail += 1 + _source[1](32)
     if _last_tail >> _TAIL_BITS:
-        _last_ms, _last_tail = _last_ms + 1, _random_bits(_TAIL_BITS - 1)
+        _last_ms, _last_tail = _last_ms + 1, _source[1](_TAIL_BITS - 1)
     return _last_ms, _last_tail
 
 
-def _random_bits(count: int) -> int:
-    return int.from_bytes(os.urandom(10), "big") >> (80 - count)
+@contextmanager
+def ids_from(now_ms: Callable[[], int], random_bits: Callable[[int], int]) -> Iterator[None]:
+    """Inside, all ids of this process come from another clock and other chance, for a simulation that is to repeat itself. Not nested."""
+    global _source, _last_ms, _last_tail
+    with _lock:
+        before = _source, _last_ms, _last_tail
+        _source, _last_ms, _last_tail = (now_ms, random_bits), 0, 0
+    try:
+        yield
+    finally:
+        with _lock:
+            _source, _last_ms, _last_tail = before
 
 
 def _reset_after_fork() -> None:

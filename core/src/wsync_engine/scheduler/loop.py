@@ -72,6 +72,7 @@ class Scheduler:
     :param indexes: of each shard, with a client of their own.
     :param wakes: on the channel `WAKE_SCHEDULERS`; see `wakes_of`.
     :param connect: opens a connection as the engine's login, autocommit.
+    :param monotonic: seconds for waiting. :param draw: chance, uniform between two numbers.
     :param faults: called with the name of each crash point that is passed (`C6` after a claim, `C9` after the fire's commit); raises to stop there.
     """
 
@@ -82,6 +83,7 @@ class Scheduler:
         wakes: Wakes,
         connect: Callable[[], psycopg.Connection[Any]],
         monotonic: Callable[[], float] = time.monotonic,
+        draw: Callable[[float, float], float] = random.uniform,
         restart_grace_s: float = RESTART_GRACE_S,
         retention: Retention = DEFAULT_RETENTION,
         faults: Callable[[str], None] = no_faults,
@@ -89,6 +91,7 @@ class Scheduler:
         self._wakes = wakes
         self._connect = connect
         self._monotonic = monotonic
+        self._draw = draw
         self._restart_grace_s = restart_grace_s
         self._faults = faults
         self._connection: psycopg.Connection[Any] | None = None
@@ -96,14 +99,14 @@ class Scheduler:
         self._turns = [
             _Turn(
                 index=index,
-                sweep_at_s=monotonic() + random.uniform(0, SWEEP_S),
-                reap_at_s=monotonic() + random.uniform(0, REAP_S),
+                sweep_at_s=monotonic() + draw(0, SWEEP_S),
+                reap_at_s=monotonic() + draw(0, REAP_S),
                 due_at_s=monotonic(),
             )
             for index in indexes
         ]
         self._wake_failures = 0
-        self._tidy_at_s = monotonic() + random.uniform(0, TIDY_S)
+        self._tidy_at_s = monotonic() + draw(0, TIDY_S)
         self._retention = retention
 
     @staticmethod
@@ -248,7 +251,7 @@ class Scheduler:
         else:
             _log.error("scheduler.failed", error=type(exc).__name__, next_step="report this: the scheduler goes on")
         turn.failures += 1
-        return _backoff_s(turn.failures)
+        return _backoff_s(turn.failures, self._draw)
 
     def _rest(self, stop: threading.Event) -> None:
         """Until a shard needs us; a message says which has something due earlier than it said."""
@@ -262,7 +265,7 @@ class Scheduler:
             except RetryableError as exc:
                 _log.warning("scheduler.waiting", error=type(exc).__name__, failures=self._wake_failures)
                 self._wake_failures += 1
-                stop.wait(min(left_s, _backoff_s(self._wake_failures)))
+                stop.wait(min(left_s, _backoff_s(self._wake_failures, self._draw)))
 
     def _wake(self, said: frozenset[str]) -> bool:
         """The shards that were named are due now, all of them where a message may have been missed; a shard that fails keeps its pause."""
@@ -283,9 +286,9 @@ class Scheduler:
             connection.close()
 
 
-def _backoff_s(failures: int) -> float:
+def _backoff_s(failures: int, draw: Callable[[float, float], float]) -> float:
     limit_s: float = min(LONGEST_BACKOFF_S, 0.05 * 2.0 ** min(failures, 10))
-    return limit_s * random.uniform(0.5, 1)
+    return limit_s * draw(0.5, 1)
 
 
 def _rest_s(claimed: Claimed, next_ready_ms: int | None) -> float:

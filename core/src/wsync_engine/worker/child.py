@@ -14,7 +14,7 @@ from wsync_engine.pipeline.context import no_faults
 from wsync_engine.telemetry import log_to_stderr
 from wsync_engine.worker import fork_server
 from wsync_engine.worker.connectors import Opener
-from wsync_engine.worker.fence import Fence
+from wsync_engine.worker.fence import Fence, boot_time_s
 from wsync_engine.worker.messages import Assignment, Cancel, CancelReason, Drain, Ended, Lost, Renewed, Tick, Yield
 
 __all__ = ["ChildSetup", "RunInProgress", "child_main"]
@@ -52,9 +52,9 @@ def child_main(pipe: Connection, setup: ChildSetup) -> None:
 class RunInProgress:
     """An assignment in progress: its fence, its end if one was asked for, and its counters. The pipe's thread writes, the main thread reads."""
 
-    def __init__(self, assignment: Assignment) -> None:
+    def __init__(self, assignment: Assignment, *, clock: Callable[[], float] = boot_time_s) -> None:
         self.assignment = assignment
-        self.fence = Fence(assignment.write_until_s)
+        self.fence = Fence(assignment.write_until_s, clock=clock)
         self.counters: dict[str, int] = {}
         self.cancel_reason: CancelReason | None = None
         self.is_drained = False

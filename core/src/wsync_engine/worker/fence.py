@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from wsync_sdk import StateError
 
@@ -17,10 +18,11 @@ def boot_time_s() -> float:
 
 
 class Fence:
-    """The right to write until a time. Any thread."""
+    """The right to write until a time by `clock`. Any thread."""
 
-    def __init__(self, write_until_s: float) -> None:
+    def __init__(self, write_until_s: float, *, clock: Callable[[], float] = boot_time_s) -> None:
         self._write_until_s = write_until_s
+        self._clock = clock
         self._changed = threading.Condition()
         self._is_lost = False
         self._is_open = False
@@ -49,7 +51,11 @@ class Fence:
         :raises StateError: the run is no longer ours.
         """
         with self._changed:
-            while not self._is_lost and not self._is_open and boot_time_s() >= self._write_until_s:
+            while not self.is_passable():
                 self._changed.wait(0.5)
-            if self._is_lost:
-                raise StateError("the run's lease was lost", next_step="nothing: another worker goes on with it")
+
+    def is_passable(self) -> bool:
+        """Whether a sink call may start now, or the run shall end; raises as `wait`."""
+        if self._is_lost:
+            raise StateError("the run's lease was lost", next_step="nothing: another worker goes on with it")
+        return self._is_open or self._clock() < self._write_until_s

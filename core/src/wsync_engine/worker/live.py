@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from uuid import UUID
 
@@ -36,7 +36,8 @@ def _translated() -> Iterator[None]:
 class LiveProgress:
     """Hash `prog` of each shard: run → counters, at most one write a second."""
 
-    def __init__(self, client: Client, shards: int) -> None:
+    def __init__(self, client: Client, shards: int, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic_s = monotonic_s
         self._client = client
         self._shards = shards
         self._key_by_run: dict[UUID, str] = {}
@@ -49,9 +50,9 @@ class LiveProgress:
         :raises RetryableError: the index can't be reached.
         """
         changed = {run_id: counters for run_id, counters in counters_by_run.items() if counters and self._shown.get(run_id) != counters}
-        if not changed or time.monotonic() < self._next_s:
+        if not changed or self._monotonic_s() < self._next_s:
             return
-        self._next_s = time.monotonic() + 1.0
+        self._next_s = self._monotonic_s() + 1.0
         with _translated():  # one by one: a pipeline of a cluster does not publish
             for run_id, counters in changed.items():
                 tenant_id = tenant_by_run[run_id]

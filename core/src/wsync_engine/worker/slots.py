@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -58,10 +58,11 @@ class Tenure:
 
 
 class Slot:
-    """One warm child at a time; the supervisor's side. One thread."""
+    """One warm child at a time; the supervisor's side. One thread. `monotonic_s`: the supervisor's clock."""
 
-    def __init__(self, setup: ChildSetup) -> None:
+    def __init__(self, setup: ChildSetup, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self._setup = setup
+        self._monotonic_s = monotonic_s
         self.tenure: Tenure | None = None
         self.runs_done = 0
         self.started_at_s = 0.0
@@ -71,7 +72,7 @@ class Slot:
         """Fork a child; the one before, if any, ends because its pipe closes. Where the fork server dies meanwhile, the slot stays without one."""
         if self.started_at_s:
             self.pipe.close()
-        self.started_at_s = time.monotonic()
+        self.started_at_s = self._monotonic_s()
         self.runs_done = 0
         context = fork_server.start()  # it may have died, and its children with it
         self.pipe: Connection
@@ -103,7 +104,7 @@ class Slot:
 
     def assign(self, assignment: Assignment, *, left_s: float, stall_s: float, priority: int) -> None:
         """Hand over a run, which may take `left_s`."""
-        now_s = time.monotonic()
+        now_s = self._monotonic_s()
         self.tenure = Tenure(
             assignment=assignment, ends_at_s=now_s + left_s, stall_s=stall_s, moved_at_s=now_s, started_at_s=now_s, priority=priority
         )

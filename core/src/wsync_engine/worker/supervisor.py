@@ -6,17 +6,14 @@ It may be killed at any step: its children die with it, and its runs come back w
 from __future__ import annotations
 
 import os
-import random
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
-from multiprocessing.connection import wait
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -35,12 +32,11 @@ from wsync_engine.pipeline.context import no_faults
 from wsync_engine.scheduler.runs import LEASE_S, Beat, ClaimedRun, Held, claim_runs, heartbeat
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.telemetry import metrics
-from wsync_engine.worker import fork_server
 from wsync_engine.worker.child import ChildSetup
 from wsync_engine.worker.connectors import Opener
 from wsync_engine.worker.endings import Ending, ending_of_death, ending_of_report, failed, given_back
-from wsync_engine.worker.fence import boot_time_s
-from wsync_engine.worker.live import LiveProgress, WakeListener
+from wsync_engine.worker.host import Clocks, Host, Listener
+from wsync_engine.worker.live import LiveProgress
 from wsync_engine.worker.messages import Cancel, CancelReason, Drain, Ended, Lost, Renewed, Yield
 from wsync_engine.worker.slots import Slot, Tenure
 from wsync_engine.worker.store import Orders, Presence, leave, load_assignment, note_stuck, show_presence
@@ -56,6 +52,7 @@ LOST_GRACE_S = 2.0
 """A run that is gone may have been ended by its child a moment ago: its last word is on the way."""
 LONGEST_BACKOFF_S = 2.0
 LONGEST_CALL_S = 9.0
+THIS_MACHINE = Host()
 _log = structlog.get_logger()
 
 
@@ -90,19 +87,20 @@ class WorkerOptions:
 class _Backoff:
     """Whether to ask a server again, after it failed."""
 
-    def __init__(self, server: str) -> None:
+    def __init__(self, server: str, clocks: Clocks) -> None:
         self._server = server
+        self._clocks = clocks
         self._failures = 0
         self._again_s = 0.0
 
     @property
     def is_over(self) -> bool:
-        return time.monotonic() >= self._again_s
+        return self._clocks.monotonic_s() >= self._again_s
 
     def failed(self, exc: Exception) -> None:
         self._failures += 1
         limit_s: float = min(LONGEST_BACKOFF_S, 0.05 * 2.0 ** min(self._failures, 10))
-        self._again_s = time.monotonic() + limit_s * random.uniform(0.5, 1)
+        self._again_s = self._clocks.monotonic_s() + limit_s * self._clocks.draw(0.5, 1)
         if isinstance(exc, psycopg.Error | WsyncError):
             _log.warning("worker.waiting", server=self._server, error=type(exc).__name__, failures=self._failures)
         else:
@@ -137,6 +135,7 @@ class Worker:
     :param client: of the index, for messages; `index` has one of its own.
     :param connect: opens a connection as the engine's login, autocommit. :param opener: opens a run's connectors, in the children.
     :param faults: called in a child with the name of each step of its run, where a test may want to stop it.
+    :param host: the machine: its clocks, and the processes of the children.
     """
 
     def __init__(
@@ -149,8 +148,11 @@ class Worker:
         keyring: Keyring,
         opener: Opener,
         faults: Callable[[str], None] = no_faults,
+        host: Host = THIS_MACHINE,
     ) -> None:
         self.worker_id = uuid7()
+        self._host = host
+        self._clocks = host.clocks
         self._options = options
         self._index = index
         self._client = client
@@ -161,10 +163,10 @@ class Worker:
         self._endings: list[Ending] = []
         self._stuck: list[Tenure] = []
         self._connection: psycopg.Connection[Any] | None = None
-        self._postgres_backoff = _Backoff("postgres")
-        self._index_backoff = _Backoff("redis")
-        self._live = LiveProgress(client, len(index))
-        self._listener: WakeListener | None = None
+        self._postgres_backoff = _Backoff("postgres", host.clocks)
+        self._index_backoff = _Backoff("redis", host.clocks)
+        self._live = LiveProgress(client, len(index), monotonic_s=host.clocks.monotonic_s)
+        self._listener: Listener | None = None
         self._stops = 0
         self._drain_until_s: float | None = None
         self._refusal: str | None = None
@@ -174,11 +176,11 @@ class Worker:
 
     def run(self) -> None:
         """Until `stop` or a signal, and the drain after it; survives Redis and Postgres being away."""
-        fork_server.start()
-        self._listener = WakeListener(self._client, worker_channel(self.worker_id))
+        self._host.start()
+        self._listener = self._host.listen(self._client, worker_channel(self.worker_id))
         before = self._handle_signals()
         try:
-            self._slots = [Slot(self._setup) for _ in range(self._options.slots)]
+            self._slots = [self._host.new_slot(self._setup) for _ in range(self._options.slots)]
             _log.info("worker.started", worker_id=str(self.worker_id), slots=self._options.slots)
             while not self._is_done():
                 self._step()
@@ -208,7 +210,7 @@ class Worker:
         if self._drain_until_s is None:
             return False
         is_idle = not self._endings and all(slot.tenure is None for slot in self._slots)
-        return is_idle or time.monotonic() > self._drain_until_s + self._options.drain_grace_s + self._options.lease_s
+        return is_idle or self._clocks.monotonic_s() > self._drain_until_s + self._options.drain_grace_s + self._options.lease_s
 
     def _close(self) -> None:
         for slot in self._slots:
@@ -242,15 +244,13 @@ class Worker:
 
     def _rest(self) -> None:
         assert self._listener is not None
-        living = [slot for slot in self._slots if slot.is_alive]  # the dead ones would be ready for ever
-        ready = wait([self._listener.reading, *[x for slot in living for x in (slot.pipe, slot.process.sentinel)]], self._rest_s())
-        if self._listener.reading in ready:
+        if self._host.wait(self._listener, self._slots, self._rest_s()):
             self._ask_at_s = 0.0
             if self._listener.clear():
                 self._beat_at_s = 0.0
 
     def _rest_s(self) -> float:
-        now_s = time.monotonic()
+        now_s = self._clocks.monotonic_s()
         kills = [tenure.kill_at_s - now_s for tenure in self._tenures() if tenure.kill_at_s is not None]
         return max(0.01, min([TIMER_S, self._options.lease_s / 6, *kills]))
 
@@ -267,7 +267,7 @@ class Worker:
                 if isinstance(message, Ended):
                     self._take_end(slot, message)
                 elif slot.tenure is not None:
-                    slot.tenure.take_counters(message.counters, time.monotonic())
+                    slot.tenure.take_counters(message.counters, self._clocks.monotonic_s())
             if not is_alive:
                 self._replace_dead(slot)
 
@@ -278,7 +278,7 @@ class Worker:
         self._ask_at_s = 0.0
         slot.runs_done += 1
         metrics.RUNS_ENDED.labels(ended.state or ended.kind).inc()
-        metrics.RUN_SECONDS.observe(time.monotonic() - tenure.started_at_s)
+        metrics.RUN_SECONDS.observe(self._clocks.monotonic_s() - tenure.started_at_s)
         self._endings.append(ending_of_report(ended))
         if slot.runs_done >= self._options.runs_per_child or slot.rss_bytes() > self._options.recycle_bytes:
             slot.start()
@@ -291,12 +291,12 @@ class Worker:
             metrics.CHILD_EXITS.labels(slot.exit_signal).inc()
             metrics.RUNS_ENDED.labels("died").inc()
             self._endings.append(ending_of_death(tenure, how, crash_backoff_s=self._options.crash_backoff_s))
-        if self._drain_until_s is None and time.monotonic() >= slot.started_at_s + CHILD_PAUSE_S:
+        if self._drain_until_s is None and self._clocks.monotonic_s() >= slot.started_at_s + CHILD_PAUSE_S:
             slot.start()
 
     def _watch(self) -> None:
         """Kill what is due to be killed; once a second also look at time and memory."""
-        now_s = time.monotonic()
+        now_s = self._clocks.monotonic_s()
         for slot in self._slots:
             if slot.tenure is not None and slot.tenure.kill_at_s is not None and now_s >= slot.tenure.kill_at_s:
                 slot.kill()
@@ -320,11 +320,11 @@ class Worker:
     def _end_run(self, slot: Slot, tenure: Tenure, reason: CancelReason) -> None:
         run_id, epoch = tenure.assignment.run_id, tenure.assignment.epoch
         tenure.stopping = reason
-        tenure.kill_at_s = time.monotonic() + self._options.stop_grace_s
+        tenure.kill_at_s = self._clocks.monotonic_s() + self._options.stop_grace_s
         slot.tell(Cancel(run_id=run_id, epoch=epoch, reason=reason))
 
     def _drain(self) -> None:
-        now_s = time.monotonic()
+        now_s = self._clocks.monotonic_s()
         if self._stops and self._drain_until_s is None:
             self._drain_until_s = now_s + self._options.drain_timeout_s
             self._beat_at_s = 0.0
@@ -346,9 +346,9 @@ class Worker:
 
     def _beat(self) -> None:
         """Renew all leases, tell the children, learn who shall end."""
-        if time.monotonic() < self._beat_at_s:
+        if self._clocks.monotonic_s() < self._beat_at_s:
             return
-        sent_s = boot_time_s()
+        sent_s = self._clocks.boot_time_s()
         tenures = [(slot, slot.tenure) for slot in self._slots if slot.tenure is not None and not slot.tenure.is_lost]
         beats = [Beat(run_id=x.assignment.run_id, epoch=x.assignment.epoch, progress=x.counters or None) for _, x in tenures]
         beats += [Beat(run_id=ending.run_id, epoch=ending.epoch) for ending in self._endings if ending.is_ours]
@@ -358,7 +358,7 @@ class Worker:
             del self._stuck[-1]
         held = {answer.run_id: answer for answer in heartbeat(conn, self.worker_id, beats, lease_s=self._options.lease_s)} if beats else {}
         self._heed(show_presence(conn, self._presence()))
-        self._beat_at_s = time.monotonic() + self._options.lease_s / 6
+        self._beat_at_s = self._clocks.monotonic_s() + self._options.lease_s / 6
         for slot, tenure in tenures:
             self._take_answer(slot, tenure, held.get(tenure.assignment.run_id), sent_s)
         if held:
@@ -383,7 +383,7 @@ class Worker:
     def _take_answer(self, slot: Slot, tenure: Tenure, answer: Held | None, sent_s: float) -> None:
         run_id, epoch = tenure.assignment.run_id, tenure.assignment.epoch
         if answer is None:
-            tenure.stopping, tenure.kill_at_s = "lost", time.monotonic() + LOST_GRACE_S
+            tenure.stopping, tenure.kill_at_s = "lost", self._clocks.monotonic_s() + LOST_GRACE_S
             metrics.FENCED.inc()
             slot.tell(Lost(run_id=run_id, epoch=epoch))
             return
@@ -441,14 +441,14 @@ class Worker:
     def _take_work(self) -> None:
         metrics.RUNS.set(len(self._tenures()))
         free = sum(slot.is_free for slot in self._slots)
-        if self._drain_until_s is not None or self._refusal or not free or time.monotonic() < self._ask_at_s:
+        if self._drain_until_s is not None or self._refusal or not free or self._clocks.monotonic_s() < self._ask_at_s:
             return
-        self._ask_at_s = time.monotonic() + TIMER_S
+        self._ask_at_s = self._clocks.monotonic_s() + TIMER_S
         dispatched: list[tuple[UUID, UUID]] = []
         self._tell_index(lambda: dispatched.extend(self._index.dispatch(self.worker_id, free, queues=self._options.queues)))
         if not dispatched:
             return
-        sent_s = boot_time_s()
+        sent_s = self._clocks.boot_time_s()
         run_ids = [run_id for _, run_id in dispatched]
         claimed = claim_runs(self._postgres(), run_ids, self.worker_id, lease_s=self._options.lease_s)
         refused = set(run_ids) - {run.run_id for run in claimed}
@@ -467,7 +467,7 @@ class Worker:
 
         One at a time; which run gets the slot is decided by the shares of §7, against which the time in the slot was counted.
         """
-        now_s = time.monotonic()
+        now_s = self._clocks.monotonic_s()
         if now_s < self._room_at_s or self._drain_until_s is not None or self._refusal or any(slot.is_free for slot in self._slots):
             return
         self._room_at_s = now_s + TIMER_S
