@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DISTS := sdk core plugins/postgres plugins/http
 
-.PHONY: help setup demo test up bench lint types contracts wheels docs
+.PHONY: help setup demo test simulate up bench lint types contracts wheels docs
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ bench: setup  ## the benchmarks; each prints one JSON object as its last line
 
 test: setup  ## set up and run all tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+simulate: setup  ## 3,000 simulated histories of schedulers and workers; SEED=7: one, with all that happened in it
+	PYTHONPATH=core/tests $(BIN)/python -m simulation.simulate
 
 lint: setup  ## style and formatting
 	$(BIN)/ruff check .
