@@ -96,7 +96,7 @@ class SchedulerProcess:
     def _live(self) -> None:
         client = SimulatedRedis(self.world, self.process, "scheduler")
         self.scheduler = Scheduler(
-            index=self.world.new_index(client),
+            indexes=[self.world.new_index(client)],
             wakes=cast(Wakes, Mailbox(self.world, self.process, WAKE_SCHEDULERS)),
             connect=lambda: self.world.connect(self.process, "scheduler"),
             monotonic=self.process.monotonic_s,
@@ -120,7 +120,7 @@ class WorkerProcess:
         options = WorkerOptions(api_url="", storage_url="file:///", slots=self._slots, drain_timeout_s=8, stop_grace_s=6, turn_s=15)
         self.worker = Worker(
             options,
-            index=self.world.new_index(SimulatedRedis(self.world, self.process, "worker")),
+            index=self.world.new_shards(SimulatedRedis(self.world, self.process, "worker")),
             client=SimulatedRedis(self.world, self.process, "worker"),
             connect=lambda: self.world.connect(self.process, "worker"),
             keyring=KEYRING,

@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 
 from wsync_engine.index import scripts
 from wsync_engine.index.due_index import INTERRUPT, Index
+from wsync_engine.index.shards import Shards
 from wsync_engine.model.declaration import sync_spec_to_json
 from wsync_engine.model.ids import ids_from, uuid7
 from wsync_engine.model.sync import Mode, SyncSpec
@@ -161,6 +162,9 @@ class World:
 
     def new_index(self, client: SimulatedRedis) -> Index:
         return Index(client, clock=lambda: self.clock.epoch_ms + self.redis_skew_ms)
+
+    def new_shards(self, client: Any) -> Shards:
+        return Shards(client, clock=lambda: self.clock.epoch_ms + self.redis_skew_ms)
 
     def connect(self, process: Process, role: str) -> Any:
         """As `state.database.connect`."""
