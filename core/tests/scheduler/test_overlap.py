@@ -212,6 +212,35 @@ def test_a_confirmed_kill_lets_the_successor_start_at_once(world: Any) -> None:
     assert confirm_kill(world.engine, claimed.run_id) == []
 
 
+@pytest.mark.parametrize("later", ["fire", "trigger after a cancel", "skipping trigger after a cancel"])
+def test_no_later_run_of_the_key_starts_while_the_terminated_one_may_live(world: Any, later: str) -> None:
+    """The one that waited for it ends first; whatever comes then must wait as well."""
+    stored = world.minutely(overlap="terminate_other")
+    fire_next(world, stored)
+    world.move(55)
+    claimed = start(world, world.runs(stored.schedule_id)[0]["run_id"])
+    fire_next(world, stored, 5)
+    if later == "fire":
+        world.engine.execute("UPDATE wsync.schedule_clock SET next_due_at = next_due_at - interval '50 seconds'")
+        world.engine.execute("UPDATE wsync.schedule_clock SET next_nominal_at = next_due_at")
+        fire_next(world, stored, 10)
+        last = world.runs(stored.schedule_id)[2]["run_id"]
+    else:
+        sync_id = world.rows("SELECT sync_id FROM wsync.schedule")[0]["sync_id"]
+        request_cancel(world.engine, world.runs(stored.schedule_id)[1]["run_id"], reason="mistake", actor="ann")
+        overlap = OverlapPolicy.SKIP if later.startswith("skipping") else OverlapPolicy.TERMINATE_OTHER
+        last = world.write(trigger_run, sync_id=sync_id, actor="ann", overlap=overlap).run_id
+
+    early = claim_runs(world.engine, [last], uuid7())
+    world.engine.execute("UPDATE wsync.run SET ready_at = wsync.clock() WHERE run_id = %s", [last])
+    hastened = claim_runs(world.engine, [last], uuid7())
+    ready = confirm_kill(world.engine, claimed.run_id)
+
+    assert (early, hastened) == ([], [])
+    assert [run.run_id for run in ready] == [last]
+    assert start(world, last)
+
+
 def test_a_cancelled_run_tells_its_worker_with_the_next_heartbeat_and_makes_way_when_it_has_ended(world: Any) -> None:
     stored = world.minutely(overlap="cancel_other")
     fire_next(world, stored)

@@ -9,11 +9,15 @@ FOR UPDATE;
 -- name: run_insert
 -- Nothing is inserted where a unique index says that this run was decided before, or that another one of its key is open.
 INSERT INTO wsync.run (run_id, tenant_id, shard, queue, schedule_id, spec_version, backfill_id, sync_id, connection_id, credential_id,
-    overlap_key, trigger, idem_key, nominal_at, due_at, ready_at, priority, exclusive, buffer_one, dry_run, adopt, params, state,
+    overlap_key, trigger, idem_key, nominal_at, due_at, ready_at, waits_for, priority, exclusive, buffer_one, dry_run, adopt, params, state,
     deadline_at, created_at)
-VALUES (:run_id, :tenant_id, :shard, :queue, :schedule_id, :spec_version, :backfill_id, :sync_id, :connection_id, :credential_id,
-    :overlap_key, :trigger, :idem_key, :nominal_at, :due_at, :due_at, :priority, :exclusive, :buffer_one, :dry_run, :adopt, :params,
-    CAST(:state AS wsync.run_state), wsync.clock() + CAST(:total_timeout_ms AS bigint) * interval '1 millisecond', wsync.clock())
+SELECT :run_id, :tenant_id, :shard, :queue, :schedule_id, :spec_version, :backfill_id, :sync_id, :connection_id, :credential_id,
+    :overlap_key, :trigger, :idem_key, CAST(:nominal_at AS timestamptz), CAST(:due_at AS timestamptz),
+    greatest(CAST(:due_at AS timestamptz), alive.until_at), alive.run_id, :priority, :exclusive, :buffer_one, :dry_run, :adopt,
+    CAST(:params AS jsonb), CAST(:state AS wsync.run_state),
+    wsync.clock() + CAST(:total_timeout_ms AS bigint) * interval '1 millisecond', wsync.clock()
+FROM (SELECT 1) AS one
+LEFT JOIN LATERAL wsync.run_alive(CAST(:overlap_key AS uuid)) AS alive ON CAST(:exclusive AS bool)
 ON CONFLICT DO NOTHING
 RETURNING run_id, schedule_id, tenant_id, connection_id, credential_id, sync_id, queue, priority, nominal_at, due_at, ready_at,
     CAST(state AS text) AS state;
@@ -37,11 +41,11 @@ INSERT INTO wsync.run_event (at, tenant_id, schedule_id, run_id, kind, detail)
 SELECT wsync.clock(), tenant_id, schedule_id, run_id, 'run.cancelled', '{"actor": "system", "reason": "superseded"}' FROM superseded;
 
 -- name: run_terminate
--- At once: the epoch is taken from whoever executes it, and the successor waits for the end of its lease or for the kill.
+-- At once: the epoch is taken from whoever executes it. Its lease stays: until it is over or the kill is confirmed, no other run of the key starts.
 WITH terminated AS (
     UPDATE wsync.run AS r
     SET state = 'cancelled', epoch = r.epoch + 1, cancel_requested_at = coalesce(r.cancel_requested_at, wsync.clock()),
-        cancel_reason = 'terminated', outcome_reason = 'terminated by a later run of the sync', lease_until = NULL, worker_id = NULL,
+        cancel_reason = 'terminated', outcome_reason = 'terminated by a later run of the sync', worker_id = NULL,
         finished_at = wsync.clock()
     WHERE r.run_id = :run_id AND r.state IN ('running', 'cancelling')
     RETURNING r.run_id, r.tenant_id, r.schedule_id, r.epoch

@@ -5,12 +5,15 @@ FROM wsync.run AS r
 WHERE r.tenant_id = :tenant_id AND r.idem_key = :idem_key;
 
 -- name: run_claim
--- Confirms what the index dispatched. Locked in id order; a row that someone else holds is being claimed, cancelled or reaped.
+-- Confirms what the index dispatched, unless a terminated run of the key may still live. Locked in id order; a row that someone else holds is being claimed, cancelled or reaped.
 WITH free AS (
-    SELECT run_id
-    FROM wsync.run
-    WHERE run_id = ANY(:run_ids) AND state = 'queued' AND ready_at <= wsync.clock() + interval '2 seconds'
-    ORDER BY run_id
+    SELECT q.run_id
+    FROM wsync.run AS q
+    WHERE q.run_id = ANY(:run_ids) AND q.state = 'queued' AND q.ready_at <= wsync.clock() + interval '2 seconds'
+        AND NOT (q.exclusive AND EXISTS (
+            SELECT FROM wsync.run AS x
+            WHERE x.overlap_key = q.overlap_key AND x.state = 'cancelled' AND x.cancel_reason = 'terminated' AND x.lease_until > wsync.clock()))
+    ORDER BY q.run_id
     FOR UPDATE SKIP LOCKED
 ), claimed AS (
     UPDATE wsync.run AS r
@@ -157,6 +160,11 @@ WHERE r.overlap_key = :overlap_key AND r.exclusive AND r.state = 'queued';
 
 -- name: run_kill_confirmed
 -- The process of a terminated run is gone: what waits for it may start now.
+WITH dead AS (
+    UPDATE wsync.run AS d
+    SET lease_until = NULL
+    WHERE d.run_id = :run_id AND d.state = 'cancelled' AND d.cancel_reason = 'terminated'
+)
 UPDATE wsync.run AS r
 SET ready_at = least(r.ready_at, wsync.clock()), waits_for = NULL
 WHERE r.waits_for = :run_id AND r.state = 'queued'

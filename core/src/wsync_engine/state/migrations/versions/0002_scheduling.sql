@@ -39,10 +39,20 @@ ALTER TABLE wsync.worker
 
 CREATE INDEX run_waits_for ON wsync.run (waits_for) WHERE waits_for IS NOT NULL AND state = 'queued';
 
+-- A terminated run keeps its lease: until that is over, or the kill is confirmed, its process may still write, and no other run of the key starts.
+CREATE INDEX run_terminated ON wsync.run (overlap_key) WHERE state = 'cancelled' AND cancel_reason = 'terminated' AND lease_until IS NOT NULL;
+CREATE FUNCTION wsync.run_alive(key uuid, OUT run_id uuid, OUT until_at timestamptz) RETURNS SETOF record
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT r.run_id, r.lease_until
+    FROM wsync.run AS r
+    WHERE r.overlap_key = key AND r.state = 'cancelled' AND r.cancel_reason = 'terminated' AND r.lease_until > wsync.clock()
+    ORDER BY r.lease_until DESC
+    LIMIT 1
+$$;
+
 -- The oldest run that waits for its overlap key becomes ready, if none is open. Called where an open run ends, in that transaction.
 -- A scheduled run that waited for longer than its catch-up window is not made up for any more.
--- Of a terminated run the process may still write until its lease is over: the successor is not ready before, unless the kill is confirmed.
-CREATE FUNCTION wsync.run_promote(key uuid, not_before timestamptz DEFAULT NULL, after_run uuid DEFAULT NULL) RETURNS uuid
+CREATE FUNCTION wsync.run_promote(key uuid) RETURNS uuid
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     waiting record;
@@ -75,9 +85,11 @@ BEGIN
             CONTINUE;
         END IF;
         BEGIN
-            UPDATE wsync.run
-            SET state = 'queued', ready_at = greatest(wsync.clock(), not_before), waits_for = after_run, deadline_at = waiting.deadline_at
-            WHERE run_id = waiting.run_id;
+            UPDATE wsync.run AS r
+            SET state = 'queued', ready_at = greatest(wsync.clock(), alive.until_at), waits_for = alive.run_id, deadline_at = waiting.deadline_at
+            FROM (SELECT 1) AS one
+            LEFT JOIN LATERAL wsync.run_alive(key) AS alive ON true
+            WHERE r.run_id = waiting.run_id;
         EXCEPTION WHEN unique_violation THEN
             RETURN NULL;  -- another run of the key has just opened: its end promotes
         END;
@@ -91,11 +103,7 @@ END $$;
 CREATE FUNCTION wsync.run_closed() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF NEW.cancel_reason = 'terminated' AND OLD.state IN ('running', 'cancelling') THEN
-        PERFORM wsync.run_promote(NEW.overlap_key, OLD.lease_until, NEW.run_id);
-    ELSE
-        PERFORM wsync.run_promote(NEW.overlap_key);
-    END IF;
+    PERFORM wsync.run_promote(NEW.overlap_key);
     RETURN NULL;
 END $$;
 CREATE TRIGGER run_closed AFTER UPDATE OF state ON wsync.run FOR EACH ROW
@@ -110,7 +118,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 INSERT INTO wsync.setting (key, value) VALUES ('compatible_from', '"0001_foundation"');
 
-REVOKE ALL ON FUNCTION wsync.run_promote(uuid, timestamptz, uuid), wsync.run_closed() FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION wsync.run_promote(uuid, timestamptz, uuid) TO wsync_engine, wsync_api;
+REVOKE ALL ON FUNCTION wsync.run_promote(uuid), wsync.run_alive(uuid), wsync.run_closed() FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION wsync.run_promote(uuid), wsync.run_alive(uuid) TO wsync_engine, wsync_api;
 GRANT SELECT, INSERT, UPDATE ON wsync.queue TO wsync_engine;
 GRANT SELECT ON wsync.queue TO wsync_api;
