@@ -167,11 +167,8 @@ class Faults:
         self._world = world
         self._plan = plan
         self.is_off = False
-        self.passed: Counter[str] = Counter()
         self.hit: Counter[str] = Counter()
         self.happened: list[tuple[int, str]] = []
-        self._loses_next_commit = False
-        self._lost_commit_of: Line | None = None
 
     @staticmethod
     def drawn(rng: random.Random, points: list[str]) -> list[Planned]:
@@ -208,18 +205,16 @@ class Faults:
         return True
 
     def _find(self, effect: Effect, is_there: Callable[[Place], bool]) -> Fault | None:
-        for point, place in PLACES.items():
-            if not place.faults or not is_there(place):
+        if self.is_off:
+            return None
+        for planned in self._plan:
+            place = PLACES[planned.point]
+            if planned.fault is Fault.LOSE_COMMIT or not is_there(place):
                 continue
-            self.passed[point] += 1
-            if self.is_off:
-                continue
-            for planned in self._plan:
-                if planned.point == point and planned.fault is not Fault.LOSE_COMMIT:
-                    planned.passes -= 1
-                    if planned.passes < 0:
-                        self._plan.remove(planned)
-                        self.note(point)
-                        self._world.trace("fault", f"{point} {place.title}: {planned.fault.value}")
-                        return planned.fault
+            planned.passes -= 1
+            if planned.passes < 0:
+                self._plan.remove(planned)
+                self.note(planned.point)
+                self._world.trace("fault", f"{planned.point} {place.title}: {planned.fault.value}")
+                return planned.fault
         return None

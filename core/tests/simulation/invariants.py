@@ -52,9 +52,9 @@ class Watch:
 
     def after_effect(self, effect: Effect) -> None:
         """What is cheap enough to be looked at after each call."""
-        if effect.store == "redis" and effect.name in {"upsert_due", "commit_fire", "claim_due"}:
+        if effect.name in {"upsert_due", "commit_fire"}:
             self._check_revs()
-        if effect.store == "redis" and effect.name in {"dispatch", "release", "expire", "hold"}:
+        elif (effect.name == "dispatch" and len(effect.result) > 2) or (effect.name in {"release", "expire", "hold"} and effect.result):
             self._check_holds(effect)
 
     def _check_revs(self) -> None:

@@ -71,7 +71,8 @@ def _live(world: World, seed: int) -> None:
     world.end_at = START + timedelta(seconds=ACTIVE_S + QUIET_S)
     troubles = []
     if seed % 10:
-        for trouble in rng.sample(TROUBLES, rng.choice((0, 1, 1, 2))):
+        needed = ["drain"] if "C35" in plan_of(seed) else []
+        for trouble in needed + rng.sample(TROUBLES, rng.choice((0, 1, 1, 2))):
             at_ms = rng.randint(3_000, ACTIVE_S * 1_000)
             troubles += [(at_ms, trouble), (at_ms - rng.randint(0, 8_000), "copy")] if trouble == "fail_over" else [(at_ms, trouble)]
     operator = Operator(world, schedulers=rng.choice((1, 1, 1, 2, 3)), workers=rng.choice((1, 1, 1, 2, 3)), troubles=troubles)

@@ -52,7 +52,8 @@ def statement_name(statement: bytes | str) -> str:
     """The name that the engine's statements carry, else their first words."""
     text = statement.decode() if isinstance(statement, bytes) else statement
     found = _NAME.match(text)
-    return found[1] if found else "_".join(re.findall(r"\w+", text)[:4]).lower()
+    words = "_".join(re.findall(r"\w+", text)[:4]).lower()
+    return found[1] if found else words + "_for_update" * text.endswith("FOR UPDATE")
 
 
 class Line:
@@ -335,7 +336,13 @@ class SimulatedRedis(redis.Redis):
             return {"run_id": f"server{self.world.server_number}", "maxmemory_policy": "noeviction"}
         if len(arguments) > 1 and str(arguments[1]).endswith(":load"):
             self._end_lock(str(arguments[0]))
-        return super().execute_command(*arguments, **options)
+        return self._send(arguments, options)
+
+    def _send(self, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Any:
+        """One connection for all, since only one moves at a time; without what redis-py does around each command."""
+        connection = self.world.ground.redis_connection
+        connection.send_command(*arguments)
+        return self.parse_response(connection, arguments[0], **options)
 
     def _end_lock(self, command: str) -> None:
         """The loader's lock by simulated time: the server's own is real."""

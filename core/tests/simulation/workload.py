@@ -10,16 +10,17 @@ from uuid import UUID
 
 import psycopg
 
-from wsync_engine.index.entries import Cap
 from wsync_engine.model.run import OverlapPolicy
 from wsync_engine.scheduler import backfill as backfills
 from wsync_engine.scheduler import schedules
+from wsync_engine.scheduler.caps import announce_cap, set_cap
 from wsync_engine.scheduler.schedules import ScheduleSpec, announce
 from wsync_engine.services import runs
 from wsync_engine.state.database import tenant_transaction
 from wsync_sdk import RetryableError, WsyncError
 
 from .actors import SchedulerProcess, WorkerProcess
+from .baton import Process
 from .stores import SimulatedRedis
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ class Producer:
 
     def _write(self, known: Known, function: Callable[..., Any], *arguments: Any, **options: Any) -> Callable[[Any], None]:
         def do(line: Any) -> None:
+            self.process.writes_to = known.schedule_id
             with tenant_transaction(line, known.sync.tenant_id):
                 stored = function(line, known.sync.tenant_id, known.schedule_id, *arguments, actor=self._name, **options)
             announce(self._index, [stored.entry])
@@ -269,17 +271,12 @@ class Producer:
 
     def _set_cap(self) -> Callable[[Any], None]:
         sync = self.world.rng.choice(self.world.syncs)
-        self.world.cap_version += 1
-        cap = Cap(
-            tenant_id=sync.tenant_id,
-            kind="T",
-            resource_id=sync.tenant_id,
-            max_running=self.world.rng.choice((1, 2, 3)),
-            version=self.world.cap_version,
-        )
+        most = self.world.rng.choice((1, 2, 3))
 
-        def do(_: Any) -> None:
-            self._index.set_caps([cap])
+        def do(line: Any) -> None:
+            with tenant_transaction(line, sync.tenant_id):
+                cap = set_cap(line, sync.tenant_id, "T", sync.tenant_id, max_running=most, actor=self._name)
+            announce_cap(self._index, cap)
 
         return do
 
@@ -294,6 +291,7 @@ class Operator:
         self.running: list[SchedulerProcess | WorkerProcess] = []
         self._slots = world.rng.choice((1, 2, 2))
         self.copy: list[tuple[bytes, int, bytes]] = []
+        world.held_by_schedulers = self._held
         for kind, count in self._wanted.items():
             for _ in range(count):
                 self._start(kind)
@@ -306,6 +304,13 @@ class Operator:
         name = f"{kind}{self._numbers[kind]}"
         process = SchedulerProcess(self.world, name) if kind == "scheduler" else WorkerProcess(self.world, name, slots=self._slots)
         self.running.append(process)
+
+    def _held(self) -> list[tuple[Process, set[bytes]]]:
+        """Who is firing what."""
+        found = [(x.process, x.scheduler) for x in self.running if isinstance(x, SchedulerProcess) and x.scheduler is not None]
+        return [
+            (process, {schedule_id.bytes for turn in scheduler._turns for schedule_id, _ in turn.unfired}) for process, scheduler in found
+        ]
 
     def _look(self) -> None:
         """As a supervisor of processes does, every few seconds."""

@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 
 from wsync_engine.index import scripts
 from wsync_engine.index.due_index import INTERRUPT, Index
+from wsync_engine.index.layout import key
 from wsync_engine.index.shards import Shards
 from wsync_engine.model.declaration import sync_spec_to_json
 from wsync_engine.model.ids import ids_from, uuid7
@@ -23,7 +24,7 @@ from wsync_engine.model.sync import Mode, SyncSpec
 from wsync_sdk import RetryableError
 
 from .actors import Call, Mailbox
-from .baton import Baton, Killed, Process, State
+from .baton import Actor, Baton, Killed, Process, State
 from .clock import START, Clock
 from .faults import Fault, Faults, Planned
 from .stores import Effect, Line, Pool, SimulatedRedis, script_by_digest
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 ROUGHLY_A_STALL_MS = (11_000, 35_000)
 DELAYED_SHARE = 0.03
+CHANGES = {"schedule_change", "schedule_pause", "schedule_delete"}
+ENDS = {"run_finish", "run_cancel", "run_crashed", "run_finish_lost", "select_epoch_s_and_for_update"}
 AUDIT = """
 CREATE SCHEMA simulation;
 CREATE TABLE simulation.log (
@@ -70,15 +73,21 @@ class Ground:
         self.pool = Pool()
         self.redis_pool = redis.ConnectionPool.from_url(redis_url)
         self.redis = redis.Redis(connection_pool=self.redis_pool)
+        self.redis_connection = self.redis_pool.get_connection()
         self.owner = psycopg.connect(owner_url, autocommit=True)
         self.observer = psycopg.connect(owner_url, autocommit=True, row_factory=dict_row)
         self.pubsub = self.redis.pubsub()
         self.pubsub.psubscribe("ws2:*")
-        self.script_by_digest = script_by_digest()
-        for name in self.script_by_digest.values():  # so that no seed depends on which seeds were played before it
-            self.redis.script_load(scripts._source(name)[0])
+        self.script_by_digest: dict[str, str] = {}
+        self.load_scripts()
         if not self.owner.execute("SELECT to_regclass('simulation.log')").fetchone()[0]:  # type: ignore[index]
             self.owner.execute(AUDIT)
+
+    def load_scripts(self) -> None:
+        """All of them, so that no seed depends on which seeds were played before it."""
+        self.script_by_digest = script_by_digest()
+        for name in self.script_by_digest.values():
+            self.redis.script_load(scripts._source(name)[0])
 
     def clear(self) -> None:
         self.owner.execute("; ".join(f"DELETE FROM {table}" for table in TABLES))  # type: ignore[arg-type]
@@ -124,12 +133,13 @@ class World:
         self.faults = Faults(self, plan(self.rng))
         self.message_loss = self.rng.choice((0.0, 0.0, 0.3))
         self.baton = Baton(self.rng, self.clock, is_blocked=self._is_blocked, cancel=self._cancel, trace=self.trace)
+        self.baton.on_blocked = self._note_blocked
+        self.held_by_schedulers: Callable[[], list[tuple[Process, set[bytes]]]] = list
         self.after_effect: Callable[[Effect], None] = lambda effect: None
         self.watch: Watch
         self.end_at = START
         self.has_written = False
         self.has_told_index = False
-        self.cap_version = 0
         self.load_lock_ends_ms = 0
         self._loser: Line | None = None
         self._ids = ids_from(lambda: self.clock.epoch_ms, self.rng.getrandbits)
@@ -193,7 +203,7 @@ class World:
     def perform(self, effect: Effect, do: Callable[[], Any], *, lose: Callable[[], Exception], line: Line | None = None) -> Any:
         """Whatever a process does to the world outside goes through here."""
         self.baton.point(str(effect))
-        if self.baton.only is None and self.rng.random() < DELAYED_SHARE:
+        if not self.faults.is_off and self.baton.only is None and self.rng.random() < DELAYED_SHARE:
             self.baton.sleep(self.rng.choice((0.01, 0.2, 1.5)))
         if effect.process.is_cut(effect.store):
             raise lose()
@@ -253,7 +263,25 @@ class World:
             line.break_off()
 
     def _note_crossings(self, effect: Effect) -> None:
-        pass
+        """What no fault brings about, but two processes that meet."""
+        if effect.role == "producer" and effect.name == "commit" and not CHANGES.isdisjoint(effect.statements):
+            schedule_id = effect.process.writes_to
+            if schedule_id is not None and self.ground.redis.zscore(key(0, "firing"), schedule_id.bytes) is not None:
+                self.faults.note("C5")
+        if effect.name == "claim_due" and len(effect.result) > 2:
+            claimed = {member[-16:] for member in effect.result[2::2]}
+            for process, held in self.held_by_schedulers():
+                if process is not effect.process and not process.is_dead and not claimed.isdisjoint(held):
+                    self.faults.note("C14")
+
+    def _note_blocked(self, actor: Actor) -> None:
+        """An end of a run and somebody who may wait for that run meet at its row."""
+        pids = [actor.backend_pid]
+        row = self.ground.owner.execute("SELECT pg_blocking_pids(%s)", [actor.backend_pid]).fetchone()
+        pids += row[0] if row is not None else []
+        names = [set(line.statements) for line in self.lines if not line.is_lost and line.real.info.backend_pid in pids]
+        if any("run_open_lock" in x for x in names) and any(not ENDS.isdisjoint(x) for x in names):
+            self.faults.note("C34")
 
     def make_peace(self) -> None:
         """From here on nothing fails any more, and who stands still or is cut off is not any longer."""
