@@ -13,14 +13,17 @@ from wsync_engine.scheduler.runs import claim_runs
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.state.database import connect
 from wsync_engine.worker.messages import Assignment
-from wsync_engine.worker.store import load_assignment
+from wsync_engine.worker.store import load_assignments
 from wsync_sdk import ConfigError
 
 
 def load(world: Any, keyring: Keyring) -> Assignment:
     with connect(world.database.engine_url, application_name="test") as conn:
         (claimed,) = claim_runs(conn, [world.add_run()], uuid7())
-        return load_assignment(conn, claimed, keyring, write_until_s=0.0, call_timeout_s=9.0)
+        found = load_assignments(conn, [claimed], keyring, write_until_s=0.0, call_timeout_s=9.0)[claimed.run_id]
+        if isinstance(found, Exception):
+            raise found
+        return found
 
 
 def test_an_assignment_brings_the_secrets_its_connections_refer_to_and_hides_them(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:

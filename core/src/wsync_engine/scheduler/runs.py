@@ -25,6 +25,8 @@ __all__ = [
     "Beat",
     "CancelRequested",
     "ClaimedRun",
+    "Finish",
+    "Finished",
     "Held",
     "Reaped",
     "Retried",
@@ -33,8 +35,10 @@ __all__ = [
     "confirm_kill",
     "drop_waiting",
     "finish_run",
+    "finish_runs",
     "give_back_run",
     "heartbeat",
+    "lock_clocks",
     "reap_runs",
     "request_cancel",
     "retry_run",
@@ -54,6 +58,7 @@ STALLED = RunError(
 RESTART_GRACE_S = 35.0
 """After Postgres started, no lease is over for this long: children that froze meanwhile resume instead of being restarted."""
 Outcome = Literal["succeeded", "partial", "failed", "cancelled", "blocked"]
+_HELD = ("running", "cancelling")
 _ENDED = ("succeeded", "partial", "failed", "cancelled", "blocked")
 _SQL = statements("run")
 _SCHEDULE = statements("schedule")
@@ -100,6 +105,25 @@ class Held:
     lease_until: datetime
     is_cancelled: bool
     cancel_reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finish:
+    """How a run ends. :param reason: in words. :param error: what stopped it, if something did."""
+
+    run_id: UUID
+    epoch: int
+    outcome: Outcome
+    reason: str | None = None
+    error: RunError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """Runs that waited for those that ended, queued now; and runs that were not ours to end."""
+
+    successors: tuple[ReadyRun, ...]
+    lost: tuple[UUID, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,16 +186,51 @@ def finish_run(
 
     :raises StateError: the epoch is old or the run was taken away; nothing was written.
     """
-    columns = {"run_id": run_id, "epoch": epoch, "state": outcome, "reason": reason, **_error_columns(error)}
+    done = finish_runs(conn, [Finish(run_id=run_id, epoch=epoch, outcome=outcome, reason=reason, error=error)])
+    if done.lost:
+        raise StateError("the run's lease was lost", next_step="nothing: another worker goes on with it")
+    return done.successors[0] if done.successors else None
+
+
+def finish_runs(conn: psycopg.Connection[Any], finishes: Sequence[Finish]) -> Finished:
+    """As `finish_run`, for many at once, in one transaction; those that were not ours are `lost`, and nothing was written for them."""
+    by_run = {finish.run_id: finish for finish in finishes}
+    ids = {"run_ids": list(by_run)}
     with conn.transaction():
-        run = _run_under_clock(conn, run_id)
-        if not select(conn, _SQL["run_finish"], columns):
-            ended = _run(conn, run_id)
-            if ended["epoch"] != epoch or ended["state"] not in _ENDED:
-                raise StateError("the run's lease was lost", next_step="nothing: another worker goes on with it")
-            outcome = ended["state"]
-        _settle(conn, run, epoch, outcome)
-        return run_of_key(conn, run["overlap_key"])
+        lock_clocks(conn, list(by_run))
+        rows = {row["run_id"]: row for row in select(conn, _SQL["run_lock"], ids)}
+        lost = [run_id for run_id, finish in by_run.items() if not _is_ours(rows.get(run_id), finish)]
+        ours = [finish for finish in finishes if finish.run_id not in lost]
+        open_ones = [finish for finish in ours if rows[finish.run_id]["state"] in _HELD]
+        if open_ones:
+            select(conn, _SQL["run_finish"], _finish_columns(open_ones))
+        outcomes = {finish.run_id: finish.outcome if finish in open_ones else rows[finish.run_id]["state"] for finish in ours}
+        _settle(conn, [(rows[run_id], outcome) for run_id, outcome in outcomes.items() if not rows[run_id]["is_settled"]])
+        keys = [rows[finish.run_id]["overlap_key"] for finish in ours]
+        successors = [ready_run(row) for row in select(conn, _SQL["run_of_keys"], {"overlap_keys": keys})] if keys else []
+    return Finished(successors=tuple(successors), lost=tuple(lost))
+
+
+def lock_clocks(conn: psycopg.Connection[Any], run_ids: Sequence[UUID]) -> None:
+    """Lock the clocks of the runs' schedules, before the runs themselves: fires take the locks in this order, too."""
+    select(conn, _SQL["run_clocks_lock"], {"run_ids": list(run_ids)})
+
+
+def _is_ours(row: Row | None, finish: Finish) -> bool:
+    return row is not None and row["epoch"] == finish.epoch and row["state"] in {*_HELD, *_ENDED}
+
+
+def _finish_columns(finishes: Sequence[Finish]) -> dict[str, Any]:
+    errors = [_error_columns(finish.error) for finish in finishes]
+    return {
+        "run_ids": [finish.run_id for finish in finishes],
+        "epochs": [finish.epoch for finish in finishes],
+        "states": [finish.outcome for finish in finishes],
+        "reasons": [finish.reason for finish in finishes],
+        "error_classes": [error["error_class"] for error in errors],
+        "errors": [error["error"] for error in errors],
+        "next_steps": [error["next_step"] for error in errors],
+    }
 
 
 def retry_run(
@@ -199,10 +258,7 @@ def retry_run(
         columns = {"run_id": run_id, "epoch": epoch, **_error_columns(error)}
         if is_late or is_last:
             reason = "no time is left for another attempt" if is_late else f"failed {attempt} times"
-            if not select(conn, _SQL["run_finish"], {**columns, "state": "failed", "reason": reason}):
-                raise StateError("the run's lease was lost", next_step="nothing: another worker goes on with it")
-            _settle(conn, run, epoch, "failed")
-            return Retried(run=run_of_key(conn, run["overlap_key"]), is_over=True)
+            return Retried(run=finish_run(conn, run_id, epoch, "failed", reason=reason, error=error), is_over=True)
         queued = _requeue(conn, run, {**columns, "ready_at": ready_at, "used_attempts": 0 if is_throttled else 1}, "run.retried")
         return Retried(run=queued)
 
@@ -252,7 +308,7 @@ def request_cancel(conn: psycopg.Connection[Any], run_id: UUID, *, reason: str, 
 
 def run_of_key(conn: psycopg.Connection[Any], overlap_key: UUID) -> ReadyRun | None:
     """The queued run of an overlap key, for the index; None: there is none, or its run is executed or blocked."""
-    rows = select(conn, _SQL["run_of_key"], {"overlap_key": overlap_key})
+    rows = select(conn, _SQL["run_of_keys"], {"overlap_keys": [overlap_key]})
     return ready_run(rows[0]) if rows else None
 
 
@@ -319,24 +375,40 @@ def _end_lost(conn: psycopg.Connection[Any], lost: Row) -> bool:
         _run_under_clock(conn, lost["run_id"])
         if not select(conn, _SQL["run_finish_lost"], columns):
             return False
-        _settle(conn, lost, lost["epoch"], outcome)
+        _settle(conn, [(lost, outcome)])
     return True
 
 
-def _settle(conn: psycopg.Connection[Any], run: Row, epoch: int, outcome: Outcome) -> None:
-    """Count an end for its schedule, once, in the transaction that holds the clock."""
-    if select(conn, _SQL["run_settled"], {"run_id": run["run_id"], "epoch": epoch}):
-        return
-    ids = {"tenant_id": run["tenant_id"], "schedule_id": run["schedule_id"]}
-    write_events(conn, [Event(kind="run.settled", run_id=run["run_id"], epoch=epoch, detail={"state": outcome}, **ids)])
-    if run["schedule_id"] is None or outcome in {"cancelled", "blocked"}:
-        return
-    counted = select(conn, _SQL["clock_outcome"], {"schedule_id": run["schedule_id"], "state": outcome})
-    if not counted or not counted[0]["is_over"]:
-        return
-    note = f"{counted[0]['failures_in_row']} runs failed in a row"
-    conn.execute(_SCHEDULE["schedule_pause"], {"schedule_id": run["schedule_id"], "note": note, "actor": "system"})
-    columns = {"schedule_id": run["schedule_id"], "next_nominal_at": None, "next_due_at": None, "last_nominal_at": None}
+def _settle(conn: psycopg.Connection[Any], ends: Sequence[tuple[Row, str]]) -> None:
+    """Count ends for their schedules, once each, in the transaction that holds the clocks."""
+    settled = [
+        Event(
+            kind="run.settled",
+            tenant_id=run["tenant_id"],
+            schedule_id=run["schedule_id"],
+            run_id=run["run_id"],
+            epoch=run["epoch"],
+            detail={"state": outcome},
+        )
+        for run, outcome in ends
+    ]
+    write_events(conn, settled)
+    counting = [(run["schedule_id"], outcome) for run, outcome in ends if run["schedule_id"] and outcome not in {"cancelled", "blocked"}]
+    while counting:  # a schedule that ends several runs at once counts them one after the other
+        once = dict(reversed(counting))
+        columns = {"schedule_ids": list(once), "states": list(once.values())}
+        for row in select(conn, _SQL["clock_outcome"], columns):
+            _pause_failing(conn, row)
+        for schedule_id, outcome in once.items():
+            counting.remove((schedule_id, outcome))
+
+
+def _pause_failing(conn: psycopg.Connection[Any], clock: Row) -> None:
+    schedule_id = clock["schedule_id"]
+    note = f"{clock['failures_in_row']} runs failed in a row"
+    conn.execute(_SCHEDULE["schedule_pause"], {"schedule_id": schedule_id, "note": note, "actor": "system"})
+    columns = {"schedule_id": schedule_id, "next_nominal_at": None, "next_due_at": None, "last_nominal_at": None}
     conn.execute(_SCHEDULE["clock_set"], columns)
-    drop_waiting(conn, run["schedule_id"], actor="system")
-    write_events(conn, [Event(kind="schedule.paused", detail={"actor": "system", "note": note}, **ids)])
+    drop_waiting(conn, schedule_id, actor="system")
+    detail = {"actor": "system", "note": note}
+    write_events(conn, [Event(kind="schedule.paused", tenant_id=clock["tenant_id"], schedule_id=schedule_id, detail=detail)])

@@ -12,7 +12,7 @@ import psycopg
 
 from wsync_engine.index.entries import ReadyRun
 from wsync_engine.model.run import RunError
-from wsync_engine.scheduler.runs import OUT_OF_TIME, STALLED, Outcome, confirm_kill, finish_run, give_back_run, retry_run
+from wsync_engine.scheduler.runs import OUT_OF_TIME, STALLED, Finish, Outcome, confirm_kill, finish_run, give_back_run, retry_run
 from wsync_engine.worker.messages import Ended
 from wsync_engine.worker.slots import Tenure
 from wsync_engine.worker.store import crash_run
@@ -33,13 +33,14 @@ class Ending:
     """A run that left its slot.
 
     :param is_ours: its lease is kept until this is written. :param write: gives a run that is queued now, this one or its successor;
-    StateError: it was not ours.
+    StateError: it was not ours. :param finish: set where `write` does no more than this, so that many can be written at once.
     """
 
     run_id: UUID
     epoch: int
     is_ours: bool
     write: Write
+    finish: Finish | None = None
 
 
 def ending_of_report(ended: Ended) -> Ending:
@@ -47,7 +48,8 @@ def ending_of_report(ended: Ended) -> Ending:
     run_id, epoch = ended.run_id, ended.epoch
     match ended.kind:
         case "concluded":
-            return _ending(run_id, epoch, _finish(run_id, epoch, ended.state), is_ours=False)
+            finish = Finish(run_id=run_id, epoch=epoch, outcome=_OUTCOMES[ended.state])
+            return replace(_ending(run_id, epoch, _finish(run_id, epoch, ended.state), is_ours=False), finish=finish)
         case "retry":
             return _ending(run_id, epoch, _retry(run_id, epoch, ended.error, retry_after_s=ended.retry_after_s))
         case "back":

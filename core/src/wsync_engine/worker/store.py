@@ -14,8 +14,8 @@ import psycopg
 from wsync_engine.index.entries import ReadyRun
 from wsync_engine.model.declaration import sync_spec_from_json
 from wsync_engine.model.sync import bound_parameters
-from wsync_engine.scheduler.rows import ready_run, select
-from wsync_engine.scheduler.runs import MAX_CRASHES, ClaimedRun, crash_loop, finish_run
+from wsync_engine.scheduler.rows import Row, ready_run, select
+from wsync_engine.scheduler.runs import MAX_CRASHES, ClaimedRun, crash_loop, finish_run, lock_clocks
 from wsync_engine.secrets.keyring import Keyring, TenantCipher
 from wsync_engine.secrets.references import is_reference, resolve, tenant_folders
 from wsync_engine.state.statements import load_statements
@@ -25,7 +25,7 @@ from wsync_sdk.errors import ConfigError, StateError
 if TYPE_CHECKING:
     from wsync_engine.worker.slots import Tenure
 
-__all__ = ["Orders", "Presence", "crash_run", "leave", "load_assignment", "note_stuck", "show_presence"]
+__all__ = ["Orders", "Presence", "crash_run", "leave", "load_assignments", "note_stuck", "show_presence"]
 
 _SQL = load_statements("worker", Path(__file__).with_name("sql"))
 
@@ -78,6 +78,7 @@ def crash_run(conn: psycopg.Connection[Any], run_id: UUID, epoch: int, *, error:
     """
     columns = {"run_id": run_id, "epoch": epoch, "error": error, "backoff_s": backoff_s, "most": MAX_CRASHES}
     with conn.transaction():
+        lock_clocks(conn, [run_id])
         rows = select(conn, _SQL["run_crashed"], columns)
         if not rows:
             raise StateError("the run's lease was lost", next_step="nothing: another worker goes on with it")
@@ -90,25 +91,42 @@ def crash_run(conn: psycopg.Connection[Any], run_id: UUID, epoch: int, *, error:
         return finish_run(conn, run_id, epoch, "failed", reason=loop.message, error=loop)
 
 
-def load_assignment(
+def load_assignments(
     conn: psycopg.Connection[Any],
-    claimed: ClaimedRun,
+    runs: Sequence[ClaimedRun],
     keyring: Keyring,
     *,
     write_until_s: float,
     call_timeout_s: float,
     secret_folders: Sequence[Path] = (),
-) -> Assignment:
-    """All that the run's child must be told.
+) -> dict[UUID, Assignment | Exception]:
+    """All that each run's child must be told; in its place why it can't be told: a secret can't be decrypted, or the run or its sync is gone, or
+    can't be read by this engine.
 
     :param secret_folders: the installation's.
-    :raises ConfigError: a stored secret can't be decrypted.
-    :raises StateError: the run or its sync is gone, or can't be read by this engine.
     """
-    rows = select(conn, _SQL["assignment_load"], {"run_id": claimed.run_id})
-    if not rows:
+    rows = {row["run_id"]: row for row in select(conn, _SQL["assignment_load"], {"run_ids": [run.run_id for run in runs]})}
+    limits = {"write_until_s": write_until_s, "call_timeout_s": call_timeout_s}
+    found: dict[UUID, Assignment | Exception] = {}
+    for run in runs:
+        try:
+            found[run.run_id] = _assignment(run, rows.get(run.run_id), keyring, secret_folders, **limits)
+        except Exception as exc:  # whatever is wrong with one run must not stop the others
+            found[run.run_id] = exc
+    return found
+
+
+def _assignment(
+    claimed: ClaimedRun,
+    row: Row | None,
+    keyring: Keyring,
+    secret_folders: Sequence[Path],
+    *,
+    write_until_s: float,
+    call_timeout_s: float,
+) -> Assignment:
+    if row is None:
         raise StateError("the run's sync does not exist any more", next_step="nothing: it was purged")
-    row = rows[0]
     spec = sync_spec_from_json(row["spec"])
     cipher = keyring.tenant(claimed.tenant_id)
     folders = tenant_folders(secret_folders, row["tenant"])

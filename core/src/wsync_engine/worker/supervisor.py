@@ -9,10 +9,11 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -29,7 +30,7 @@ from wsync_engine.index.shards import Shards
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import RunError
 from wsync_engine.pipeline.context import no_faults
-from wsync_engine.scheduler.runs import LEASE_S, Beat, ClaimedRun, Held, claim_runs, heartbeat
+from wsync_engine.scheduler.runs import LEASE_S, Beat, ClaimedRun, Held, claim_runs, finish_runs, heartbeat
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.telemetry import metrics
 from wsync_engine.worker.child import ChildSetup
@@ -37,15 +38,16 @@ from wsync_engine.worker.connectors import Opener
 from wsync_engine.worker.endings import Ending, ending_of_death, ending_of_report, failed, given_back
 from wsync_engine.worker.host import Clocks, Host, Listener
 from wsync_engine.worker.live import LiveProgress
-from wsync_engine.worker.messages import Cancel, CancelReason, Drain, Ended, Lost, Renewed, Yield
+from wsync_engine.worker.messages import Assignment, Cancel, CancelReason, Drain, Ended, Lost, Renewed, Yield
 from wsync_engine.worker.slots import Slot, Tenure
-from wsync_engine.worker.store import Orders, Presence, leave, load_assignment, note_stuck, show_presence
+from wsync_engine.worker.store import Orders, Presence, leave, load_assignments, note_stuck, show_presence
 from wsync_sdk.errors import RetryableError, StateError, WsyncError
 
 __all__ = ["Worker", "WorkerOptions"]
 
 MIB = 1024 * 1024
 TIMER_S = 1.0
+MOST_FINISHES = 64
 CHILD_PAUSE_S = 0.5
 """A child that dies at its start is not replaced in a circle."""
 LOST_GRACE_S = 2.0
@@ -408,6 +410,7 @@ class Worker:
         )
 
     def _write_endings(self) -> None:
+        self._write_finishes()
         while self._endings:
             ending = self._endings[0]
             try:
@@ -421,6 +424,25 @@ class Worker:
             else:
                 self._tell_end(ending, queued)
             del self._endings[0]
+
+    def _write_finishes(self) -> None:
+        """The common ends, many in one transaction; what can't be written so is written one by one."""
+        while plain := [ending for ending in self._endings if ending.finish is not None][:MOST_FINISHES]:
+            try:
+                done = finish_runs(self._postgres(), [ending.finish for ending in plain if ending.finish is not None])
+            except (psycopg.OperationalError, RetryableError):
+                raise  # again, when Postgres is back
+            except Exception as exc:
+                _log.warning("runs.ending_failed", runs=len(plain), error=type(exc).__name__)
+                return
+            self._endings = [ending for ending in self._endings if ending not in plain]
+            for run_id in done.lost:
+                _log.warning("run.lost", run_id=str(run_id))
+            ended = [ending.run_id for ending in plain if ending.run_id not in done.lost]
+            self._tell_index(partial(self._index.release, ended))
+            self._tell_index(partial(self._index.push, done.successors))
+            for run_id in ended:
+                self._tell_index(partial(self._live.forget, run_id))
 
     def _tell_end(self, ending: Ending, queued: ReadyRun | None) -> None:
         self._tell_index(lambda: self._index.release([ending.run_id]))
@@ -456,8 +478,7 @@ class Worker:
         metrics.CLAIMS.labels("refused").inc(len(refused))
         for run in claimed:
             _observe_claim(run, self._options.lease_s)
-        for run in claimed:
-            self._assign(run, self._write_until_s(sent_s))
+        self._assign(claimed, self._write_until_s(sent_s))
         if refused:
             self._tell_index(lambda: self._index.refuse(list(refused)))
         self._tell_index(lambda: self._index.renew([run.run_id for run in claimed], lease_ms=round(self._options.lease_s * 1000)))
@@ -486,11 +507,11 @@ class Worker:
             slot = next(slot for slot in self._slots if slot.tenure is tenure)
             slot.tell(Yield(run_id=tenure.assignment.run_id, epoch=tenure.assignment.epoch))
 
-    def _assign(self, run: ClaimedRun, write_until_s: float) -> None:
+    def _assign(self, runs: Sequence[ClaimedRun], write_until_s: float) -> None:
         try:
-            assignment = load_assignment(
+            assignments = load_assignments(
                 self._postgres(),
-                run,
+                runs,
                 self._keyring,
                 write_until_s=write_until_s,
                 # A call that starts at the last moment must have ended before the lease has.
@@ -498,16 +519,20 @@ class Worker:
                 secret_folders=self._options.secret_folders,
             )
         except (RetryableError, psycopg.Error):
+            self._endings += [given_back(run.run_id, run.epoch) for run in runs]
+            return
+        free = [slot for slot in self._slots if slot.is_free]
+        for run in runs:
+            self._hand_over(run, assignments[run.run_id], free)
+
+    def _hand_over(self, run: ClaimedRun, assignment: Assignment | Exception, free: list[Slot]) -> None:
+        if isinstance(assignment, Exception):
+            self._endings.append(failed(run.run_id, run.epoch, _unreadable(assignment)))
+            return
+        if not free:  # a process died a moment ago
             self._endings.append(given_back(run.run_id, run.epoch))
             return
-        except Exception as exc:
-            self._endings.append(failed(run.run_id, run.epoch, _unreadable(exc)))
-            return
-        slot = next((slot for slot in self._slots if slot.is_free), None)
-        if slot is None:  # its process died a moment ago
-            self._endings.append(given_back(run.run_id, run.epoch))
-            return
-        slot.assign(assignment, left_s=self._time_left_s(run), stall_s=run.stall_ms / 1000, priority=run.priority)
+        free.pop(0).assign(assignment, left_s=self._time_left_s(run), stall_s=run.stall_ms / 1000, priority=run.priority)
 
     def _time_left_s(self, run: ClaimedRun) -> float:
         left_s = run.attempt_timeout_ms / 1000

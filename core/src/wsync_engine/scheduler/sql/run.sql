@@ -55,14 +55,33 @@ SELECT r.run_id, r.tenant_id, r.schedule_id, r.overlap_key, r.state, r.epoch, r.
 FROM wsync.run AS r
 WHERE r.run_id = :run_id;
 
+-- name: run_clocks_lock
+-- Of the schedules of some runs: taken before the runs' own locks, in order, as fires do.
+SELECT c.schedule_id
+FROM wsync.schedule_clock AS c
+WHERE c.schedule_id IN (SELECT r.schedule_id FROM wsync.run AS r WHERE r.run_id = ANY(:run_ids))
+ORDER BY c.schedule_id
+FOR UPDATE;
+
+-- name: run_lock
+-- With whether their end under their present epoch was counted before.
+SELECT r.run_id, r.tenant_id, r.schedule_id, r.overlap_key, r.epoch, r.state,
+    EXISTS (SELECT FROM wsync.run_event AS e WHERE e.run_id = r.run_id AND e.epoch = r.epoch AND e.kind = 'run.settled') AS is_settled
+FROM wsync.run AS r
+WHERE r.run_id = ANY(:run_ids)
+ORDER BY r.run_id
+FOR UPDATE;
+
 -- name: run_finish
 -- Terminal, or blocked by a guard; a stale epoch touches no row.
-UPDATE wsync.run
-SET state = CAST(:state AS wsync.run_state), error_class = :error_class, error = :error, next_step = :next_step,
-    outcome_reason = coalesce(CAST(:reason AS text), outcome_reason), lease_until = NULL, worker_id = NULL,
-    finished_at = CASE WHEN CAST(:state AS text) = 'blocked' THEN NULL ELSE wsync.clock() END
-WHERE run_id = :run_id AND epoch = :epoch AND state IN ('running', 'cancelling')
-RETURNING run_id;
+UPDATE wsync.run AS r
+SET state = CAST(f.state AS wsync.run_state), error_class = f.error_class, error = f.error, next_step = f.next_step,
+    outcome_reason = coalesce(f.reason, r.outcome_reason), lease_until = NULL, worker_id = NULL,
+    finished_at = CASE WHEN f.state = 'blocked' THEN NULL ELSE wsync.clock() END
+FROM unnest(CAST(:run_ids AS uuid[]), CAST(:epochs AS int[]), CAST(:states AS text[]), CAST(:reasons AS text[]),
+    CAST(:error_classes AS text[]), CAST(:errors AS text[]), CAST(:next_steps AS text[]))
+    AS f (run_id, epoch, state, reason, error_class, error, next_step)
+WHERE r.run_id = f.run_id AND r.epoch = f.epoch AND r.state IN ('running', 'cancelling');
 
 -- name: run_finish_lost
 -- The reaper's end of a run: only if its lease is still over.
@@ -74,13 +93,18 @@ WHERE run_id = :run_id AND epoch = :epoch AND state IN ('running', 'cancelling')
 RETURNING run_id;
 
 -- name: clock_outcome
--- A success ends a row of failures. Returns the schedule's limit once the row of failures has reached it.
-UPDATE wsync.schedule_clock AS c
-SET failures_in_row = CASE WHEN CAST(:state AS text) = 'failed' THEN c.failures_in_row + 1 ELSE 0 END
-FROM wsync.schedule AS s
-WHERE c.schedule_id = :schedule_id AND s.schedule_id = c.schedule_id
-RETURNING c.failures_in_row, NOT s.paused AND s.deleted_at IS NULL
-    AND c.failures_in_row >= coalesce(s.pause_after_failures, 2147483647) AS is_over;
+-- A success ends a row of failures. Returns the schedules whose row of failures has reached their limit.
+WITH counted AS (
+    UPDATE wsync.schedule_clock AS c
+    SET failures_in_row = CASE WHEN o.state = 'failed' THEN c.failures_in_row + 1 ELSE 0 END
+    FROM unnest(CAST(:schedule_ids AS uuid[]), CAST(:states AS text[])) AS o (schedule_id, state)
+    WHERE c.schedule_id = o.schedule_id AND (o.state = 'failed' OR c.failures_in_row > 0)
+    RETURNING c.schedule_id, c.tenant_id, c.failures_in_row
+)
+SELECT counted.*
+FROM counted
+JOIN wsync.schedule AS s USING (schedule_id)
+WHERE NOT s.paused AND s.deleted_at IS NULL AND counted.failures_in_row >= s.pause_after_failures;
 
 -- name: run_policy
 SELECT coalesce(s.max_attempts, 3) AS max_attempts, coalesce(s.backoff_base_ms, 10000) AS backoff_base_ms,
@@ -145,18 +169,12 @@ WITH cancelled AS (
 )
 SELECT run_id, CAST(state AS text) AS state, worker_id, overlap_key FROM cancelled;
 
--- name: run_settled
-SELECT 1 AS is_there
-FROM wsync.run_event
-WHERE run_id = :run_id AND epoch = :epoch AND kind = 'run.settled'
-LIMIT 1;
-
--- name: run_of_key
--- The run of a key that may start, if there is one: it is told to the index.
+-- name: run_of_keys
+-- The runs of some keys that may start: the index is told of them.
 SELECT r.run_id, r.schedule_id, r.tenant_id, r.connection_id, r.credential_id, r.sync_id, r.queue, r.priority, r.nominal_at, r.due_at,
     r.ready_at, CAST(r.state AS text) AS state
 FROM wsync.run AS r
-WHERE r.overlap_key = :overlap_key AND r.exclusive AND r.state = 'queued';
+WHERE r.overlap_key = ANY(CAST(:overlap_keys AS uuid[])) AND r.exclusive AND r.state = 'queued';
 
 -- name: run_kill_confirmed
 -- The process of a terminated run is gone: what waits for it may start now.
