@@ -79,6 +79,19 @@ def test_a_step_that_another_scheduler_has_done_is_not_done_again(world: Any) ->
     assert (first.entries, second.entries, second.runs) == (second.entries, first.entries, ())
 
 
+def test_an_index_whose_clock_is_ahead_does_not_make_it_look_again_and_again(world: Any) -> None:
+    made = ask(world, world.minutely())
+    first = step_backfill(world.engine, made.backfill_id, 1)
+    world.move(0.4)
+
+    early = step_backfill(world.engine, made.backfill_id, first.entries[0].rev)
+    world.move(0.2)
+    nearly = step_backfill(world.engine, made.backfill_id, first.entries[0].rev)
+
+    assert early.entries == ()
+    assert nearly.entries[0].rev == first.entries[0].rev + 1
+
+
 def test_it_works_while_the_schedule_is_paused_and_keeps_to_the_times_it_was_asked_for(world: Any) -> None:
     stored = world.minutely()
     begin = world.now - timedelta(minutes=3)

@@ -28,6 +28,8 @@ __all__ = ["BackfillStep", "StoredBackfill", "cancel_backfill", "create_backfill
 MAX_STEP = 100
 PAUSE_S = 1.0
 """Until a backfill without room for another run looks again."""
+EARLY = timedelta(seconds=PAUSE_S / 2)
+"""A claim this much ahead of Postgres' clock is accepted; an index whose clock is further ahead must not make us look again at once, for ever."""
 _SQL = statements("backfill")
 _SCHEDULE = statements("schedule")
 _JUST_AFTER = timedelta(microseconds=1)
@@ -135,6 +137,8 @@ def step_backfill(conn: psycopg.Connection[Any], backfill_id: UUID, rev: int) ->
         backfill = rows[0]
         if backfill["rev"] != rev or backfill["state"] != "active":
             return BackfillStep(entries=(_entry(backfill_id, backfill),))
+        if backfill["next_due_at"] > backfill["now"] + EARLY:
+            return BackfillStep()  # its fire lease brings it back
         if backfill["is_deleted"]:
             return _moved_on(conn, backfill, [], backfill["cursor_at"], state="cancelled")
         return _step(conn, backfill)
