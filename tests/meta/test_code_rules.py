@@ -24,6 +24,11 @@ SOURCES = sorted(
 ERRORS = {
     name for name in wsync_sdk.__all__ if isinstance(getattr(wsync_sdk, name), type) and issubclass(getattr(wsync_sdk, name), WsyncError)
 }
+PORTED = [path for path in SOURCES if {"scheduler", "worker"} & set(path.parts) and "wsync_engine" in path.parts]
+CLOCKS_AND_CHANCE = {"time", "random", "secrets"}
+OF_OTHERS = {"datetime": {"now", "utcnow", "today"}, "date": {"today"}, "uuid": {"uuid1", "uuid4"}, "os": {"urandom"}}
+PORTS = {"boot_time_s"}
+"""The functions that are what a clock or chance is by default."""
 LONGEST_FUNCTION = 50
 LONGEST_MODULE = 600
 
@@ -63,6 +68,26 @@ def test_every_error_says_what_to_do_next(path: Path) -> None:
     ]
 
     assert silent == [], "lines that make an error without `next_step`"
+
+
+def asks_for_time_or_chance(node: ast.AST) -> bool:
+    """A call such as `time.sleep(1)`; `random.Random(seed)` is the same wherever it is asked."""
+    if isinstance(node, ast.ImportFrom):
+        return node.module in CLOCKS_AND_CHANCE
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)):
+        return False
+    module, name = node.func.value.id, node.func.attr
+    if (module, name) == ("random", "Random"):
+        return not node.args
+    return module in CLOCKS_AND_CHANCE or name in OF_OTHERS.get(module, ())
+
+
+@pytest.mark.parametrize("path", PORTED, ids=name_of)
+def test_schedulers_and_workers_take_time_and_chance_from_their_ports(path: Path) -> None:
+    tree = tree_of(path)
+    in_ports = {node for function in functions(tree) if function.name in PORTS for node in ast.walk(function)}
+
+    assert [node.lineno for node in ast.walk(tree) if asks_for_time_or_chance(node) and node not in in_ports] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
