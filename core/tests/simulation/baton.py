@@ -21,6 +21,7 @@ from .clock import Clock
 T = TypeVar("T")
 LOCK_CHECK_S = 0.01
 STUCK_S = 60.0
+MOST_MOVES_AT_ONCE = 3_000
 
 
 def held_lock() -> threading.Lock:
@@ -132,6 +133,11 @@ class Baton:
         self._local = threading.local()
         self._timers: list[tuple[int, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
+        self._running: Actor | None = None
+        self._moves_now = 0
+        self._moved_at_ms = 0
+        self._is_over = False
+        self._error: BaseException | None = None
 
     # -- for actors
 
@@ -179,13 +185,57 @@ class Baton:
             raise Killed
         with self._lock:
             actor.state = state
-        self._back.release()
-        self._take(actor)
+        following = self._choose()
+        if following is actor:
+            self._start(actor)
+        else:
+            self._pass_on(following)
+            actor.go.acquire()
+        if actor.process.is_dead:
+            raise Killed
 
     def _take(self, actor: Actor) -> None:
         actor.go.acquire()
         if actor.process.is_dead:
             raise Killed
+
+    def _choose(self) -> Actor | None:
+        """Who goes next; None: nobody can, before time moves. Called by whoever has the baton."""
+        if self.has_changed_locks:
+            self.has_changed_locks = False
+            self._settle_blocked()
+        ready = [actor for actor in self.actors if self.is_ready(actor)]
+        if not ready:
+            return None
+        actor = self.only if self.only in ready else self._rng.choice(ready)
+        assert actor is not None
+        self.moves += 1
+        self._moves_now = self._moves_now + 1 if self._moved_at_ms == self.clock.now_ms else 0
+        self._moved_at_ms = self.clock.now_ms
+        if self._moves_now > MOST_MOVES_AT_ONCE:
+            raise Stuck(f"time does not pass any more: {actor.name}, {actor.doing}")
+        self._trace(actor.name, actor.doing)
+        return actor
+
+    def _next(self) -> Actor | None:
+        """As `_choose`, where nobody could take an exception."""
+        try:
+            return self._choose()
+        except BaseException as exc:
+            self._error = exc
+            return None
+
+    def _start(self, actor: Actor) -> None:
+        with self._lock:
+            actor.state = State.RUNNING
+            self._running = actor
+
+    def _pass_on(self, following: Actor | None) -> None:
+        if following is None:
+            self._back.release()
+        else:
+            self._start(following)
+            following.go.release()
 
     # -- for the one who conducts
 
@@ -203,7 +253,10 @@ class Baton:
                 actor.error = exc
             with self._lock:
                 actor.state = State.ENDED
-            self._back.release()
+            if not self._is_over:
+                self.actors.remove(actor)
+                self._error = self._error or actor.error
+                self._pass_on(None if self._error is not None else self._next())
 
         actor.thread = threading.Thread(target=life, name=name, daemon=True)
         actor.thread.start()
@@ -227,23 +280,27 @@ class Baton:
         for do in process.at_kill:
             do()
 
-    def move(self) -> bool:
-        """One actor goes on to its next point; False: nobody can, before time moves."""
-        ready = [actor for actor in self.actors if self.is_ready(actor)]
-        if not ready:
-            return False
-        actor = self.only if self.only in ready else self._rng.choice(ready)
-        assert actor is not None
-        self.moves += 1
-        self._resume(actor)
-        if self.has_changed_locks:
-            self.has_changed_locks = False
-            self._settle_blocked()
-        if actor.state is State.ENDED:
-            self.actors.remove(actor)
-            if actor.error is not None:
-                raise actor.error
-        return True
+    def go(self) -> None:
+        """Everybody moves, one after the other, until nobody can before time moves."""
+        following = self._choose()
+        while following is not None:
+            self._pass_on(following)
+            following = self._watch()
+        if self._error is not None:
+            raise self._error
+
+    def _watch(self) -> Actor | None:
+        """While the actors pass the baton among themselves: take it from one that waits for a lock. Returns who goes on."""
+        seen, waited_s = self.moves, 0.0
+        while not self._back.acquire(timeout=LOCK_CHECK_S):
+            waited_s = 0.0 if self.moves != seen else waited_s + LOCK_CHECK_S
+            seen = self.moves
+            running = self._running
+            if running is not None and waited_s and self._note_blocked(running):
+                return self._choose()
+            if waited_s > STUCK_S:
+                raise Stuck(f"{running.name if running else 'nobody'} does not come back")
+        return None
 
     def pass_time(self, until_ms: int) -> bool:
         """Time goes on to the next thing that happens; False: that is later than `until_ms`, which it is now."""
@@ -263,6 +320,7 @@ class Baton:
 
     def finish(self) -> None:
         """End all threads."""
+        self._is_over = True
         for process in {actor.process for actor in self.actors}:
             process.was_killed = True
         for actor in list(self.actors):
@@ -273,7 +331,6 @@ class Baton:
             actor.go.release()
             assert actor.thread is not None
             actor.thread.join(STUCK_S)
-            self._back.acquire(blocking=False)  # it gave it back with its last breath
         self.actors.clear()
 
     def is_ready(self, actor: Actor) -> bool:
@@ -293,23 +350,10 @@ class Baton:
                 times.append(actor.process.thaws_at_ms())
         return [max(at_ms, self.clock.now_ms) for at_ms in times]
 
-    def _resume(self, actor: Actor) -> None:
-        self._trace(actor.name, actor.doing)
-        with self._lock:
-            actor.state = State.RUNNING
-        actor.go.release()
-        waited_s = 0.0
-        while not self._back.acquire(timeout=LOCK_CHECK_S):
-            waited_s += LOCK_CHECK_S
-            if self._note_blocked(actor):
-                return
-            if waited_s > STUCK_S:
-                raise Stuck(f"{actor.name} does not come back from: {actor.doing}")
-
     def _note_blocked(self, actor: Actor) -> bool:
         with self._lock:
             pid = actor.backend_pid
-            if pid is None or not self._is_blocked(pid) or actor.backend_pid is None:
+            if pid is None or actor.state is not State.RUNNING or not self._is_blocked(pid):
                 return False
             actor.state = State.BLOCKED
             actor.blocked_since_ms = self.clock.now_ms

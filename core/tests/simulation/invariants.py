@@ -176,7 +176,8 @@ class Watch:
         if new["rev"] < old["rev"]:
             self.violate("I3", f"the row's rev of {schedule_id} went down")
         decided = _decisions(new) - _decisions(old)
-        if decided == 0 and new["fired"] == old["fired"]:
+        if decided == 0:
+            self._check_change(new, row["at"])
             return
         if old["next_nominal_at"] is None:
             self.violate("I2", f"schedule {schedule_id} decided {decided} times although none was to come")
@@ -192,6 +193,20 @@ class Watch:
             between = times_between(declared, last + timedelta(microseconds=1), following)
             if between:
                 self.violate("I2", f"schedule {schedule_id} goes on with {following} and leaves out {between[0]}")
+
+    def _check_change(self, new: Row, at: datetime) -> None:
+        """A change of a schedule goes on with a time that it asks for, and passes over none that is still to come."""
+        if new["next_nominal_at"] is None:
+            return
+        declared = Declared.of(self._schedules[new["schedule_id"]])
+        following = datetime.fromisoformat(new["next_nominal_at"])
+        if following not in times_between(declared, following, following + timedelta(microseconds=1)):
+            self.violate("I2", f"schedule {new['schedule_id']} goes on with {following}, which it does not ask for")
+        last = new["last_nominal_at"]
+        first = at if last is None else max(at, datetime.fromisoformat(last))
+        passed_over = times_between(declared, first + timedelta(microseconds=1), following)
+        if passed_over:
+            self.violate("I2", f"schedule {new['schedule_id']} goes on with {following} and passes over {passed_over[0]}")
 
     def _read_ack(self, ack: Row) -> None:
         run = self._runs.get(ack["run_id"])

@@ -14,7 +14,7 @@ from .invariants import Watch
 from .workload import Catalog, Operator, Producer
 from .world import Ground, World
 
-ACTIVE_S = 30
+ACTIVE_S = 24
 QUIET_S = 60
 LONGEST_S = 420
 POINTS = [point for point, place in PLACES.items() if place.faults]

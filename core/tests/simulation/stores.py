@@ -136,7 +136,8 @@ class Line:
             return
         self.transactions += 1
         self.statements = ()
-        self.real.execute("BEGIN")
+        self.real.execute(f"BEGIN; SELECT set_config('wsync.test_now', '{self.world.clock.now.isoformat()}', false)")  # type: ignore[arg-type]
+        self._told_ms = self.world.clock.now_ms
 
     def _commit(self) -> None:
         if self.depth > 1:

@@ -21,6 +21,7 @@ from wsync_engine.index.shards import Shards
 from wsync_engine.model.declaration import sync_spec_to_json
 from wsync_engine.model.ids import ids_from, uuid7
 from wsync_engine.model.sync import Mode, SyncSpec
+from wsync_engine.scheduler import loop
 from wsync_sdk import RetryableError
 
 from .actors import Call, Mailbox
@@ -32,6 +33,7 @@ from .stores import Effect, Line, Pool, SimulatedRedis, script_by_digest
 if TYPE_CHECKING:
     from .invariants import Watch
 
+loop._STOP_CHECK_S = loop.LONGEST_SLEEP_S  # how soon a scheduler sees that it shall stop; none is told to here
 ROUGHLY_A_STALL_MS = (11_000, 35_000)
 DELAYED_SHARE = 0.03
 CHANGES = {"schedule_change", "schedule_pause", "schedule_delete"}
@@ -298,8 +300,7 @@ class World:
     def run_until(self, at_ms: int) -> None:
         """Everybody moves, until that time."""
         while True:
-            while self.baton.move():
-                pass
+            self.baton.go()
             if self.has_told_index:
                 self.has_told_index = False
                 self.deliver_messages()
@@ -333,6 +334,8 @@ class World:
         for mailbox in list(self.mailboxes):
             if mailbox.channel == channel and not mailbox.process.is_dead:
                 mailbox.deliver(text)
+
+    # -- what came of it
 
     def trace(self, who: str, what: str) -> None:
         self.traced.append(f"{self.clock.now_s:9.3f}  {who:<14} {what}")
