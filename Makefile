@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DISTS := sdk core plugins/postgres plugins/http
 
-.PHONY: help setup demo test simulate up bench lint types contracts wheels docs
+.PHONY: help setup demo test simulate chaos up bench lint types contracts wheels docs
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ test: setup  ## set up and run all tests
 
 simulate: setup  ## 3,000 simulated histories of schedulers and workers; SEED=7: one, with all that happened in it
 	PYTHONPATH=core/tests $(BIN)/python -m simulation.simulate
+
+chaos: setup  ## two minutes of kills, flushes, restarts and cut lines under load, by a new seed
+	$(BIN)/python -m pytest tests/test_chaos.py -s --chaos-s=120
 
 lint: setup  ## style and formatting
 	$(BIN)/ruff check .

@@ -25,6 +25,12 @@ settings.load_profile("patient")
 _numbers = itertools.count()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What `make chaos` and whoever repeats a failing seed choose."""
+    parser.addoption("--chaos-s", type=float, default=20.0, help="for how long tests/test_chaos.py lets faults strike, in seconds")
+    parser.addoption("--chaos-seed", type=int, default=0, help="of tests/test_chaos.py; 0: a new one")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Database:
     """A migrated, empty state store and its three logins."""
