@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import psutil
@@ -33,10 +34,12 @@ from wsync_engine.state.database import connect
 from wsync_engine.state.tenants import tenant_named
 
 from .chaos_endpoint import Endpoint
+from .chaos_lines import Line, Lines
 
 LEASE_S = 3.0
 TABLES, STREAMS = 8, 6
 ROWS = 60
+WRONG_CLOCK = Path(__file__).with_name("wrong_clock")
 KEY = base64.b64encode(b"k" * 32).decode()
 ROLES = ("scheduler", "scheduler", "worker", "worker")
 POSTGRES = {"fsync": "off", "max_connections": "200", "deadlock_timeout": "200ms"}
@@ -50,10 +53,11 @@ CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 
 @dataclass(slots=True)
 class Role:
-    """One process of the engine, and its successors."""
+    """One process of the engine, and its successors, with lines of its own to Postgres and Redis."""
 
-    number: int
     name: str
+    postgres: Line
+    redis: Line
     process: subprocess.Popen[bytes]
 
 
@@ -66,12 +70,14 @@ class World:
         self.ends = self.servers.endpoints
         self.syncs = [f"table{n}" for n in range(TABLES)] + [f"stream{n}" for n in range(STREAMS)]
         self._make_tables()
-        os.environ["HERE_URL"] = self.ends.admin_url
+        self.lines = Lines()
+        self.warehouse_line = self.lines.to(_port(self.ends.admin_url))
+        os.environ["HERE_URL"] = _through(self.warehouse_line, self.ends.admin_url)
         self._apply()
         self.index = Index(connect_index(self.ends.redis_url, timeout_s=0.5))
         self.seen: dict[tuple[int, float], psutil.Process] = {}
         self.log = (folder / "log").open("ab")
-        self.roles = [Role(number, name, self._start(name)) for number, name in enumerate(ROLES)]
+        self.roles = [self._new_role(name) for name in ROLES]
 
     def _make_tables(self) -> None:
         with psycopg.connect(self.ends.admin_url, autocommit=True) as admin:
@@ -114,16 +120,20 @@ class World:
 
     # -- processes
 
-    def _start(self, name: str) -> subprocess.Popen[bytes]:
+    def _new_role(self, name: str) -> Role:
+        postgres, redis = (self.lines.to(_port(url)) for url in (self.ends.admin_url, self.ends.redis_url))
+        return Role(name=name, postgres=postgres, redis=redis, process=self._start(name, postgres, redis))
+
+    def _start(self, name: str, postgres: Line, redis: Line, *, clock_offset_s: float = 0.0) -> subprocess.Popen[bytes]:
         told: dict[str, Any] = {
             "role": name,
-            "engine_url": self.ends.database_url_engine,
-            "redis_url": self.ends.redis_url,
+            "engine_url": _through(postgres, self.ends.database_url_engine),
+            "redis_url": _through(redis, self.ends.redis_url),
             "key": KEY,
             "fire_lease_ms": 3_000,
             "restart_grace_s": LEASE_S + 1,
             "options": {
-                "api_url": self.ends.database_url_api,
+                "api_url": _through(postgres, self.ends.database_url_api),
                 "storage_url": (self.folder / "storage").as_uri(),
                 "slots": 3,
                 "lease_s": LEASE_S,
@@ -133,7 +143,8 @@ class World:
             },
         }
         command = [sys.executable, str(Path(__file__).with_name("role_process.py")), json.dumps(told)]
-        process = subprocess.Popen(command, stdout=self.log, stderr=self.log, start_new_session=True)
+        wrong = {"PYTHONPATH": str(WRONG_CLOCK), "CLOCK_OFFSET_S": str(clock_offset_s), "CLOCK_JUMP_AFTER_S": "3"} if clock_offset_s else {}
+        process = subprocess.Popen(command, env={**os.environ, **wrong}, stdout=self.log, stderr=self.log, start_new_session=True)
         self.look(process.pid)
         return process
 
@@ -153,25 +164,30 @@ class World:
         servers = [x for x in family if x.pid != role.process.pid and x.ppid() == role.process.pid]
         return [x for x in family if x.ppid() in {server.pid for server in servers}]
 
-    def kill(self, role: Role) -> None:
-        """kill -9, and a new process in its place."""
+    def kill(self, role: Role, *, clock_offset_s: float = 0.0) -> None:
+        """kill -9, and a new process in its place; its wall clock is right at first, then wrong by `clock_offset_s`."""
         self.look(role.process.pid)
         role.process.kill()
         role.process.wait()
-        role.process = self._start(role.name)
+        role.process = self._start(role.name, role.postgres, role.redis, clock_offset_s=clock_offset_s)
 
     def signal(self, process: psutil.Process | subprocess.Popen[bytes], number: int) -> None:
         """Send a signal to a process that may be gone."""
+        if isinstance(process, psutil.Process) and not process.is_running():  # its id may be another's
+            return
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)
 
     def revive(self) -> None:
-        """Nothing stands still, and every process that ended has a successor."""
+        """Nothing stands still or is cut off, and every process that ended has a successor."""
+        self.warehouse_line.restore()
         for role in self.roles:
+            role.postgres.restore()
+            role.redis.restore()
             for process in self.look(role.process.pid):
                 self.signal(process, signal.SIGCONT)
             if role.process.poll() is not None:
-                role.process = self._start(role.name)
+                role.process = self._start(role.name, role.postgres, role.redis)
 
     def drain(self) -> None:
         """SIGTERM to all; returns when they have ended."""
@@ -188,6 +204,20 @@ class World:
         return [process.pid for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
     # -- servers
+
+    def restart_postgres(self) -> None:
+        """Without a shutdown: no connection is left, and what was committed asynchronously may be gone."""
+        self.servers._postgres._control("-w", "-m", "immediate", "restart")
+
+    def restart_valkey(self) -> None:
+        """kill -9; its successor on the same port holds nothing."""
+        valkey = self.servers._valkey
+        pid = valkey._pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=5)
+        port = _port(self.ends.redis_url)
+        self.wait_for(lambda: valkey._spawn(port) or valkey._answers(port), "Valkey does not come back", timeout_s=20)  # type: ignore[func-returns-value]
 
     def api(self) -> psycopg.Connection[Any]:
         return connect(self.ends.database_url_api, application_name="test")
@@ -231,4 +261,14 @@ class World:
             if process.is_running():
                 self.signal(process, signal.SIGKILL)
         self.log.close()
+        self.lines.close()
         self.servers.leave()
+
+
+def _port(url: str) -> int:
+    return int(urlsplit(url).port or 0)
+
+
+def _through(line: Line, url: str) -> str:
+    """The address of a server by way of a line to it."""
+    return url.replace(f":{_port(url)}/", f":{line.port}/")

@@ -22,11 +22,10 @@ from wsync_engine.state.database import connect
 
 from . import chaos_checks as checks
 from .chaos_endpoint import Endpoint
-from .chaos_faults import Faults, drawn_faults
+from .chaos_faults import KINDS, Faults, drawn_faults
 from .chaos_producers import SCHEDULES, Plan, Producer, Step, change_rows
 from .chaos_world import World
 
-KINDS = {"kill_scheduler": 2, "kill_worker": 2, "kill_child": 3, "flush": 2}
 TIMELY = (
     "SELECT count(*) FROM wsync.schedule_clock c JOIN wsync.schedule s USING (schedule_id)"
     " WHERE s.deleted_at IS NULL AND c.next_due_at < wsync.clock() - interval '1.5 s'"
