@@ -51,13 +51,48 @@ def test_an_engine_on_an_older_schema_says_how_to_upgrade_it(database, statement
     assert refused.value.next_step == "run `wsync-engine db upgrade`"
 
 
-@pytest.mark.parametrize("start", [check_schema, ensure_schema, upgrade])
-def test_an_engine_on_a_newer_schema_says_that_it_is_the_older_one(database, start) -> None:
+def make_newer(database, compatible_from: str | None) -> None:
+    """A schema of tomorrow's engine, and what it says of older ones."""
     with connect(database.owner_url, application_name="test") as owner:
         owner.execute("UPDATE wsync.schema_version SET version_num = '9999_tomorrow'")
+        owner.execute("DELETE FROM wsync.setting WHERE key = 'compatible_from'")
+        if compatible_from is not None:
+            owner.execute("INSERT INTO wsync.setting (key, value) VALUES ('compatible_from', to_jsonb(%s::text))", (compatible_from,))
+
+
+@pytest.mark.parametrize("start", [check_schema, ensure_schema])
+@pytest.mark.parametrize("compatible_from", ["9999_tomorrow", "9998_eve", None])
+def test_an_engine_on_a_newer_schema_says_that_it_is_the_older_one(database, start, compatible_from: str | None) -> None:
+    make_newer(database, compatible_from)
 
     with pytest.raises(ConfigError, match="this engine is older than the database"):
         start(database.owner_url)
+
+
+@pytest.mark.parametrize("revision", schema_revisions())
+@pytest.mark.parametrize("role", ["owner", "engine", "api"])
+def test_an_engine_starts_on_a_newer_schema_that_was_only_added_to_since_a_revision_that_it_knows(database, role, revision: str) -> None:
+    make_newer(database, compatible_from=revision)
+
+    check_schema(getattr(database, f"{role}_url"))
+
+
+def test_an_older_engine_leaves_a_newer_schema_as_it_is(database) -> None:
+    make_newer(database, compatible_from=schema_revisions()[-1])
+
+    ensure_schema(database.owner_url)
+
+    with pytest.raises(ConfigError, match="this engine is older than the database"):
+        upgrade(database.owner_url)
+    with connect(database.owner_url, application_name="test") as owner:
+        assert owner.execute("SELECT version_num FROM wsync.schema_version").fetchall() == [("9999_tomorrow",)]
+
+
+def test_the_present_schema_names_a_revision_that_older_engines_may_know(database) -> None:
+    with connect(database.api_url, application_name="test") as api:
+        (named,) = api.execute("SELECT wsync.setting_value('compatible_from')").fetchone()
+
+    assert named in schema_revisions()
 
 
 def test_a_superuser_login_is_refused(servers, database) -> None:

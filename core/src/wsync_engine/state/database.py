@@ -75,7 +75,10 @@ def upgrade(owner_url: str) -> None:
     :raises ConfigError: the schema is newer than this engine, or a role is missing.
     """
     with connect(owner_url, application_name="wsync db upgrade") as check:
-        if _is_current(_schema_revision(check)):
+        revision = _schema_revision(check)
+        if _is_newer(revision):
+            raise _older_engine()
+        if revision == schema_revisions()[-1]:
             return
         _refuse_missing_roles(check)
     from alembic import command  # noqa: PLC0415  a migration is rare; every other process starts without Alembic
@@ -109,34 +112,54 @@ def _refuse_missing_roles(connection: psycopg.Connection[TupleRow]) -> None:
 def check_schema(url: str) -> None:
     """Refuse to start on a server, login or schema that this engine can't work with. Meant for the engine's and the api's logins.
 
-    :raises ConfigError: Postgres is too old, the login could bypass row-level security, or the schema is older or newer than this engine.
+    A schema that is newer than this engine will do if it has only been added to since a revision that this engine knows: see `_fits`.
+
+    :raises ConfigError: Postgres is too old, the login could bypass row-level security, or the schema is older or too new for this engine.
     """
     with connect(url, application_name="wsync check") as connection:
         if connection.info.server_version < OLDEST_POSTGRES * 10_000:
             found = connection.info.server_version // 10_000
             raise ConfigError(f"Postgres {found} is too old", next_step=f"use Postgres {OLDEST_POSTGRES} or newer for the state store")
         refuse_unsafe_login(connection)
-        is_current = _is_current(_schema_revision(connection))
-    if not is_current:
+        fits = _fits(connection)
+    if not fits:
         raise ConfigError("the state store's schema is older than this engine", next_step="run `wsync-engine db upgrade`")
 
 
 def ensure_schema(owner_url: str) -> None:
     """`upgrade` if the schema is older than this engine; quick when it is not.
 
-    :raises ConfigError: the schema is newer than this engine.
+    :raises ConfigError: the schema is too new for this engine.
     """
     with connect(owner_url, application_name="wsync check") as connection:
-        is_current = _is_current(_schema_revision(connection))
-    if not is_current:
+        fits = _fits(connection)
+    if not fits:
         upgrade(owner_url)
 
 
-def _is_current(revision: str | None) -> bool:
-    known = schema_revisions()
-    if revision is not None and revision not in known:
-        raise ConfigError("this engine is older than the database", next_step="upgrade wsync-engine to the version that made this schema")
-    return revision == known[-1]
+def _fits(connection: psycopg.Connection[TupleRow]) -> bool:
+    """Whether this engine can work on the schema; False: it has to be upgraded first.
+
+    A migration that expands leaves `compatible_from` at the oldest revision whose engines go on beside it; one that contracts names itself,
+    or whichever revision stopped using what it removes. Each revision that we know is at most our own, so knowing the one that is named is enough.
+
+    :raises ConfigError: the schema is newer, and has lost something that this engine uses.
+    """
+    revision = _schema_revision(connection)
+    if not _is_newer(revision):
+        return revision == schema_revisions()[-1]
+    row = connection.execute("SELECT wsync.setting_value('compatible_from')").fetchone()
+    if row is None or row[0] not in schema_revisions():
+        raise _older_engine()
+    return True
+
+
+def _is_newer(revision: str | None) -> bool:
+    return revision is not None and revision not in schema_revisions()
+
+
+def _older_engine() -> ConfigError:
+    return ConfigError("this engine is older than the database", next_step="upgrade wsync-engine to the version that made this schema")
 
 
 def refuse_unsafe_login(connection: psycopg.Connection[TupleRow]) -> None:
