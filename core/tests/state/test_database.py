@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from wsync_engine.embedded.processes import free_port
+from wsync_engine.embedded.processes import free_port, wait_until
 from wsync_engine.state.database import check_schema, connect, ensure_schema, schema_revisions, tenant_transaction, upgrade
 from wsync_engine.state.roles import RolePasswords, create_database, create_roles
 from wsync_engine.state.tenants import ensure_tenant, find_tenant, tenant_named
@@ -26,6 +27,49 @@ def test_the_schema_is_made_from_nothing_and_a_second_upgrade_changes_nothing(se
     check_schema(servers.endpoints.database_url_api.removesuffix("/wsync") + "/from_nothing")
     with connect(url, application_name="test") as connection:
         assert connection.execute("SELECT version_num FROM wsync.schema_version").fetchall() == [(schema_revisions()[-1],)]
+
+
+def of_the_first_revision(servers) -> tuple[str, str]:
+    """The owner's and the engine's address of a store as the first engine made it."""
+    from alembic import command
+    from alembic.config import Config
+    from sqlalchemy import create_engine
+
+    from wsync_engine.state.database import MIGRATIONS
+
+    name = f"first_{uuid4().hex}"
+    with psycopg.connect(servers.endpoints.admin_url, autocommit=True) as admin:
+        create_database(admin, name)
+    ends = servers.endpoints
+    owner_url, engine_url = (url.removesuffix("/wsync") + f"/{name}" for url in (ends.database_url_owner, ends.database_url_engine))
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(owner_url))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, schema_revisions()[0])
+    engine.dispose()
+    return owner_url, engine_url
+
+
+def test_an_upgrade_makes_way_for_engines_that_lock_in_another_order_and_tries_again(servers) -> None:
+    owner_url, engine_url = of_the_first_revision(servers)
+    with (
+        psycopg.connect(servers.endpoints.admin_url, autocommit=True) as admin,
+        connect(engine_url, application_name="test") as engine,
+        ThreadPoolExecutor() as pool,
+    ):
+        with engine.transaction():
+            engine.execute("SELECT FROM wsync.run FOR UPDATE")
+            upgrading = pool.submit(upgrade, owner_url)
+            waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'wsync db upgrade' AND wait_event_type = 'Lock'"
+            assert wait_until(lambda: admin.execute(waiting).fetchone() == (1,), timeout_s=10)
+
+            engine.execute("SELECT FROM wsync.schedule")
+
+        upgrading.result(60)
+
+    check_schema(engine_url)
 
 
 def test_each_revision_is_called_as_its_file() -> None:

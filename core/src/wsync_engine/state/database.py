@@ -6,6 +6,7 @@ the one tenant that its transaction names. Never may engine or api log in as a s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,10 @@ __all__ = ["check_schema", "connect", "ensure_schema", "refuse_unsafe_login", "s
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 OLDEST_POSTGRES = 14
+MIGRATE_FOR_S = 60.0
+MIGRATE_PAUSE_S = 0.3
+MIGRATE_LOCK_MS = 900
+_BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 # What a server says when waiting will not help: credentials, database or rules are wrong.
 REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "no password supplied", "is not permitted to log in")
 
@@ -69,10 +74,12 @@ def tenant_transaction(connection: psycopg.Connection[TupleRow], tenant_id: UUID
 
 
 def upgrade(owner_url: str) -> None:
-    """Bring the schema to this engine's version, in one transaction; does nothing when it is there. Safe to call from many processes.
+    """Bring the schema to this engine's version, in one transaction; does nothing when it is there. Safe to call from many processes, and
+    while engines work on it.
 
     :param owner_url: login that owns the database's `wsync` schema; the roles must exist.
     :raises ConfigError: the schema is newer than this engine, or a role is missing.
+    :raises RetryableError: for a minute there was no moment in which all tables could be locked.
     """
     with connect(owner_url, application_name="wsync db upgrade") as check:
         revision = _schema_revision(check)
@@ -81,9 +88,23 @@ def upgrade(owner_url: str) -> None:
         if revision == schema_revisions()[-1]:
             return
         _refuse_missing_roles(check)
+    give_up_at_s = time.monotonic() + MIGRATE_FOR_S
+    while not _migrate(owner_url):
+        if time.monotonic() > give_up_at_s:
+            raise RetryableError("the tables are too busy to be changed", next_step="run `wsync-engine db upgrade` in a quieter moment")
+        time.sleep(MIGRATE_PAUSE_S)
+
+
+def _migrate(owner_url: str) -> bool:
+    """One try; False: a lock was not to be had in time, and nothing was changed.
+
+    A migration locks table after table, in another order than engines do. It gives up before the server looks for deadlocks (1 s), as it would
+    be the victim, and what queues up behind it waits no longer than that.
+    """
     from alembic import command  # noqa: PLC0415  a migration is rare; every other process starts without Alembic
     from alembic.config import Config  # noqa: PLC0415
     from sqlalchemy import create_engine, text  # noqa: PLC0415
+    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
     from sqlalchemy.pool import NullPool  # noqa: PLC0415
 
     config = Config()
@@ -91,10 +112,19 @@ def upgrade(owner_url: str) -> None:
     engine = create_engine(
         "postgresql+psycopg://", creator=lambda: psycopg.connect(owner_url, application_name="wsync db upgrade"), poolclass=NullPool
     )
-    with engine.begin() as connection:
-        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('wsync.upgrade'))"))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    try:
+        with engine.begin() as connection:
+            connection.execute(text(f"SET LOCAL lock_timeout = '{MIGRATE_LOCK_MS}ms'"))
+            connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('wsync.upgrade'))"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except _BUSY:
+        return False
+    except DBAPIError as exc:
+        if not isinstance(exc.orig, _BUSY):
+            raise
+        return False
+    return True
 
 
 def _refuse_missing_roles(connection: psycopg.Connection[TupleRow]) -> None:
