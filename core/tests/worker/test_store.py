@@ -13,7 +13,7 @@ from wsync_engine.scheduler.runs import claim_runs
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.state.database import connect
 from wsync_engine.worker.messages import Assignment
-from wsync_engine.worker.store import load_assignments
+from wsync_engine.worker.store import Presence, load_assignments, show_presence
 from wsync_sdk import ConfigError
 
 
@@ -35,6 +35,34 @@ def test_an_assignment_brings_the_secrets_its_connections_refer_to_and_hides_the
     assert assignment.source.secret_by_reference == {"env:WAREHOUSE_PASSWORD": "opensesame"}
     assert "opensesame" not in repr(assignment)
     assert assignment.tenant_key not in repr(assignment)
+
+
+def claimed_by_an_older_worker(world: Any, run_id: Any) -> list[Any]:
+    """An engine of the first schema names no generation, and claims by this statement, too."""
+    worker_id = uuid7()
+    world.engine.execute("INSERT INTO wsync.worker (worker_id, slots, running) VALUES (%s, 2, 0)", (worker_id,))
+    with connect(world.database.engine_url, application_name="test") as conn:
+        return claim_runs(conn, [run_id], worker_id)
+
+
+def test_an_older_worker_claims_what_it_understands(world: Any) -> None:
+    world.add_sync()
+
+    assert len(claimed_by_an_older_worker(world, world.add_run())) == 1
+
+
+@pytest.mark.parametrize("what", ["queue = 1", "params = '{\"floor\": 5}'"])
+def test_an_older_worker_gets_no_run_that_it_would_execute_wrongly(world: Any, what: str) -> None:
+    world.add_sync()
+    run_id = world.add_run()
+    world.engine.execute(f"UPDATE wsync.run SET {what} WHERE run_id = %s", (run_id,))
+
+    assert claimed_by_an_older_worker(world, run_id) == []
+
+    presence = Presence(worker_id=uuid7(), host="h", pid=1, version="2", slots=1, running=0, is_draining=False, queues=[0, 1], refusal=None)
+    with connect(world.database.engine_url, application_name="test") as conn:
+        show_presence(conn, presence)
+        assert [run.epoch for run in claim_runs(conn, [run_id], presence.worker_id)] == [1]
 
 
 def test_a_connections_stored_secret_is_decrypted_with_its_tenants_key(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:

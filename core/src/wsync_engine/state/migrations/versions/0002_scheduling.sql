@@ -35,7 +35,8 @@ CREATE INDEX backfill_schedule ON wsync.backfill (tenant_id, schedule_id);
 ALTER TABLE wsync.worker
     ADD COLUMN queues smallint[] NOT NULL DEFAULT '{0}',
     ADD COLUMN drain_requested_at timestamptz,
-    ADD COLUMN refusal text;  -- why it claims nothing
+    ADD COLUMN refusal text,  -- why it claims nothing
+    ADD COLUMN generation smallint NOT NULL DEFAULT 1;  -- what runs it understands: 2 knows queues and a run's own parameters
 
 CREATE INDEX run_waits_for ON wsync.run (waits_for) WHERE waits_for IS NOT NULL AND state = 'queued';
 
@@ -111,6 +112,20 @@ CREATE TRIGGER run_closed AFTER UPDATE OF state ON wsync.run FOR EACH ROW
         AND NEW.state IN ('succeeded', 'partial', 'failed', 'cancelled'))
     EXECUTE FUNCTION wsync.run_closed();
 
+-- A worker of 0001 takes whatever is queued: it would execute runs of queues that are not its own, and without their parameters. Its claim
+-- passes such a run over, as if another worker had been faster. Claims of ordinary runs pay for the condition only.
+CREATE FUNCTION wsync.run_claimed() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF EXISTS (SELECT FROM wsync.worker AS w WHERE w.worker_id = NEW.worker_id AND w.generation < 2) THEN
+        RETURN NULL;
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER run_claimed BEFORE UPDATE OF state ON wsync.run FOR EACH ROW
+    WHEN (OLD.state = 'queued' AND NEW.state = 'running' AND (NEW.queue <> 0 OR NEW.params <> '{}'))
+    EXECUTE FUNCTION wsync.run_claimed();
+
 -- An older engine than this schema may start if the schema has only been added to since the revision that it knows.
 CREATE OR REPLACE FUNCTION wsync.setting_value(key text) RETURNS jsonb
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -118,7 +133,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 $$;
 INSERT INTO wsync.setting (key, value) VALUES ('compatible_from', '"0001_foundation"');
 
-REVOKE ALL ON FUNCTION wsync.run_promote(uuid), wsync.run_alive(uuid), wsync.run_closed() FROM PUBLIC;
+REVOKE ALL ON FUNCTION wsync.run_promote(uuid), wsync.run_alive(uuid), wsync.run_closed(), wsync.run_claimed() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION wsync.run_promote(uuid), wsync.run_alive(uuid) TO wsync_engine, wsync_api;
 GRANT SELECT, INSERT, UPDATE ON wsync.queue TO wsync_engine;
 GRANT SELECT ON wsync.queue TO wsync_api;
