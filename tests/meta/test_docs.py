@@ -45,6 +45,13 @@ def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=str)
+def test_every_test_that_a_promise_names_is_there(page: Path) -> None:
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8"))
+
+    assert [f"{path}::{name}" for path, name in named if f"def {name}(" not in (DOCS.parent / path).read_text(encoding="utf-8")] == []
+
+
 # -- the tutorial
 
 
