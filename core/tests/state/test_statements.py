@@ -26,6 +26,10 @@ def test_each_statement_plans_on_the_migrated_schema(servers, path: Path, name: 
 
     # In the database that the others are copied from: planning leaves nothing behind.
     with connect(servers.endpoints.database_url_engine, application_name="test") as connection:
+        if "LOCK TABLE" in statement:  # has no plan
+            with connection.transaction(force_rollback=True):
+                connection.execute(statement.encode())
+            return
         connection.execute("PREPARE it AS " + re.sub(r"%\((\w+)\)s", numbered, statement).replace("%%", "%"))
 
 
