@@ -286,6 +286,8 @@ class Child:
                 return self._stop(run, books)
             chunk = RowRange(number, number)
             books.mark_sent([SentChunk(partition=0, range=chunk)])
+            effect = Effect(process=self.process, role="child", store="sink", name="prepare")
+            self.world.perform(effect, lambda: None, lose=lambda: RetryableError("timeout", next_step="wait", retry_after_s=None))
             while not run.fence.is_passable():
                 self.world.baton.sleep(0.5, is_wakeable=True)
             if run.is_cancelled():

@@ -101,6 +101,10 @@ def _is_heartbeat(effect: Effect) -> bool:
     return effect.role == "worker" and effect.name == "run_heartbeat"
 
 
+def _is_before_call(effect: Effect) -> bool:
+    return effect.role == "child" and effect.name == "prepare"
+
+
 def _is_draining(effect: Effect) -> bool:
     return effect.role == "worker" and effect.process.is_draining
 
@@ -134,7 +138,9 @@ PLACES: dict[str, Place] = {
     ),
     "C21": Place(title="a worker's host loses its network", before=_is_heartbeat, faults=(Fault.CUT_ALL,)),
     "C22": Place(title="a worker can't reach Postgres", before=_is_heartbeat, faults=(Fault.CUT,)),
-    "C23": Place(title="a worker stands still past its leases", before=_is_heartbeat, faults=(Fault.STALL,)),
+    "C23": Place(
+        title="a worker stands still past its leases", before=lambda x: _is_heartbeat(x) or _is_before_call(x), faults=(Fault.STALL,)
+    ),
     "C24": Place(title="the ack is stored, the reply lost", after=_is_ack, faults=(Fault.UNKNOWN,)),
     "C25": Place(title="the destination has it, the ack is not stored", after=_is("child", "call"), faults=(Fault.KILL, Fault.KILL_CHILD)),
     "C26": Place(title="a run's end, outcome unknown", after=_is_end, faults=(Fault.UNKNOWN,)),
@@ -176,7 +182,7 @@ class Faults:
         for point in points:
             place = PLACES[point]
             if place.faults:
-                plan.append(Planned(point=point, fault=rng.choice(place.faults), passes=rng.choice((0, 0, 1, 2, 4))))
+                plan.append(Planned(point=point, fault=rng.choice(place.faults), passes=rng.choice((0, 0, 1, 1, 2))))
         return plan
 
     def note(self, point: str) -> None:

@@ -84,9 +84,10 @@ def _live(world: World, seed: int) -> None:
     for number in range(rng.choice((1, 1, 2))):
         Producer(world, catalog, f"producer{number + 1}", actions=rng.randint(3, 8))
     world.run_until(ACTIVE_S * 1_000)
-    world.make_peace()
+    peace_ms = world.make_peace()
+    world.run_until(peace_ms)
     operator.keep_one_of_each()
-    world.run_until((ACTIVE_S + QUIET_S) * 1_000)
+    world.run_until(peace_ms + QUIET_S * 1_000)
     world.watch.check_quiet()
     while world.watch.has_open_runs() and world.clock.now_s < LONGEST_S:
         operator.decide_all()

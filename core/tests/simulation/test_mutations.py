@@ -54,12 +54,17 @@ def in_function(owner: Any, name: str, old: str, new: str) -> Apply:
         module = inspect.getmodule(owner)
         assert module is not None
         source = textwrap.dedent(inspect.getsource(getattr(owner, name)))
-        names: dict[str, Any] = {}
-        exec("from __future__ import annotations\n" + replaced(source, old, new), vars(module) | {}, names)
-        changed = names[name]
-        made = type(changed)(changed.__code__, vars(module), name, changed.__defaults__, changed.__closure__)
-        made.__kwdefaults__ = changed.__kwdefaults__
-        patch.setattr(owner, name, made)
+        names = dict(vars(module))
+        exec("from __future__ import annotations\n" + replaced(source, old, new), names)
+        patch.setattr(owner, name, names[name])
+
+    return apply
+
+
+def together(*several: Apply) -> Apply:
+    def apply(patch: pytest.MonkeyPatch, ground: Ground) -> None:
+        for one in several:
+            one(patch, ground)
 
     return apply
 
@@ -86,10 +91,10 @@ MUTATIONS = (
     Mutation(title="a release keeps the hold", apply=in_script("write('HDEL', HELD, ended)", ""), found_by=("I10", "I13")),
     Mutation(title="an end promotes nobody", apply=without_trigger, found_by=("I8",)),
     Mutation(title="a claim takes a run in any state", apply=in_statement(runs, "run_claim", "state = 'queued' AND ", ""), found_by=("I7", "I8", "I9"), points=("C16", "C17", "C30")),
-    Mutation(title="the reaper does not look at the lease", apply=in_statement(runs, "run_expired", "lease_until <= wsync.clock()", "true"), found_by=("I9", "I7")),
-    Mutation(title="a fire leaves the clock where it is", apply=in_statement(fire, "clock_advance", "d.next_nominal_at", "c.next_nominal_at"), found_by=("I1", "I2")),
-    Mutation(title="the sweep repairs nothing", apply=in_function(sweeper, "_repair", 'if x.kind == "older"]', "if False]"), found_by=("I2", "I4"), points=("C1", "C2", "C4")),
-    Mutation(title="a child writes past its lease", apply=in_function(fence.Fence, "is_passable", "self._clock() < self._write_until_s", "True"), found_by=("I9",), points=("C21", "C22")),
+    Mutation(title="the reaper does not look at the lease", apply=together(in_statement(runs, "run_expired", "lease_until <= wsync.clock()", "true"), in_statement(runs, "run_reap", "r.lease_until <= wsync.clock()", "true")), found_by=("I9", "I7", "I13")),
+    Mutation(title="a fire leaves the clock where it is", apply=in_statement(fire, "clock_advance", "d.next_nominal_at", "c.next_nominal_at"), found_by=("I1", "I2", "Stuck")),
+    Mutation(title="the sweep repairs nothing", apply=in_function(sweeper, "_repair", 'if x.kind == "older"]', "if False]"), found_by=("I2", "I4"), points=("C2",)),
+    Mutation(title="a child writes past its lease", apply=in_function(fence.Fence, "is_passable", "self._clock() < self._write_until_s", "True"), found_by=("I9",), points=("C23",)),
     Mutation(title="acks are not fenced", apply=in_function(books.RunBooks, "_fenced", "row is None or not row[0]", "row is None"), found_by=("I7", "I8", "I9"), points=("C21", "C22", "C23")),
 )  # fmt: skip
 

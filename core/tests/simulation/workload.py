@@ -21,7 +21,6 @@ from wsync_engine.state.database import tenant_transaction
 from wsync_sdk import RetryableError, WsyncError
 
 from .actors import SchedulerProcess, WorkerProcess
-from .baton import Process
 from .stores import SimulatedRedis
 
 if TYPE_CHECKING:
@@ -296,7 +295,6 @@ class Operator:
         self.running: list[SchedulerProcess | WorkerProcess] = []
         self._slots = world.rng.choice((1, 2, 2))
         self.copy: list[tuple[bytes, int, bytes]] = []
-        world.held_by_schedulers = self._held
         for kind, count in self._wanted.items():
             for _ in range(count):
                 self._start(kind)
@@ -309,13 +307,6 @@ class Operator:
         name = f"{kind}{self._numbers[kind]}"
         process = SchedulerProcess(self.world, name) if kind == "scheduler" else WorkerProcess(self.world, name, slots=self._slots)
         self.running.append(process)
-
-    def _held(self) -> list[tuple[Process, set[bytes]]]:
-        """Who is firing what."""
-        found = [(x.process, x.scheduler) for x in self.running if isinstance(x, SchedulerProcess) and x.scheduler is not None]
-        return [
-            (process, {schedule_id.bytes for turn in scheduler._turns for schedule_id, _ in turn.unfired}) for process, scheduler in found
-        ]
 
     def _look(self) -> None:
         """As a supervisor of processes does, every few seconds."""
@@ -385,7 +376,7 @@ class Operator:
     def _freeze(self) -> None:
         living = [x for x in self.running if not x.process.is_dead]
         if living:
-            self.world.freeze(self.world.rng.choice(living).process, self.world.rng.randint(5_000, 45_000))
+            self.world.freeze(self.world.rng.choice(living).process, self.world.rng.randint(5_000, 48_000))
 
     def _spoil(self) -> None:
         """A schedule's zone is removed from the database of zones."""

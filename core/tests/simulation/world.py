@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .invariants import Watch
 
 loop._STOP_CHECK_S = loop.LONGEST_SLEEP_S  # how soon a scheduler sees that it shall stop; none is told to here
-ROUGHLY_A_STALL_MS = (11_000, 35_000)
+STALL_MS = (11_000, 48_000)
 DELAYED_SHARE = 0.03
 CHANGES = {"schedule_change", "schedule_pause", "schedule_delete"}
 ENDS = {"run_finish", "run_cancel", "run_crashed", "run_finish_lost", "select_epoch_s_and_for_update"}
@@ -136,7 +136,7 @@ class World:
         self.message_loss = self.rng.choice((0.0, 0.0, 0.3))
         self.baton = Baton(self.rng, self.clock, is_blocked=self._is_blocked, cancel=self._cancel, trace=self.trace)
         self.baton.on_blocked = self._note_blocked
-        self.held_by_schedulers: Callable[[], list[tuple[Process, set[bytes]]]] = list
+        self.claims: dict[Process, set[bytes]] = {}
         self.after_effect: Callable[[Effect], None] = lambda effect: None
         self.watch: Watch
         self.end_at = START
@@ -240,10 +240,11 @@ class World:
             case Fault.LOST | Fault.UNKNOWN:
                 raise lose()
             case Fault.STALL:
-                self.freeze(process, self.rng.randint(*ROUGHLY_A_STALL_MS), line)
+                self.freeze(process.parent or process, self.rng.randint(*STALL_MS), line)
                 self.baton.point("goes on")
             case Fault.CUT | Fault.CUT_ALL:
-                until_ms = self.clock.now_ms + self.rng.randint(*ROUGHLY_A_STALL_MS)
+                until_ms = self.clock.now_ms + self.rng.randint(*STALL_MS)
+                process = process.parent or process
                 process.cut_until_ms["postgres"] = until_ms
                 if fault is Fault.CUT_ALL:
                     process.cut_until_ms["redis"] = until_ms
@@ -272,9 +273,12 @@ class World:
                 self.faults.note("C5")
         if effect.name == "claim_due" and len(effect.result) > 2:
             claimed = {member[-16:] for member in effect.result[2::2]}
-            for process, held in self.held_by_schedulers():
-                if process is not effect.process and not process.is_dead and not claimed.isdisjoint(held):
-                    self.faults.note("C14")
+            others = [held for process, held in self.claims.items() if process is not effect.process and not process.is_dead]
+            if any(not claimed.isdisjoint(held) for held in others):
+                self.faults.note("C14")
+            self.claims[effect.process] = claimed
+        elif effect.name == "commit_fire":
+            self.claims.pop(effect.process, None)
 
     def _note_blocked(self, actor: Actor) -> None:
         """An end of a run and somebody who may wait for that run meet at its row."""
@@ -285,15 +289,13 @@ class World:
         if any("run_open_lock" in x for x in names) and any(not ENDS.isdisjoint(x) for x in names):
             self.faults.note("C34")
 
-    def make_peace(self) -> None:
-        """From here on nothing fails any more, and who stands still or is cut off is not any longer."""
+    def make_peace(self) -> int:
+        """Nothing new fails from here on. Returns when the last one is back that stands still or is cut off: leases must be outlived."""
         self.faults.is_off = True
         self.message_loss = 0.0
-        for actor in self.baton.actors:
-            for process in (actor.process, actor.process.parent):
-                if process is not None:
-                    process.frozen_until_ms = 0
-                    process.cut_until_ms.clear()
+        processes = {x for actor in self.baton.actors for x in (actor.process, actor.process.parent) if x is not None}
+        ends = [at_ms for x in processes if not x.is_dead for at_ms in (x.frozen_until_ms, *x.cut_until_ms.values())]
+        return max([self.clock.now_ms, *ends])
 
     # -- time and messages
 
