@@ -87,10 +87,10 @@ class Mutation:
 
 
 MUTATIONS = (
-    Mutation(title="the index takes older revs", apply=in_script("if rev[id] > (tonumber(stored[at]) or 0) then", "if true then"), found_by=("I3",)),
+    Mutation(title="the index takes older revs", apply=in_script("if rev[id] > (tonumber(stored[at]) or 0) then", "if true then"), found_by=("I3",), points=("C4",)),
     Mutation(title="a release keeps the hold", apply=in_script("write('HDEL', HELD, ended)", ""), found_by=("I10", "I13")),
     Mutation(title="an end promotes nobody", apply=without_trigger, found_by=("I8",)),
-    Mutation(title="a claim takes a run in any state", apply=in_statement(runs, "run_claim", "state = 'queued' AND ", ""), found_by=("I7", "I8", "I9"), points=("C16", "C17", "C30")),
+    Mutation(title="a claim takes a run in any state", apply=in_statement(runs, "run_claim", "state = 'queued' AND ", ""), found_by=("I7", "I8", "I9", "I13"), points=("C16", "C17", "C30")),
     Mutation(title="the reaper does not look at the lease", apply=together(in_statement(runs, "run_expired", "lease_until <= wsync.clock()", "true"), in_statement(runs, "run_reap", "r.lease_until <= wsync.clock()", "true")), found_by=("I9", "I7", "I13")),
     Mutation(title="a fire leaves the clock where it is", apply=in_statement(fire, "clock_advance", "d.next_nominal_at", "c.next_nominal_at"), found_by=("I1", "I2", "Stuck")),
     Mutation(title="the sweep repairs nothing", apply=in_function(sweeper, "_repair", 'if x.kind == "older"]', "if False]"), found_by=("I2", "I4"), points=("C2",)),
