@@ -9,13 +9,16 @@ import psycopg
 import structlog
 
 from wsync_engine.scheduler.rows import select, statements
+from wsync_engine.state.statements import load_statements
 
 __all__ = ["Retention", "tidy"]
 
 PAGE = 1_000
 ARCHIVE_AFTER_HOURS = 24
 BLOCKED_DAYS = 7
+DAYS_AHEAD = 7
 _SQL = statements("janitor")
+_PARTITION = load_statements("partition")
 _log = structlog.get_logger()
 
 
@@ -35,12 +38,12 @@ def tidy(conn: psycopg.Connection[Any], retention: Retention) -> bool:
     with conn.transaction():
         if not select(conn, _SQL["janitor_lock"], {})[0]["is_mine"]:
             return False
-        select(conn, _SQL["partitions_make"], {})
+        select(conn, _PARTITION["partition_make"], {"days_ahead": DAYS_AHEAD})
     expired = _pages(conn, "blocked_expire", {"blocked_days": BLOCKED_DAYS})
     archived = _pages(conn, "run_archive", {"hours": ARCHIVE_AFTER_HOURS})
     select(conn, _SQL["worker_forget"], {})
     _drop(conn, retention)
-    stray = select(conn, _SQL["partitions_default"], {})[0]["stray"]
+    stray = select(conn, _PARTITION["partition_default_rows"], {})[0]["stray"]
     if stray:
         _log.error(
             "partition.default_not_empty",

@@ -2,9 +2,6 @@
 -- One janitor at a time, until the end of the transaction.
 SELECT pg_try_advisory_xact_lock(hashtext('wsync.janitor')) AS is_mine;
 
--- name: partitions_make
-SELECT wsync.partition_make(7) AS made;
-
 -- name: partitions_drop
 -- Days that nobody needs any more. A reader that holds one of them for long is waited for only shortly: the next round does it.
 SELECT wsync.partition_drop('run_history', CAST(wsync.clock() AT TIME ZONE 'UTC' AS date) - CAST(:runs_days AS int))
@@ -16,10 +13,6 @@ DELETE FROM wsync.run_history WHERE finished_at < wsync.clock() - make_interval(
 
 -- name: event_delete
 DELETE FROM wsync.run_event WHERE at < wsync.clock() - make_interval(days => CAST(:events_days AS int) + 1);
-
--- name: partitions_default
--- Rows for which no day's partition was there.
-SELECT (SELECT count(*) FROM wsync.run_history_default) + (SELECT count(*) FROM wsync.run_event_default) AS stray;
 
 -- name: blocked_expire
 -- Nobody has decided for a week. Its successor is queued by the same statement.
