@@ -211,13 +211,13 @@ class World:
 
     def restart_valkey(self) -> None:
         """kill -9; its successor on the same port holds nothing."""
-        valkey = self.servers._valkey
-        pid = valkey._pid()
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=5)
-        port = _port(self.ends.redis_url)
-        self.wait_for(lambda: valkey._spawn(port) or valkey._answers(port), "Valkey does not come back", timeout_s=20)  # type: ignore[func-returns-value]
+        valkey, port = self.servers._valkey, _port(self.ends.redis_url)
+        with self.redis() as client:
+            process = psutil.Process(client.info("server")["process_id"])  # type: ignore[index]
+        process.kill()
+        psutil.wait_procs([process], timeout=5)
+        valkey._spawn(port)  # once: a second one would write its id over the first one's before it finds the port taken
+        self.wait_for(lambda: valkey._answers(port), "Valkey does not come back", timeout_s=20)
 
     def api(self) -> psycopg.Connection[Any]:
         return connect(self.ends.database_url_api, application_name="test")

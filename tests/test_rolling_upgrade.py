@@ -154,6 +154,16 @@ class Installation:
 
         self.wait_for(is_met, f"{worker_id} gets no runs")
 
+    def work_side_by_side(self, runs: int = 8) -> None:
+        """Until this many more runs ended, whoever executed them."""
+        ended = "SELECT count(*) FROM wsync.run WHERE state = 'succeeded'"
+        ((before,),) = self.rows(ended)
+        self.wait_for(lambda: self.rows(ended)[0][0] >= before + runs, "runs do not end")
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        process.terminate()
+        assert process.wait(60) == 0, self.log_tail()
+
     def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
         until_s = time.monotonic() + timeout_s
         pause = threading.Event()
@@ -265,21 +275,21 @@ def commands_of_the_page() -> set[str]:
 def test_two_versions_work_side_by_side_and_the_newer_one_goes_on(installation: Installation) -> None:
     it = installation
     first_by_schedule = begin_with_the_previous_version(it)
-    old = [it.start(it.old, "scheduler"), it.start(it.old, "worker")]
-    old_worker = it.worker_of(old[1])
+    old_scheduler, old_workers_process = it.start(it.old, "scheduler"), it.start(it.old, "worker")
+    old_worker = it.worker_of(old_workers_process)
     it.wait_for_claims(old_worker)
 
     it.command(it.new, "db", "upgrade")
     it.wait_for_claims(old_worker)
-    it.start(it.new, "scheduler")
     new_worker = it.worker_of(it.start(it.new, "worker"))
-    for _ in range(2):
-        it.wait_for_claims(new_worker)
-        it.wait_for_claims(old_worker)
+    it.work_side_by_side()
+    # A run goes first to the workers of the version whose scheduler fired it: each version is alone in its turn.
     offer_a_run_of_another_queue(it, old_worker)
-    for process in old:
-        process.terminate()
-    assert [process.wait(60) for process in old] == [0, 0], it.log_tail()
+    it.start(it.new, "scheduler")
+    it.work_side_by_side(runs=20)
+    it.end(old_scheduler)
+    it.wait_for_claims(new_worker)
+    it.end(old_workers_process)
     it.wait_for_claims(new_worker)
     wait_behind_an_open_run(it)
     it.command(it.new, "workers", "list")
