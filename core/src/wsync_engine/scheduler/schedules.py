@@ -6,13 +6,15 @@ larger one. After the commit the caller hands the result to `announce`: best eff
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any, Literal
 from uuid import UUID
 
+import orjson
 import psycopg
 import structlog
 from psycopg.types.json import Jsonb
@@ -143,14 +145,13 @@ def create_schedules(conn: psycopg.Connection[Any], tenant_id: UUID, specs: Sequ
     _check_syncs(conn, specs)
     following = [first_nominal(timing, after=now, due_after=now) for timing in timings]
     wanted = [
-        {"schedule_id": timing.schedule_id, **_next_columns(x), "spec": {**_plain_fields(spec), "anchor_at": timing.anchor_at}}
+        {"schedule_id": timing.schedule_id, **_next_columns(x), "spec": _plain_fields(spec, timing.anchor_at)}
         for spec, timing, x in zip(specs, timings, following, strict=True)
     ]
     columns = {"wanted": _as_json(wanted), "tenant_id": tenant_id, "shard": shard_of(tenant_id, shards), "actor": actor}
-    rows = select(conn, _SQL["schedule_insert"], columns)
-    new = {row["schedule_id"] for row in rows}
+    there_before = {row["schedule_id"] for row in select(conn, _SQL["schedule_insert"], columns)}
     return [
-        _created(timing.schedule_id, spec, x) if timing.schedule_id in new else _same_or_refused(conn, tenant_id, spec)
+        _same_or_refused(conn, tenant_id, spec) if timing.schedule_id in there_before else _created(timing.schedule_id, spec, x)
         for spec, timing, x in zip(specs, timings, following, strict=True)
     ]
 
@@ -315,16 +316,34 @@ def _triggered(admission: Admission) -> Triggered:
 
 
 def check_params(declared: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse values for what the sync's query does not have.
+    """Refuse values for what the sync's query does not have, and values that can't be stored.
 
-    :raises ConfigError: the sync declares no such parameter.
+    :raises ConfigError: the sync declares no such parameter; the value is none of text, number and boolean.
     """
-    for name in given:
+    for name, value in given.items():
         if name not in declared:
             known = ", ".join(f"`{x}`" for x in declared) or "none"
             raise ConfigError(
                 f"the sync has no parameter `{name}`", next_step=f"declare it under the sync's `parameters`; there are: {known}"
             )
+        if not _is_storable(value):
+            raise ConfigError(
+                f"parameter `{name}` has a value that a query can't be given",
+                next_step="give a text, a whole number of 64 bits, a finite number or a boolean",
+            )
+
+
+def _is_storable(value: object) -> bool:
+    match value:
+        case bool() | None:
+            return True
+        case int():
+            return -(2**63) <= value < 2**63
+        case float():
+            return math.isfinite(value)
+        case str():
+            return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return False
 
 
 def _triggered_before(conn: psycopg.Connection[Any], tenant_id: UUID, idem_key: str) -> Triggered | None:
@@ -347,7 +366,7 @@ def _checked(spec: ScheduleSpec, schedule_id: UUID, now: datetime) -> Timing:
         raise ConfigError(f"there is no overlap policy `{spec.overlap}`", next_step=f"there are: {', '.join(_POLICIES)}")
     if not spec.name:
         raise ConfigError("a schedule needs a name", next_step="set `name`")
-    values = {name: getattr(spec, name) for name in _TIMING}
+    values = dict(zip(_TIMING, _timing_values(spec), strict=True))
     if spec.kind == "interval" and spec.anchor_at is None:
         values["anchor_at"] = now
     timing = Timing(schedule_id=schedule_id, **values)
@@ -430,28 +449,27 @@ def _store_version(conn: psycopg.Connection[Any], tenant_id: UUID, version: tupl
         "schedule_id": version[0],
         "spec_version": version[1],
         "tenant_id": tenant_id,
-        "spec": _as_json(_plain_fields(spec)),
+        "spec": _as_json(_plain_fields(spec, spec.anchor_at)),
         "actor": actor,
     }
     conn.execute(_SQL["spec_insert"], columns)
 
 
-def _plain_fields(spec: ScheduleSpec) -> dict[str, Any]:
-    """Every field under its column's name."""
-    return {name: getattr(spec, name) for name in _FIELDS}
+def _plain_fields(spec: ScheduleSpec, anchor_at: datetime | None) -> dict[str, Any]:
+    """Every field that has a value, under its column's name."""
+    values = {name: value for name, value in zip(_FIELDS, _field_values(spec), strict=True) if value is not None}
+    return values if anchor_at is None else {**values, "anchor_at": anchor_at}
 
 
 def _as_json(value: Any) -> str:
-    return json.dumps(value, default=_plain)
-
-
-def _plain(value: object) -> object:
-    return dict(value) if isinstance(value, Mapping) else str(value)
+    return orjson.dumps(value, default=dict).decode()  # default: for other mappings than dict
 
 
 _POLICIES = tuple(policy.value for policy in OverlapPolicy)
 _TIMING = tuple(item.name for item in fields(Timing) if item.name != "schedule_id")
+_timing_values = attrgetter(*_TIMING)
 _FIELDS = tuple(item.name for item in fields(ScheduleSpec))
+_field_values = attrgetter(*_FIELDS)
 
 
 def _stored(schedule_id: UUID, version: int, *, rev: int, following: Nominal | None, is_new: bool = False) -> StoredSchedule:

@@ -64,9 +64,11 @@ ORDER BY c.schedule_id
 FOR UPDATE;
 
 -- name: run_lock
--- With whether their end under their present epoch was counted before.
+-- With whether their end under their present epoch was counted before. LIMIT: looked up run by run; EXISTS may be planned as a scan of all events.
 SELECT r.run_id, r.tenant_id, r.schedule_id, r.overlap_key, r.epoch, r.state,
-    EXISTS (SELECT FROM wsync.run_event AS e WHERE e.run_id = r.run_id AND e.epoch = r.epoch AND e.kind = 'run.settled') AS is_settled
+    coalesce((SELECT true FROM wsync.run_event AS e
+        WHERE e.run_id = r.run_id AND e.epoch = r.epoch AND e.kind = 'run.settled' AND e.at >= r.created_at - interval '1 day'
+        LIMIT 1), false) AS is_settled
 FROM wsync.run AS r
 WHERE r.run_id = ANY(:run_ids)
 ORDER BY r.run_id

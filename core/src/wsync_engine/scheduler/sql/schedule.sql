@@ -18,6 +18,7 @@ WHERE y.sync_id = :sync_id;
 -- name: schedule_insert
 -- Any number of schedules: definition, first version, clock and event of each. A name that is taken inserts nothing: registering again is no
 -- error, and waits for whoever is just inserting it; names in order, so that two who insert the same ones never wait in a circle.
+-- Returns those that were not inserted.
 WITH wanted AS MATERIALIZED (
     SELECT n.schedule_id, n.next_nominal_at, n.next_due_at, n.spec
     FROM jsonb_to_recordset(CAST(:wanted AS jsonb))
@@ -30,7 +31,7 @@ WITH wanted AS MATERIALIZED (
     SELECT w.schedule_id, :tenant_id, s.name, y.sync_id, y.source_connection_id, coalesce(k.credential_id, k.connection_id), y.overlap_key,
         y.queue, s.priority, s.kind, s.cron, s.zone, s.every_ms, s.anchor_at, s.once_at, s.jitter_ms, s.overlap, s.max_buffer, s.catchup_ms,
         s.catchup_mode, s.start_at, s.end_at, s.max_runs, s.max_attempts, s.backoff_base_ms, s.backoff_cap_ms, s.attempt_timeout_ms,
-        s.total_timeout_ms, s.stall_ms, s.pause_after_failures, s.params, wsync.clock(), wsync.clock()
+        s.total_timeout_ms, s.stall_ms, s.pause_after_failures, s.params, (SELECT wsync.clock()), (SELECT wsync.clock())
     FROM wanted AS w
     CROSS JOIN LATERAL jsonb_populate_record(CAST(NULL AS wsync.schedule), w.spec) AS s
     JOIN wsync.sync AS y ON y.sync_id = s.sync_id
@@ -40,15 +41,15 @@ WITH wanted AS MATERIALIZED (
     RETURNING schedule_id
 ), versions AS (
     INSERT INTO wsync.schedule_spec (schedule_id, spec_version, tenant_id, spec, actor, at)
-    SELECT schedule_id, 1, :tenant_id, w.spec, :actor, wsync.clock() FROM wanted AS w JOIN made USING (schedule_id)
+    SELECT schedule_id, 1, :tenant_id, w.spec, :actor, (SELECT wsync.clock()) FROM wanted AS w JOIN made USING (schedule_id)
 ), clocks AS (
     INSERT INTO wsync.schedule_clock (schedule_id, tenant_id, shard, next_nominal_at, next_due_at)
     SELECT schedule_id, :tenant_id, :shard, w.next_nominal_at, w.next_due_at FROM wanted AS w JOIN made USING (schedule_id)
 ), told AS (
     INSERT INTO wsync.run_event (at, tenant_id, schedule_id, kind, detail)
-    SELECT wsync.clock(), :tenant_id, schedule_id, 'schedule.created', jsonb_build_object('actor', CAST(:actor AS text)) FROM made
+    SELECT (SELECT wsync.clock()), :tenant_id, schedule_id, 'schedule.created', jsonb_build_object('actor', CAST(:actor AS text)) FROM made
 )
-SELECT schedule_id FROM made;
+SELECT schedule_id FROM wanted EXCEPT SELECT schedule_id FROM made;
 
 -- name: schedule_find
 SELECT s.*
