@@ -4,10 +4,11 @@ Usage: .venv/bin/python benchmarks/schedule.py [--schedules 100000] [--due 1000 
 
 Two schedulers and two workers, as processes, on servers of their own. The workers are the product's; their task processes are not, a run ends at
 once: what is measured is scheduling. The last line is one JSON object: create_per_s (with two loaders under their tenants' login, index included),
-lateness_p50_ms and lateness_p99_ms (from due to claimed, of the first --due spread over one
-second, with 16 slots a worker: with slots for fewer runs than are due, the wait for a slot would be measured), lateness_<n>_p99_ms of the others,
-noop_runs_per_s (claim to finish), idle_cpu_percent (of one core: both schedulers, both workers and the index, with all schedules stored and none
-due), recovery_s (from kill -9 of a worker until its run starts again) and loop_per_s, a busy loop of the same minute, as a measure of the machine.
+lateness_p50_ms and lateness_p99_ms (from due to claimed, of the first --due spread over one second, with 16 slots a worker: with slots for fewer
+runs than are due, the wait for a slot would be measured), lateness_<n>_p99_ms of the others, rebuild_s (from FLUSHALL until the index holds all
+schedules again) and rebuild_lateness_ms (the worst of those that are due meanwhile), noop_runs_per_s (claim to finish), idle_cpu_percent (of one
+core: both schedulers, both workers and the index, with all schedules stored and none due), recovery_s (from kill -9 of a worker until its run
+starts again) and loop_per_s, a busy loop of the same minute, as a measure of the machine.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ from wsync_engine.worker.supervisor import Worker, WorkerOptions
 
 BATCH = 2_000
 SLOTS = 16
+DUE_IN_REBUILD = 200
 KEY = "c2NoZWR1bGUtYmVuY2htYXJrLWtleS0zMi1ieXRlcyE="
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -230,6 +232,24 @@ class Bench:
         assert row is not None
         return row[0][0], row[0][1]
 
+    def rebuild(self, stored: int) -> tuple[float, float]:
+        """Seconds until an index that lost everything holds all schedules again, and the worst lateness (ms) of those due meanwhile."""
+        tenant_id, syncs = self.new_tenant(DUE_IN_REBUILD)
+        first = datetime.now(UTC) + timedelta(seconds=4)
+        self.make(tenant_id, [(sync_id, first + timedelta(seconds=at / 10)) for at, sync_id in enumerate(syncs)])
+        time.sleep(4)
+        client = connect(self.urls.redis)
+        client.flushall()
+        began_s = time.monotonic()
+        self.until(lambda: client.zcard(self.index._key("due")) >= stored)
+        took_s = time.monotonic() - began_s
+        self.until_ended(tenant_id, DUE_IN_REBUILD)
+        row = self.engine.execute(
+            "SELECT max(1000 * extract(epoch FROM started_at - due_at)) FROM wsync.run WHERE tenant_id = %s", [tenant_id]
+        ).fetchone()
+        assert row is not None
+        return took_s, float(row[0])
+
     def noop_runs_per_s(self, runs: int, team: Team) -> float:
         """Fired first, then executed by two workers that find them all in line."""
         tenant_id, syncs = self.new_tenant(runs)
@@ -350,6 +370,8 @@ def measure(urls: Urls, servers: EmbeddedServers, options: argparse.Namespace) -
             p50, p99 = bench.lateness_ms(due)
             found |= {"lateness_p50_ms": p50, "lateness_p99_ms": p99} if number == 0 else {f"lateness_{due}_p99_ms": p99}
             say(found)
+        found["rebuild_s"], found["rebuild_lateness_ms"] = bench.rebuild(options.schedules)
+        say(found)
         for worker in workers:
             worker.terminate()
         found["noop_runs_per_s"] = bench.noop_runs_per_s(options.runs, team)

@@ -187,7 +187,8 @@ class World:
     def job(self, run_id: UUID, faults: Callable[[str], None] = no_faults) -> Job:
         """A claim by a new holder."""
         row = self.engine.execute(
-            "UPDATE wsync.run SET state = 'running', epoch = epoch + 1 WHERE run_id = %s RETURNING epoch", (run_id,)
+            "UPDATE wsync.run SET state = 'running', epoch = epoch + 1, worker_id = %s WHERE run_id = %s RETURNING epoch, worker_id",
+            (uuid7(), run_id),
         ).fetchone()
         assert row is not None
         return Job(
@@ -198,7 +199,7 @@ class World:
             source=self.source,
             sink=self.sink,
             destination=self.destination,
-            books=RunBooks(self.api, tenant_id=self.tenant_id, run_id=run_id, epoch=row[0]),
+            books=RunBooks(self.api, tenant_id=self.tenant_id, run_id=run_id, epoch=row[0], worker_id=row[1]),
             storage=self.storage,
             cipher=PlainCipher(),
             context=RunContext(tag="test", faults=faults),

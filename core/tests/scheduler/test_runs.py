@@ -22,7 +22,8 @@ from wsync_engine.scheduler.runs import (
     request_cancel,
     retry_run,
 )
-from wsync_sdk.errors import StateError
+from wsync_engine.state.books import RunBooks, SentChunk
+from wsync_sdk import RowRange, StateError
 
 WORKER, OTHER = UUID(int=1), UUID(int=2)
 
@@ -77,6 +78,22 @@ def test_a_stale_epoch_can_neither_heartbeat_nor_finish_nor_retry(world: Any, ru
     with pytest.raises(StateError):
         give_back_run(world.engine, run_id, 1)
     assert (row(world, run_id)["state"], row(world, run_id)["epoch"]) == ("running", 2)
+
+
+def test_a_claim_that_postgres_lost_in_a_failover_is_no_claim_although_the_next_one_has_its_epoch(world: Any, run_id: UUID) -> None:
+    claim_runs(world.engine, [run_id], WORKER)
+    lost = RunBooks(world.api, tenant_id=world.tenant_id, run_id=run_id, epoch=1, worker_id=WORKER)
+    lost.load()
+    world.engine.execute(
+        "UPDATE wsync.run SET state = 'queued', epoch = 0, worker_id = NULL, lease_until = NULL WHERE run_id = %s", [run_id]
+    )
+    claim_runs(world.engine, [run_id], OTHER)
+    held = RunBooks(world.api, tenant_id=world.tenant_id, run_id=run_id, epoch=1, worker_id=OTHER)
+
+    assert heartbeat(world.engine, WORKER, [Beat(run_id=run_id, epoch=1)]) == []
+    with pytest.raises(StateError):
+        lost.mark_sent([SentChunk(partition=0, range=RowRange(0, 9))])
+    held.mark_sent([SentChunk(partition=0, range=RowRange(0, 9))])
 
 
 def test_an_ended_run_stays_as_it_ended_and_counts_once(world: Any, run_id: UUID) -> None:

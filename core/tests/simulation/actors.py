@@ -275,7 +275,7 @@ class Child:
 
     def _work(self, run: RunInProgress, line: Line) -> Ended:
         a, rng = run.assignment, self.world.rng
-        books = RunBooks(cast(Any, line), tenant_id=a.tenant_id, run_id=a.run_id, epoch=a.epoch)
+        books = RunBooks(cast(Any, line), tenant_id=a.tenant_id, run_id=a.run_id, epoch=a.epoch, worker_id=a.worker_id)
         if books.load().dry_run:
             books.block(["dry run"])
             return self._ended(run, "concluded", state="blocked")

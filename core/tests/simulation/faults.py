@@ -69,6 +69,18 @@ def _is_fires_commit(effect: Effect) -> bool:
     return _is_fire(effect) and effect.name == "commit"
 
 
+def _is_advance(effect: Effect) -> bool:
+    return _is_fires_commit(effect) and "clock_advance" in effect.statements
+
+
+def _is_claim(effect: Effect) -> bool:
+    return effect.role == "worker" and effect.name == "run_claim"
+
+
+def _is_workers_end(effect: Effect) -> bool:
+    return effect.role == "worker" and effect.name == "commit" and "run_lock" in effect.statements
+
+
 def _is_in_write(effect: Effect) -> bool:
     return effect.role == "producer" and effect.store == "postgres" and len(effect.statements) > 1
 
@@ -122,7 +134,7 @@ PLACES: dict[str, Place] = {
     "C9": Place(title="after the fire's commit", before=_is("scheduler", "commit_fire"), faults=(Fault.KILL, Fault.LOST)),
     "C10": Place(title="the index was told, the reply is lost", after=_is("scheduler", "commit_fire"), faults=(Fault.UNKNOWN,)),
     "C11": Place(title="a wake-up is lost"),
-    "C12": Place(title="Postgres loses the last asynchronous commit", after=_is_fires_commit, faults=(Fault.LOSE_COMMIT,)),
+    "C12": Place(title="Postgres loses the last asynchronous commit", after=_is_advance, faults=(Fault.LOSE_COMMIT,)),
     "C13": Place(title="a scheduler stands still past its lease", after=_has_schedules, faults=(Fault.STALL,)),
     "C14": Place(title="two schedulers hold the same schedule"),
     "C15": Place(title="a schedule that can't be computed"),
@@ -148,7 +160,11 @@ PLACES: dict[str, Place] = {
     "C28": Place(title="in the reaper", before=_is_reap, faults=KILLS),
     "C29": Place(title="the index is flushed"),
     "C30": Place(title="the index fails over and loses its last writes"),
-    "C31": Place(title="Postgres fails over and loses commits", shown_by="none"),
+    "C31": Place(
+        title="Postgres fails over and loses a claim or an end",
+        after=lambda x: _is_claim(x) or _is_workers_end(x),
+        faults=(Fault.LOSE_COMMIT,),
+    ),
     "C32": Place(title="a cancel's message is lost"),
     "C33": Place(title="the loader dies", before=_is("scheduler", "pexpire load", "delete load"), faults=KILLS),
     "C34": Place(title="a run ends while another one is about to wait for it"),
@@ -196,19 +212,21 @@ class Faults:
     def after(self, effect: Effect) -> Fault | None:
         return self._find(effect, lambda place: place.after is not None and place.after(effect))
 
-    def loses_commit(self, line: Line) -> bool:
-        """Whether this commit is one that a crash of Postgres takes back, together with all connections."""
-        planned = next((x for x in self._plan if x.fault is Fault.LOSE_COMMIT), None)
-        effect = Effect(process=line.process, role=line.role, store="postgres", name="commit", statements=line.statements)
-        if self.is_off or planned is None or not _is_fires_commit(effect) or "clock_advance" not in line.statements:
-            return False
-        planned.passes -= 1
-        if planned.passes >= 0:
-            return False
-        self._plan.remove(planned)
-        self.note(planned.point)
-        self._world.lose_commit(line)
-        return True
+    def loses_commit(self, line: Line, name: str) -> bool:
+        """Whether this commit, or statement that is a transaction by itself, is one that a crash of Postgres takes back, together with all connections."""
+        effect = Effect(process=line.process, role=line.role, store="postgres", name=name, statements=line.statements)
+        for planned in [x for x in self._plan if x.fault is Fault.LOSE_COMMIT and not self.is_off]:
+            after = PLACES[planned.point].after
+            if self._world.is_losing or after is None or not after(effect):
+                continue
+            planned.passes -= 1
+            if planned.passes < 0:
+                self._plan.remove(planned)
+                self.note(planned.point)
+                self._world.trace("fault", f"{planned.point}: this commit will be lost")
+                self._world.lose_commit(line)
+                return True
+        return False
 
     def _find(self, effect: Effect, is_there: Callable[[Place], bool]) -> Fault | None:
         if self.is_off:

@@ -126,7 +126,16 @@ class Line:
     def run(self, query: bytes | str, do: Callable[[], Any]) -> Any:
         name = statement_name(query)
         self.statements = (*(self.statements if self.depth else ()), name)
-        return self._perform(name, do)
+        return self._perform(name, do if self.depth else lambda: self._alone(name, do))
+
+    def _alone(self, name: str, do: Callable[[], Any]) -> Any:
+        """A statement that is a transaction by itself."""
+        if not self.world.faults.loses_commit(self, name):
+            return do()
+        self.real.execute("BEGIN")
+        result = do()
+        self.real.execute("ROLLBACK")
+        return result
 
     def _begin(self) -> None:
         self._check()
@@ -154,7 +163,7 @@ class Line:
             self.depth = 0  # not before: until then it is open
 
     def _really_commit(self) -> None:
-        self._end_transaction("ROLLBACK" if self.world.faults.loses_commit(self) else "COMMIT")
+        self._end_transaction("ROLLBACK" if self.world.faults.loses_commit(self, "commit") else "COMMIT")
 
     def _roll_back(self) -> None:
         self.depth -= 1

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 loop._STOP_CHECK_S = loop.LONGEST_SLEEP_S  # how soon a scheduler sees that it shall stop; none is told to here
 STALL_MS = (11_000, 48_000)
 DELAYED_SHARE = 0.03
+TELLS_INDEX = {"commit_fire", "renew", "release"}
+"""What an actor does after a commit: until then, only it has seen what it committed."""
 CHANGES = {"schedule_change", "schedule_pause", "schedule_delete"}
 ENDS = {"run_finish", "run_cancel", "run_crashed", "run_finish_lost", "select_epoch_s_and_for_update"}
 AUDIT = """
@@ -224,7 +226,7 @@ class World:
         fault = self.faults.after(effect)
         if fault is not None:
             self._suffer(fault, effect, lose, line)
-        if self._loser is not None and effect.name == "commit_fire" and effect.process is self._loser.process:
+        if self._loser is not None and effect.name in TELLS_INDEX and effect.process is self._loser.process:
             self._crash_postgres()
         return effect.result
 
@@ -254,6 +256,11 @@ class World:
         process.frozen_until_ms = self.clock.now_ms + milliseconds
         if line is not None:
             line.freeze(milliseconds)
+
+    @property
+    def is_losing(self) -> bool:
+        """A commit was lost, and Postgres has not crashed yet."""
+        return self._loser is not None
 
     def lose_commit(self, line: Line) -> None:
         """Its actor alone moves until the index was told; then Postgres crashes."""

@@ -66,9 +66,10 @@ _SCHEDULE = statements("schedule")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimedRun:
-    """A run that is ours under `epoch` until `lease_until`, by Postgres' clock."""
+    """A run that is ours, as `worker_id`, under `epoch` until `lease_until`, by Postgres' clock."""
 
     run_id: UUID
+    worker_id: UUID
     tenant_id: UUID
     sync_id: UUID
     schedule_id: UUID | None
@@ -154,7 +155,7 @@ class CancelRequested:
 def claim_runs(conn: psycopg.Connection[Any], run_ids: Sequence[UUID], worker_id: UUID, *, lease_s: float = LEASE_S) -> list[ClaimedRun]:
     """Confirm what the index dispatched; those not in the answer are someone else's, cancelled or not ready: release them."""
     rows = select(conn, _SQL["run_claim"], {"run_ids": list(run_ids), "worker_id": worker_id, "lease_s": lease_s})
-    return [ClaimedRun(**row) for row in rows]
+    return [ClaimedRun(**row, worker_id=worker_id) for row in rows]
 
 
 def heartbeat(conn: psycopg.Connection[Any], worker_id: UUID, beats: Sequence[Beat], *, lease_s: float = LEASE_S) -> list[Held]:

@@ -114,16 +114,17 @@ def _error_columns(error: WsyncError | None) -> tuple[str | None, str | None, st
 
 
 class RunBooks:
-    """One run's writes, fenced by its epoch.
+    """One run's writes, fenced by its epoch and its holder: a claim that Postgres lost in a failover is followed by another one of the same epoch.
 
-    :param conn: autocommit; used by one thread.
+    :param conn: autocommit; used by one thread. :param worker_id: who claimed the run.
     """
 
-    def __init__(self, conn: psycopg.Connection[Any], *, tenant_id: UUID, run_id: UUID, epoch: int) -> None:
+    def __init__(self, conn: psycopg.Connection[Any], *, tenant_id: UUID, run_id: UUID, epoch: int, worker_id: UUID) -> None:
         self._conn = conn
         self.tenant_id = tenant_id
         self.run_id = run_id
         self.epoch = epoch
+        self.worker_id = worker_id
 
     # -- reading
 
@@ -375,8 +376,8 @@ class RunBooks:
             with self._conn.transaction(), self._conn.cursor() as cursor:
                 cursor.execute("SELECT set_config('wsync.tenant_id', %s, true)", (str(self.tenant_id),))
                 row = cursor.execute(
-                    "SELECT epoch = %s AND state IN ('running', 'cancelling') FROM wsync.run WHERE run_id = %s " + lock,
-                    (self.epoch, self.run_id),
+                    "SELECT epoch = %s AND worker_id = %s AND state IN ('running', 'cancelling') FROM wsync.run WHERE run_id = %s " + lock,
+                    (self.epoch, self.worker_id, self.run_id),
                 ).fetchone()
                 if row is None or not row[0]:
                     raise StateError("this run is no longer ours", next_step="nothing to do: another worker goes on with it")

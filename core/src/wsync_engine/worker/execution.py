@@ -132,7 +132,7 @@ class _Execution:
             source=source,
             sink=sink,
             destination=a.destination,
-            books=RunBooks(self._connection, tenant_id=a.tenant_id, run_id=a.run_id, epoch=a.epoch),
+            books=RunBooks(self._connection, tenant_id=a.tenant_id, run_id=a.run_id, epoch=a.epoch, worker_id=a.worker_id),
             storage=LocalStorage.of_url(self._setup.storage_url, tenant_id=tenant),
             cipher=self._cipher,
             context=context,

@@ -39,6 +39,7 @@ class Assignment:
     tenant_id: UUID
     run_id: UUID
     epoch: int
+    worker_id: UUID
     sync_id: UUID
     sync_name: str
     spec: SyncSpec

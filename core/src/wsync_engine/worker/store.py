@@ -134,6 +134,7 @@ def _assignment(
         tenant_id=claimed.tenant_id,
         run_id=claimed.run_id,
         epoch=claimed.epoch,
+        worker_id=claimed.worker_id,
         sync_id=claimed.sync_id,
         sync_name=row["sync_name"],
         spec=spec,
