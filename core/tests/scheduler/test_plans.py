@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from wsync_engine.model.ids import uuid7
+from wsync_engine.scheduler import sweeper
 from wsync_engine.scheduler.fire import fire
 from wsync_engine.scheduler.runs import Beat, Finish, claim_runs, finish_runs, heartbeat
 from wsync_engine.secrets.keyring import Keyring
@@ -86,3 +87,28 @@ def test_a_batch_reads_its_own_rows_only(world: Any, schedules: list[UUID]) -> N
 
     assert [len(fired.runs), len(claimed), len(assigned), len(held), len(done.lost)] == [BATCH, BATCH, BATCH, BATCH, 0]
     assert {name: rows for name, rows in read.items() if rows > BATCH * ROWS_PER_RUN} == {}
+
+
+def test_a_page_of_a_walk_through_all_that_is_due_or_in_line_reads_no_more_than_itself(world: Any, schedules: list[UUID]) -> None:
+    world.engine.execute("UPDATE wsync.run SET state = 'queued' WHERE run_id = ANY(%s)", [schedules])
+    world.engine.execute(
+        "UPDATE wsync.schedule_clock SET next_due_at = next_due_at + interval '1 day' WHERE schedule_id = ANY(%s)",
+        [schedules[3 * sweeper.BATCH :]],
+    )
+    walks = {
+        "clock_all": ({"shard": 0}, "next_due_at", "schedule_id"),
+        "clock_soon": ({"shard": 0, "until_at": world.now}, "next_due_at", "schedule_id"),
+        "run_waiting": ({"shard": 0, "until_at": world.now}, "ready_at", "run_id"),
+    }
+    read: dict[str, int] = {}
+
+    for name, (columns, at, key) in walks.items():
+        pages = sweeper._pages(world.engine, name, columns, at, key)
+        read[name], first = rows_read(world, lambda pages=pages: next(pages))
+        read[f"{name}, second page"], second = rows_read(world, lambda pages=pages: next(pages))
+        if name == "clock_soon":
+            read[f"{name}, the rest"], rest = rows_read(world, lambda pages=pages: list(pages))
+            assert [len(page) for page in rest] == [sweeper.BATCH]
+        assert len({row[key] for row in (*first, *second)}) == 2 * sweeper.BATCH
+
+    assert {name: rows for name, rows in read.items() if rows > 2 * sweeper.BATCH} == {}

@@ -98,6 +98,7 @@ class Index:
         self._default_caps = default_caps.argument
         self._patience_ms = patience_ms
         self._incarnation = ""
+        self._is_loading = False
         self._turn = 0
 
     # -- who is this index?
@@ -155,6 +156,7 @@ class Index:
                 return False
             self._incarnation = f"{uuid.uuid4().hex}:{self._server_run_id()}"
             self._client.set(self._key("inc"), f"{self._incarnation}:loading")
+            self._is_loading = True
         return True
 
     def is_abandoned(self) -> bool:
@@ -176,6 +178,7 @@ class Index:
 
     def end_load(self) -> None:
         """Give back the loader's lock."""
+        self._is_loading = False
         with _translated("load index"):
             self._client.delete(self._key("load"))
 
@@ -354,6 +357,15 @@ class Index:
     def _run(self, script: str, keys: Sequence[str], arguments: Sequence[str | int | bytes]) -> Any:
         if not self._incarnation:
             self.attach()
+        try:
+            return self._call(script, keys, arguments)
+        except RebuildNeeded:
+            if self._is_loading:  # what we load is ours to the end, or lost
+                raise
+        self.attach()  # it may have been rebuilt since we looked: then nobody has to wait for the next sweep
+        return self._call(script, keys, arguments)
+
+    def _call(self, script: str, keys: Sequence[str], arguments: Sequence[str | int | bytes]) -> Any:
         clock = "" if self._clock is None else str(self._clock())
         names = [self._key(name) for name in ("inc", *keys)]
         try:

@@ -19,7 +19,7 @@ from wsync_engine.telemetry import metrics
 
 __all__ = ["load_index", "sweep"]
 
-SWEEP_WINDOW_S = 15.0
+SWEEP_WINDOW = timedelta(seconds=15)
 WAITING_SINCE = timedelta(seconds=2)
 _EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST = datetime(9999, 12, 31, tzinfo=UTC)
@@ -74,12 +74,12 @@ def sweep(conn: psycopg.Connection[Any], index: Index) -> int:
         repairs = compare_caps(conn, index)
         for page in _active_pages(conn, shard):
             repairs += _hold_lost(conn, index, [ready_run(row) for row in page])
-        for page in _pages(conn, "clock_soon", {"shard": shard, "window_s": SWEEP_WINDOW_S}, "next_due_at", "schedule_id"):
+        now = instant(select(conn, _SCHEDULE["time_now"], {})[0], "now")
+        for page in _pages(conn, "clock_soon", {"shard": shard, "until_at": now + SWEEP_WINDOW}, "next_due_at", "schedule_id"):
             repairs += _repair(conn, index, page)
         for page in _pages(conn, "backfill_active", {"shard": shard}, "next_due_at", "backfill_id"):
             repairs += _repair_backfills(conn, index, page)
-        until_at = instant(select(conn, _SCHEDULE["time_now"], {})[0], "now") - WAITING_SINCE
-        for page in _pages(conn, "run_waiting", {"shard": shard, "until_at": until_at}, "ready_at", "run_id"):
+        for page in _pages(conn, "run_waiting", {"shard": shard, "until_at": now - WAITING_SINCE}, "ready_at", "run_id"):
             index.commit_fire([], [ready_run(row) for row in page])  # a no-op for those that are there
         orphans = promote_orphans(conn, shard=shard)
     metrics.REPAIRS.labels("orphan").inc(len(orphans))
@@ -138,7 +138,7 @@ def _entry(row: Row) -> DueEntry:
 
 def _pages(conn: psycopg.Connection[Any], name: str, columns: dict[str, Any], at: str, key: str) -> Iterator[list[Row]]:
     after_at, after_id = _EARLIEST, UUID(int=0)
-    while page := select(conn, _SQL[name], {**columns, "after_at": after_at, "after_id": after_id, "count": BATCH}):
+    while page := _page(conn, name, {**columns, "after_at": after_at, "after_id": after_id, "count": BATCH}):
         yield page
         after_at, after_id = instant(page[-1], at), page[-1][key]
 
@@ -148,3 +148,10 @@ def _active_pages(conn: psycopg.Connection[Any], shard: int) -> Iterator[list[Ro
     while page := select(conn, _SQL["run_active"], {"shard": shard, "after_id": after_id, "count": BATCH}):
         yield page
         after_id = page[-1]["run_id"]
+
+
+def _page(conn: psycopg.Connection[Any], name: str, columns: dict[str, Any]) -> list[Row]:
+    """One page, read in the order of its index: of a table that was filled a moment ago the planner knows nothing, and would sort all of it."""
+    with conn.transaction():
+        select(conn, _SQL["plan_in_order"], {})
+        return select(conn, _SQL[name], columns)

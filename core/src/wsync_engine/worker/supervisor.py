@@ -99,6 +99,11 @@ class _Backoff:
     def is_over(self) -> bool:
         return self._clocks.monotonic_s() >= self._again_s
 
+    @property
+    def again_s(self) -> float:
+        """When to ask again, by the monotonic clock."""
+        return self._again_s
+
     def failed(self, exc: Exception) -> None:
         self._failures += 1
         limit_s: float = min(LONGEST_BACKOFF_S, 0.05 * 2.0 ** min(self._failures, 10))
@@ -254,7 +259,8 @@ class Worker:
     def _rest_s(self) -> float:
         now_s = self._clocks.monotonic_s()
         kills = [tenure.kill_at_s - now_s for tenure in self._tenures() if tenure.kill_at_s is not None]
-        return max(0.01, min([TIMER_S, self._options.lease_s / 6, *kills]))
+        asks = [self._ask_at_s - now_s] if self._ask_at_s > now_s else []
+        return max(0.01, min([TIMER_S, self._options.lease_s / 6, *asks, *kills]))
 
     # -- children
 
@@ -468,6 +474,8 @@ class Worker:
         self._ask_at_s = self._clocks.monotonic_s() + TIMER_S
         dispatched: list[tuple[UUID, UUID]] = []
         self._tell_index(lambda: dispatched.extend(self._index.dispatch(self.worker_id, free, queues=self._options.queues)))
+        if not self._index_backoff.is_over:  # away, or being loaded: what is due waits for this
+            self._ask_at_s = self._index_backoff.again_s
         if not dispatched:
             return
         sent_s = self._clocks.boot_time_s()

@@ -9,17 +9,17 @@ SELECT wsync.partition_drop('run_history', CAST(wsync.clock() AT TIME ZONE 'UTC'
 
 -- name: history_delete
 -- What lies in no day's partition, and so is not dropped with one.
-DELETE FROM wsync.run_history WHERE finished_at < wsync.clock() - make_interval(days => CAST(:runs_days AS int) + 1);
+DELETE FROM wsync.run_history WHERE finished_at < (SELECT wsync.clock()) - make_interval(days => CAST(:runs_days AS int) + 1);
 
 -- name: event_delete
-DELETE FROM wsync.run_event WHERE at < wsync.clock() - make_interval(days => CAST(:events_days AS int) + 1);
+DELETE FROM wsync.run_event WHERE at < (SELECT wsync.clock()) - make_interval(days => CAST(:events_days AS int) + 1);
 
 -- name: blocked_expire
 -- Nobody has decided for a week. Its successor is queued by the same statement.
 WITH old AS (
     SELECT run_id
     FROM wsync.run
-    WHERE state = 'blocked' AND heartbeat_at < wsync.clock() - make_interval(days => CAST(:blocked_days AS int))
+    WHERE state = 'blocked' AND heartbeat_at < (SELECT wsync.clock()) - make_interval(days => CAST(:blocked_days AS int))
     ORDER BY run_id
     LIMIT :count
     FOR UPDATE SKIP LOCKED
@@ -41,7 +41,7 @@ WITH ended AS (
     SELECT run_id
     FROM wsync.run
     WHERE state IN ('succeeded', 'partial', 'failed', 'cancelled') AND (folded_at IS NOT NULL OR delivery IS NULL)
-        AND finished_at < wsync.clock() - make_interval(hours => CAST(:hours AS int))
+        AND finished_at < (SELECT wsync.clock()) - make_interval(hours => CAST(:hours AS int))
     ORDER BY finished_at
     LIMIT :count
     FOR UPDATE SKIP LOCKED
@@ -56,4 +56,4 @@ INSERT INTO wsync.run_history SELECT * FROM moved
 RETURNING run_id;
 
 -- name: worker_forget
-DELETE FROM wsync.worker WHERE heartbeat_at < wsync.clock() - interval '7 days';
+DELETE FROM wsync.worker WHERE heartbeat_at < (SELECT wsync.clock()) - interval '7 days';

@@ -2,11 +2,15 @@
 -- One sweeper per shard at a time; the lock ends with the transaction, whatever happens to its holder.
 SELECT pg_try_advisory_xact_lock(hashtext('wsync.sweep'), CAST(:shard AS int)) AS is_mine;
 
+-- name: plan_in_order
+-- For the rest of the transaction.
+SELECT set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true), set_config('enable_seqscan', 'off', true);
+
 -- name: clock_soon
--- A page of schedules due soon, in order of their due time.
+-- A page of schedules due soon, in order of their due time. The end is a value: a clock that moves on bounds no index scan.
 SELECT c.schedule_id, c.rev, c.next_due_at
 FROM wsync.schedule_clock AS c
-WHERE c.shard = :shard AND c.next_due_at <= wsync.clock() + make_interval(secs => CAST(:window_s AS float8))
+WHERE c.shard = :shard AND c.next_due_at <= CAST(:until_at AS timestamptz)
     AND (c.next_due_at, c.schedule_id) > (CAST(:after_at AS timestamptz), CAST(:after_id AS uuid))
 ORDER BY c.next_due_at, c.schedule_id
 LIMIT :count;

@@ -4,10 +4,10 @@ SELECT w.workers, w.slots, w.running, c.overdue
 FROM (
     SELECT count(*) AS workers, coalesce(sum(slots), 0) AS slots, coalesce(sum(running), 0) AS running
     FROM wsync.worker
-    WHERE heartbeat_at > wsync.clock() - interval '1 minute' AND NOT draining) AS w,
+    WHERE heartbeat_at > (SELECT wsync.clock()) - interval '1 minute' AND NOT draining) AS w,
     (SELECT count(*) AS overdue
     FROM wsync.schedule_clock
-    WHERE next_due_at < wsync.clock() - make_interval(secs => CAST(:late_after_s AS float8))) AS c;
+    WHERE next_due_at < (SELECT wsync.clock()) - make_interval(secs => CAST(:late_after_s AS float8))) AS c;
 
 -- name: sync_health
 SELECT y.resync, s.manifest, r.run_id, r.state, r.outcome_reason
@@ -27,10 +27,10 @@ SELECT r.run_id, r.state::text AS state, r.ready_at, r.ready_at > wsync.clock() 
     r.waits_for, q.name AS queue,
     extract(epoch FROM wsync.clock() - r.ready_at) AS waiting_s,
     (SELECT count(*) FROM wsync.run AS b WHERE b.overlap_key = r.overlap_key AND b.state = 'buffered') AS buffered,
-    (SELECT count(*) FROM wsync.worker AS w WHERE r.queue = ANY(w.queues) AND w.heartbeat_at > wsync.clock() - interval '1 minute'
+    (SELECT count(*) FROM wsync.worker AS w WHERE r.queue = ANY(w.queues) AND w.heartbeat_at > (SELECT wsync.clock()) - interval '1 minute'
         AND NOT w.draining AND w.refusal IS NULL) AS workers,
     (SELECT coalesce(sum(w.slots - w.running), 0) FROM wsync.worker AS w WHERE r.queue = ANY(w.queues)
-        AND w.heartbeat_at > wsync.clock() - interval '1 minute' AND NOT w.draining AND w.refusal IS NULL) AS free_slots,
+        AND w.heartbeat_at > (SELECT wsync.clock()) - interval '1 minute' AND NOT w.draining AND w.refusal IS NULL) AS free_slots,
     (SELECT min(CASE c.kind WHEN 'T' THEN 'of the tenant' WHEN 'N' THEN 'of the source connection' WHEN 'S' THEN 'of the sync'
             ELSE 'of the sink''s credential' END || ': ' || c.max_running)
         FROM wsync.resource_cap AS c
@@ -54,7 +54,7 @@ FROM wsync.schedule AS h
 JOIN wsync.schedule_clock AS c ON c.schedule_id = h.schedule_id
 LEFT JOIN LATERAL (
     SELECT e.at, e.detail FROM wsync.run_event AS e
-    WHERE e.schedule_id = h.schedule_id AND e.tenant_id = h.tenant_id AND e.kind = 'schedule.skipped' AND e.at > wsync.clock() - interval '1 day'
+    WHERE e.schedule_id = h.schedule_id AND e.tenant_id = h.tenant_id AND e.kind = 'schedule.skipped' AND e.at > (SELECT wsync.clock()) - interval '1 day'
     ORDER BY e.at DESC LIMIT 1) AS e ON true
 WHERE h.tenant_id = :tenant_id AND h.sync_id = :sync_id AND h.deleted_at IS NULL
 ORDER BY h.name;

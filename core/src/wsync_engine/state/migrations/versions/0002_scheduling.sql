@@ -17,6 +17,12 @@ ALTER TABLE wsync.run_history
     ADD COLUMN queue smallint NOT NULL DEFAULT 0,
     ADD COLUMN params jsonb NOT NULL DEFAULT '{}',
     ADD COLUMN waits_for uuid;
+
+-- In the order in which sweeps and loads go through them, so that no page sorts the table, whatever the planner believes of it.
+DROP INDEX wsync.schedule_clock_due, wsync.run_ready;
+CREATE INDEX schedule_clock_due ON wsync.schedule_clock (shard, next_due_at, schedule_id) WHERE next_due_at IS NOT NULL;
+CREATE INDEX run_ready ON wsync.run (shard, ready_at, run_id) WHERE state = 'queued';
+
 CREATE INDEX run_backfill ON wsync.run (backfill_id) WHERE backfill_id IS NOT NULL
     AND state IN ('buffered', 'queued', 'running', 'cancelling', 'blocked');
 CREATE INDEX run_ended ON wsync.run (finished_at) WHERE state IN ('succeeded', 'partial', 'failed', 'cancelled');
