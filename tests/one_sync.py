@@ -23,6 +23,8 @@ from wsync_engine.state.books import RunBooks
 from wsync_engine.storage import LocalStorage
 from wsync_sdk import Sink
 
+WORKER = UUID(int=1)
+
 
 class Crash(BaseException):
     """The process dies here."""
@@ -75,7 +77,7 @@ class OneSync:
     def attempt(self, run_id: UUID, faults: Callable[[str], None] = no_faults) -> Outcome:
         """One holder's try, with connectors of its own."""
         row = self.engine.execute(
-            "UPDATE wsync.run SET state = 'running', epoch = epoch + 1 WHERE run_id = %s RETURNING epoch", (run_id,)
+            "UPDATE wsync.run SET state = 'running', epoch = epoch + 1, worker_id = %s WHERE run_id = %s RETURNING epoch", (WORKER, run_id)
         ).fetchone()
         assert row is not None
         with self._job(run_id, row[0], faults) as job:
@@ -99,7 +101,7 @@ class OneSync:
                 source=source,
                 sink=sink,
                 destination=f"c/{self.sink_plugin}",
-                books=RunBooks(self.api, tenant_id=self.tenant_id, run_id=run_id, epoch=epoch),
+                books=RunBooks(self.api, tenant_id=self.tenant_id, run_id=run_id, epoch=epoch, worker_id=WORKER),
                 storage=self.storage,
                 cipher=self.cipher,
                 context=RunContext(tag="test", faults=faults),
