@@ -12,7 +12,7 @@ from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import OverlapPolicy
 from wsync_engine.scheduler.fire import fire
 from wsync_engine.scheduler.overlap import promote_orphans
-from wsync_engine.scheduler.runs import Beat, claim_runs, confirm_kill, finish_run, heartbeat, request_cancel
+from wsync_engine.scheduler.runs import Beat, claim_runs, confirm_kill, finish_run, heartbeat, reap_runs, request_cancel
 from wsync_engine.scheduler.schedules import pause_schedule, trigger_run
 from wsync_engine.scheduler.sweeper import sweep
 from wsync_engine.state import database as state
@@ -204,12 +204,32 @@ def test_a_confirmed_kill_lets_the_successor_start_at_once(world: Any) -> None:
     claimed = start(world, world.runs(stored.schedule_id)[0]["run_id"])
     fire_next(world, stored, 5)
 
-    ready = confirm_kill(world.engine, claimed.run_id)
+    ready = confirm_kill(world.engine, claimed.run_id, claimed.epoch)
 
     new = world.runs(stored.schedule_id)[1]
     assert [run.run_id for run in ready] == [new["run_id"]]
     assert start(world, new["run_id"])
-    assert confirm_kill(world.engine, claimed.run_id) == []
+    assert confirm_kill(world.engine, claimed.run_id, claimed.epoch) == []
+
+
+def test_a_holder_that_had_lost_the_run_before_confirms_no_kill(world: Any) -> None:
+    """Its own process is gone, but not that of the worker which the run was terminated at."""
+    stored = world.minutely(overlap="terminate_other")
+    fire_next(world, stored)
+    run_id = world.runs(stored.schedule_id)[0]["run_id"]
+    silent = start(world, run_id)
+    world.move(50)
+    reap_runs(world.engine, grace_s=0)
+    last = start(world, run_id)
+    fire_next(world, stored, 10)
+    new = world.runs(stored.schedule_id)[1]
+
+    by_silent = confirm_kill(world.engine, run_id, silent.epoch)
+    early = claim_runs(world.engine, [new["run_id"]], uuid7())
+    by_last = confirm_kill(world.engine, run_id, last.epoch)
+
+    assert (by_silent, early) == ([], [])
+    assert [run.run_id for run in by_last] == [new["run_id"]]
 
 
 @pytest.mark.parametrize("later", ["fire", "trigger after a cancel", "skipping trigger after a cancel"])
@@ -234,7 +254,7 @@ def test_no_later_run_of_the_key_starts_while_the_terminated_one_may_live(world:
     early = claim_runs(world.engine, [last], uuid7())
     world.engine.execute("UPDATE wsync.run SET ready_at = wsync.clock() WHERE run_id = %s", [last])
     hastened = claim_runs(world.engine, [last], uuid7())
-    ready = confirm_kill(world.engine, claimed.run_id)
+    ready = confirm_kill(world.engine, claimed.run_id, claimed.epoch)
 
     assert (early, hastened) == ([], [])
     assert [run.run_id for run in ready] == [last]

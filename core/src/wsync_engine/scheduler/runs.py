@@ -313,9 +313,9 @@ def run_of_key(conn: psycopg.Connection[Any], overlap_key: UUID) -> ReadyRun | N
     return ready_run(rows[0]) if rows else None
 
 
-def confirm_kill(conn: psycopg.Connection[Any], run_id: UUID) -> list[ReadyRun]:
-    """The process of a run that was taken from its worker is gone: what waited for that need not wait for the lease any more."""
-    return [ready_run(row) for row in select(conn, _SQL["run_kill_confirmed"], {"run_id": run_id})]
+def confirm_kill(conn: psycopg.Connection[Any], run_id: UUID, epoch: int) -> list[ReadyRun]:
+    """The process that executed a run under `epoch` is gone: if the run was terminated then, what waited need not wait for the lease any more."""
+    return [ready_run(row) for row in select(conn, _SQL["run_kill_confirmed"], {"run_id": run_id, "epoch": epoch})]
 
 
 def drop_waiting(conn: psycopg.Connection[Any], schedule_id: UUID, *, actor: str) -> None:

@@ -57,7 +57,7 @@ def ending_of_report(ended: Ended) -> Ending:
         case "failed":
             return failed(run_id, epoch, ended.error)
         case "dropped":  # its holder or the reaper decides
-            return _ending(run_id, epoch, partial(_freed, run_id=run_id), is_ours=False)
+            return _ending(run_id, epoch, partial(_freed, run_id=run_id, epoch=epoch), is_ours=False)
         case other:
             assert_never(other)
 
@@ -114,14 +114,14 @@ def _finish_or_free(run_id: UUID, epoch: int) -> Write:
         try:
             return finish(conn)
         except StateError:
-            return _freed(conn, run_id)
+            return _freed(conn, run_id, epoch)
 
     return write
 
 
-def _freed(conn: psycopg.Connection[Any], run_id: UUID) -> ReadyRun | None:
+def _freed(conn: psycopg.Connection[Any], run_id: UUID, epoch: int) -> ReadyRun | None:
     """At most one run waits for the end of another."""
-    return next(iter(confirm_kill(conn, run_id)), None)
+    return next(iter(confirm_kill(conn, run_id, epoch)), None)
 
 
 _OUTCOMES: dict[str, Outcome] = {

@@ -179,15 +179,18 @@ FROM wsync.run AS r
 WHERE r.overlap_key = ANY(CAST(:overlap_keys AS uuid[])) AND r.exclusive AND r.state = 'queued';
 
 -- name: run_kill_confirmed
--- The process of a terminated run is gone: what waits for it may start now.
+-- The process of a terminated run is gone: what waits for it may start now. Only its last holder can say so, from whom `run_terminate` took
+-- the epoch: one that had lost the run before knows nothing of the process that came after its own.
 WITH dead AS (
     UPDATE wsync.run AS d
     SET lease_until = NULL
-    WHERE d.run_id = :run_id AND d.state = 'cancelled' AND d.cancel_reason = 'terminated'
+    WHERE d.run_id = :run_id AND d.state = 'cancelled' AND d.cancel_reason = 'terminated' AND d.epoch = CAST(:epoch AS int) + 1
+    RETURNING d.run_id
 )
 UPDATE wsync.run AS r
 SET ready_at = least(r.ready_at, wsync.clock()), waits_for = NULL
-WHERE r.waits_for = :run_id AND r.state = 'queued'
+FROM dead
+WHERE r.waits_for = dead.run_id AND r.state = 'queued'
 RETURNING r.run_id, r.schedule_id, r.tenant_id, r.connection_id, r.credential_id, r.sync_id, r.queue, r.priority, r.nominal_at, r.due_at,
     r.ready_at;
 
