@@ -11,6 +11,7 @@ import pytest
 
 from wsync_engine.index.due_index import Index, connect
 from wsync_engine.model.ids import uuid7
+from wsync_engine.scheduler.fire import fire
 from wsync_engine.scheduler.schedules import (
     ScheduleSpec,
     announce,
@@ -109,6 +110,31 @@ def test_a_change_never_reaches_back_to_before_the_schedule_was_made(world: Any)
     changed = world.write(change_schedule, stored.schedule_id, replace(declared, cron="* * * * *", jitter_ms=3_600_000), actor="ann")
 
     assert changed.next_nominal_at == stored.next_nominal_at.replace(hour=12, minute=1, day=2)
+
+
+@pytest.mark.parametrize("change", [{"catchup_mode": "all"}, {"max_runs": 9}, {"jitter_ms": 1}])
+def test_a_change_while_times_are_undecided_loses_none_of_them(world: Any, change: dict[str, Any]) -> None:
+    """A scheduler may be late, or away, when somebody changes how its times are made up for."""
+    declared = spec(world, cron="* * * * *", overlap="allow_all")
+    stored = world.write(create_schedule, declared, actor="ann")
+    world.move(301)
+    changed = world.write(change_schedule, stored.schedule_id, replace(declared, **change), actor="ann")
+
+    fire(world.engine, [(stored.schedule_id, changed.entry.rev)])
+
+    clock = world.clock(stored.schedule_id)
+    expected = (5, 0) if change == {"catchup_mode": "all"} else (1, 4)
+    assert (clock["fired"], clock["coalesced"]) == expected
+
+
+def test_a_time_that_waits_for_its_jitter_is_not_lost_when_the_jitter_goes(world: Any) -> None:
+    declared = spec(world, cron="0 * * * *", jitter_ms=3_000_000)
+    stored = world.write(create_schedule, declared, actor="ann")
+    world.move(3_600)
+
+    changed = world.write(change_schedule, stored.schedule_id, replace(declared, jitter_ms=0), actor="ann")
+
+    assert changed.next_nominal_at == stored.next_nominal_at == world.now
 
 
 def test_a_change_of_anything_else_keeps_the_next_time_and_an_intervals_phase(world: Any) -> None:

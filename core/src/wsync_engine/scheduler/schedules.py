@@ -191,15 +191,28 @@ def change_schedule(
     version = select(conn, _SQL["schedule_change"], columns)[0]["spec_version"]
     following = _kept(clock)
     if not old["paused"] and timing != timing_of(old):
-        # Back by the jitter, so that a nominal time that is still waiting for its due time is not lost; never to before the schedule was.
-        after = max(clock["last_nominal_at"] or old["created_at"], now - timedelta(milliseconds=spec.jitter_ms))
-        following = first_nominal(timing, after=after, due_after=now)
+        following = _following_of_change(timing, old, clock, now)
         if spec.max_runs is not None and clock["fired"] >= spec.max_runs:
             following = None
     rev = _set_clock(conn, schedule_id, following)
     _store_version(conn, tenant_id, (schedule_id, version), spec=spec, actor=actor)
     write_events(conn, [Event(kind="schedule.changed", tenant_id=tenant_id, schedule_id=schedule_id, detail={"actor": actor})])
     return _stored(schedule_id, version, rev=rev, following=following)
+
+
+def _following_of_change(timing: Timing, old: Row, clock: Row, now: datetime) -> Nominal | None:
+    undecided_at = clock["next_nominal_at"]
+    if undecided_at is not None and undecided_at <= now and _when(timing) == _when(timing_of(old)):
+        # What the new declaration asks for as well stays due, however late it is: only a fire decides it.
+        just_before = undecided_at - timedelta(microseconds=1)
+        return first_nominal(timing, after=just_before, due_after=just_before)
+    # Back by the jitter, so that a nominal time that is still waiting for its due time is not lost; never to before the schedule was.
+    after = max(clock["last_nominal_at"] or old["created_at"], now - timedelta(milliseconds=timing.jitter_ms))
+    return first_nominal(timing, after=after, due_after=now)
+
+
+def _when(timing: Timing) -> tuple[Any, ...]:
+    return timing.kind, timing.cron, timing.zone, timing.every_ms, timing.anchor_at, timing.once_at
 
 
 def pause_schedule(conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id: UUID, *, note: str | None, actor: str) -> StoredSchedule:
