@@ -161,6 +161,19 @@ def test_a_pause_keeps_its_first_note_and_resume_catches_nothing_up(world: Any) 
     assert world.clock(stored.schedule_id)["missed"] == 0
 
 
+def test_a_time_that_was_decided_early_is_not_decided_again_after_a_pause(world: Any) -> None:
+    """Where the clock of Redis is ahead, a time is fired up to two seconds before it comes."""
+    stored = world.write(create_schedule, spec(world, cron="* * * * *", overlap="allow_all"), actor="ann")
+    world.move(59)
+    fire(world.engine, [(stored.schedule_id, 1)])
+    world.write(pause_schedule, stored.schedule_id, note=None, actor="ann")
+
+    resumed = world.write(resume_schedule, stored.schedule_id, actor="ann")
+
+    assert world.clock(stored.schedule_id)["fired"] == 1
+    assert resumed.next_nominal_at == world.now + timedelta(seconds=61)
+
+
 def test_a_deleted_schedules_name_is_free_again(world: Any) -> None:
     declared = spec(world)
     stored = world.write(create_schedule, declared, actor="ann")

@@ -236,8 +236,9 @@ def resume_schedule(conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id:
         return _stored(schedule_id, old["spec_version"], rev=clock["rev"], following=_kept(clock))
     conn.execute(_SQL["schedule_resume"], {"schedule_id": schedule_id})
     is_exhausted = old["max_runs"] is not None and clock["fired"] >= old["max_runs"]
-    following = None if is_exhausted else first_nominal(timing_of(old), after=now, due_after=now)
-    rev = _set_clock(conn, schedule_id, following, last_nominal_at=now)
+    after = max(now, clock["last_nominal_at"] or now)  # the last one may have been decided a little early, see `decide`
+    following = None if is_exhausted else first_nominal(timing_of(old), after=after, due_after=now)
+    rev = _set_clock(conn, schedule_id, following, last_nominal_at=after)
     write_events(conn, [Event(kind="schedule.resumed", tenant_id=tenant_id, schedule_id=schedule_id, detail={"actor": actor})])
     return _stored(schedule_id, old["spec_version"], rev=rev, following=following)
 
