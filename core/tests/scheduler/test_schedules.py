@@ -11,6 +11,7 @@ import pytest
 
 from wsync_engine.index.due_index import Index, connect
 from wsync_engine.model.ids import uuid7
+from wsync_engine.model.run import OverlapPolicy
 from wsync_engine.scheduler.fire import fire
 from wsync_engine.scheduler.schedules import (
     ScheduleSpec,
@@ -24,6 +25,8 @@ from wsync_engine.scheduler.schedules import (
 )
 from wsync_engine.state import database as state
 from wsync_sdk.errors import ConfigError, StateError
+
+from .cluster import until
 
 
 def spec(world: Any, **options: Any) -> ScheduleSpec:
@@ -196,6 +199,28 @@ def test_a_trigger_makes_one_run_per_key_and_none_while_one_is_open(world: Any) 
     assert (first.is_new, again.is_new, again.run_id) == (True, False, first.run_id)
     assert (other.is_new, other.run, other.run_id) == (False, None, first.run_id)
     assert dry.is_new
+
+
+def test_two_triggers_at_once_with_one_key_find_the_same_run_also_beside_an_open_one(world: Any) -> None:
+    sync_id = world.new_sync()
+    world.write(trigger_run, sync_id=sync_id, actor="ann")
+    options = {"sync_id": sync_id, "actor": "ann", "idem_key": "k1", "overlap": OverlapPolicy.BUFFER_ALL}
+    other = state.connect(world.database.api_url, application_name="other")
+    found = []
+
+    def ask() -> None:
+        with state.tenant_transaction(other, world.tenant_id):
+            found.append(trigger_run(other, world.tenant_id, **options))
+
+    thread = threading.Thread(target=ask)
+    with state.tenant_transaction(world.api, world.tenant_id):
+        first = trigger_run(world.api, world.tenant_id, **options)
+        thread.start()
+        until(lambda: bool(world.rows("SELECT FROM pg_locks WHERE NOT granted")), timeout_s=4)
+    thread.join(10)
+    other.close()
+
+    assert [(x.run_id, x.is_new, x.is_waiting) for x in found] == [(first.run_id, False, True)]
 
 
 def test_a_trigger_works_while_the_schedule_is_paused_and_leaves_it_paused(world: Any) -> None:

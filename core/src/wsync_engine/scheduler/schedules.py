@@ -294,7 +294,7 @@ def trigger_run(
     request = request if nominal_at is None else replace(request, nominal_at=nominal_at)
     policy = overlap or OverlapPolicy(schedule["overlap"] if schedule else OverlapPolicy.SKIP)
     admission = admit(conn, request, policy)
-    known = None if admission.run_id or admission.open_run_id or idem_key is None else _triggered_before(conn, tenant_id, idem_key)
+    known = None if admission.run_id or idem_key is None else _triggered_before(conn, tenant_id, idem_key)
     return known or _triggered(admission)
 
 
