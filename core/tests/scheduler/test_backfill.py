@@ -10,6 +10,7 @@ import pytest
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import OverlapPolicy
 from wsync_engine.scheduler.backfill import cancel_backfill, create_backfill, list_backfills, step_backfill
+from wsync_engine.scheduler.fire import fire
 from wsync_engine.scheduler.runs import claim_runs, finish_run
 from wsync_engine.scheduler.schedules import ScheduleSpec, announce, change_schedule, delete_schedule, pause_schedule
 from wsync_engine.scheduler.sweeper import sweep
@@ -171,3 +172,18 @@ def test_what_makes_no_sense_is_refused(world: Any, case: str) -> None:
 
     assert refused.value.next_step
     assert world.rows("SELECT * FROM wsync.backfill") == []
+
+
+@pytest.mark.parametrize("overlap", [OverlapPolicy.CANCEL_OTHER, OverlapPolicy.TERMINATE_OTHER])
+def test_a_run_for_the_past_takes_no_place_of_a_scheduled_one_that_waits(world: Any, overlap: OverlapPolicy) -> None:
+    stored = world.minutely(overlap="buffer_one")
+    for _ in range(2):
+        world.move(60)
+        fire(world.engine, [(stored.schedule_id, world.clock(stored.schedule_id)["rev"])])
+    ended, waiting = (run["run_id"] for run in world.runs(stored.schedule_id))
+    made = ask(world, stored, overlap=overlap)
+
+    step_backfill(world.engine, made.backfill_id, made.entry.rev)
+
+    state_by_run = {run["run_id"]: run["state"] for run in world.runs(stored.schedule_id)}
+    assert (state_by_run[ended], state_by_run[waiting]) == ("cancelled", "queued")

@@ -127,8 +127,9 @@ def _admit_beside(conn: psycopg.Connection[Any], request: RunRequest, policy: Ov
 
 def _make_way(conn: psycopg.Connection[Any], request: RunRequest, policy: OverlapPolicy, open_run: Row, inserted: Row) -> Admission:
     """The new run waits already: the end of the open one, which may come at once, queues it."""
-    ids = {"overlap_key": request.overlap_key, "schedule_id": request.schedule_id, "run_id": inserted["run_id"]}
-    conn.execute(_SQL["run_supersede"], ids)
+    if request.trigger != Trigger.BACKFILL:  # a run for the past takes no place of one for the present
+        ids = {"overlap_key": request.overlap_key, "schedule_id": request.schedule_id, "run_id": inserted["run_id"]}
+        conn.execute(_SQL["run_supersede"], ids)
     is_executed = open_run["state"] in {RunState.RUNNING, RunState.CANCELLING}
     if is_executed and policy == OverlapPolicy.TERMINATE_OTHER:
         conn.execute(_SQL["run_terminate"], {"run_id": open_run["run_id"]})
