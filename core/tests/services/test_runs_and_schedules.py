@@ -6,7 +6,7 @@ import pytest
 
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import RunState
-from wsync_engine.services.runs import approve_run, cancel_run, discard_run, find_run, list_runs, show_run
+from wsync_engine.services.runs import approve_run, cancel_run, discard_run, find_run, list_runs, retry_run, show_run
 from wsync_engine.services.schedules import list_schedules, pause_schedule, resume_schedule, trigger_schedule
 from wsync_engine.services.syncs import adopt_sync, resync_sync, trigger_sync
 from wsync_sdk.errors import ConfigError
@@ -165,3 +165,13 @@ def test_an_adoption_is_a_run_of_its_own_and_waits_for_no_other(applied: Store) 
     assert applied.rows("SELECT adopt, exclusive FROM wsync.run") == [{"adopt": True, "exclusive": True}]
     with pytest.raises(ConfigError, match=f"run {adopted.run_id} of the sync is open"):
         adopt_sync(applied.api, applied.tenant_id, "customers", actor="test")
+
+
+def test_a_run_that_once_waited_for_a_terminated_one_can_be_hastened_when_it_waits_for_an_attempt(applied: Store) -> None:
+    run_id = triggered(applied)
+    applied.engine.execute("UPDATE wsync.run SET waits_for = %s, ready_at = now() + interval '1 hour' WHERE run_id = %s", [uuid7(), run_id])
+    with pytest.raises(ConfigError, match="queued"):
+        retry_run(applied.api, applied.tenant_id, run_id, actor="ann")
+    applied.engine.execute("UPDATE wsync.run SET epoch = 1, attempt = 1 WHERE run_id = %s", [run_id])
+
+    assert retry_run(applied.api, applied.tenant_id, run_id, actor="ann").run_id == run_id

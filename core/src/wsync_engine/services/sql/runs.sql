@@ -75,10 +75,10 @@ WHERE run_id = :run_id AND state = 'blocked'
 RETURNING run_id;
 
 -- name: run_hasten
--- A run that waits for its next attempt waits no longer; not one that waits for a terminated run's process.
+-- A run that waits for its next attempt waits no longer; not one that waits for a terminated run's process, which is over once it was claimed.
 UPDATE wsync.run
 SET ready_at = wsync.clock()
-WHERE run_id = :run_id AND state = 'queued' AND waits_for IS NULL
+WHERE run_id = :run_id AND state = 'queued' AND (waits_for IS NULL OR epoch > 0)
 RETURNING run_id, schedule_id, tenant_id, connection_id, credential_id, sync_id, queue, priority, nominal_at, due_at, ready_at;
 
 -- name: worker_count
