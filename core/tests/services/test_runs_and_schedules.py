@@ -6,12 +6,13 @@ import pytest
 
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import RunState
+from wsync_engine.scheduler.janitor import Retention, tidy
 from wsync_engine.services.runs import approve_run, cancel_run, discard_run, find_run, list_runs, retry_run, show_run
 from wsync_engine.services.schedules import list_schedules, pause_schedule, resume_schedule, trigger_schedule
 from wsync_engine.services.syncs import adopt_sync, resync_sync, trigger_sync
 from wsync_sdk.errors import ConfigError
 
-from .conftest import Store, with_sync
+from .conftest import Store, with_schedule, with_sync
 
 
 @pytest.fixture
@@ -175,3 +176,23 @@ def test_a_run_that_once_waited_for_a_terminated_one_can_be_hastened_when_it_wai
     applied.engine.execute("UPDATE wsync.run SET epoch = 1, attempt = 1 WHERE run_id = %s", [run_id])
 
     assert retry_run(applied.api, applied.tenant_id, run_id, actor="ann").run_id == run_id
+
+
+def test_a_run_that_failed_long_ago_or_of_a_deleted_schedule_is_made_anew(applied: Store) -> None:
+    schedule_id = applied.rows("SELECT schedule_id FROM wsync.schedule")[0]["schedule_id"]
+    run_id = trigger_schedule(applied.api, applied.tenant_id, "customers", actor="ann").run_id
+    applied.engine.execute(
+        "UPDATE wsync.run SET state = 'failed', finished_at = now() - interval '25 hours' WHERE run_id = %s RETURNING run_id", [run_id]
+    )
+    tidy(applied.engine, Retention())
+    assert applied.rows("SELECT run_id FROM wsync.run") == []
+
+    archived = retry_run(applied.api, applied.tenant_id, run_id, actor="ann")
+    with pytest.raises(ConfigError, match="the run has ended: failed"):
+        cancel_run(applied.api, applied.tenant_id, run_id, reason="late", actor="ann")
+    cancel_run(applied.api, applied.tenant_id, archived.run_id, reason="again", actor="ann")
+    applied.apply(with_schedule(None))
+    unscheduled = retry_run(applied.api, applied.tenant_id, archived.run_id, actor="ann")
+
+    ids = {row["run_id"]: row["schedule_id"] for row in applied.rows("SELECT run_id, schedule_id FROM wsync.run")}
+    assert ids == {archived.run_id: schedule_id, unscheduled.run_id: None}

@@ -207,7 +207,9 @@ def retry_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, 
             _tell(conn, tenant_id, run, "run.hastened", actor)
             triggered = Triggered(run_id=run_id, run=ready_run(hastened[0]), is_new=True)
         elif run["state"] in {RunState.FAILED, RunState.PARTIAL, RunState.CANCELLED}:
-            options = {name: run[name] for name in ("sync_id", "schedule_id", "priority", "dry_run", "adopt", "params", "nominal_at")}
+            options = {name: run[name] for name in ("sync_id", "priority", "dry_run", "adopt", "params", "nominal_at")}
+            alive = select(conn, _SQL["schedule_alive"], {"tenant_id": tenant_id, "schedule_id": run["schedule_id"]})
+            options["schedule_id"] = run["schedule_id"] if alive else None
             triggered = trigger_run(conn, tenant_id, actor=actor, **options)
             if triggered.is_new:
                 event_of = {**run, "run_id": triggered.run_id}
@@ -225,7 +227,8 @@ def _blocked(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID) -
 
 
 def _review(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID) -> Row:
-    found = select(conn, _SQL["run_review"], {"tenant_id": tenant_id, "run_id": run_id})
+    columns = {"tenant_id": tenant_id, "run_id": run_id}
+    found = select(conn, _SQL["run_review"], columns) or select(conn, _SQL["run_archived"], columns)
     if not found:
         raise _no_run(run_id)
     return found[0]

@@ -60,6 +60,17 @@ LEFT JOIN wsync.snapshot AS s ON s.sync_id = r.sync_id
 WHERE r.tenant_id = :tenant_id AND r.run_id = :run_id
 FOR UPDATE OF r;
 
+-- name: run_archived
+-- One that ended long ago; as run_review has it, but for what only a blocked run needs.
+SELECT r.run_id, r.schedule_id, r.overlap_key, r.sync_id, r.priority, r.adopt, r.params, r.nominal_at, r.state::text AS state, r.dry_run
+FROM wsync.run_history AS r
+WHERE r.tenant_id = :tenant_id AND r.run_id = :run_id;
+
+-- name: schedule_alive
+SELECT s.schedule_id
+FROM wsync.schedule AS s
+WHERE s.tenant_id = :tenant_id AND s.schedule_id = :schedule_id AND s.deleted_at IS NULL;
+
 -- name: run_approve
 -- Its time starts again: waiting for a person must not use it up. Exclusive from now on: it will deliver.
 UPDATE wsync.run
