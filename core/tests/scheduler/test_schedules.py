@@ -17,6 +17,7 @@ from wsync_engine.scheduler.schedules import (
     ScheduleSpec,
     announce,
     change_schedule,
+    check_params,
     create_schedule,
     delete_schedule,
     pause_schedule,
@@ -103,6 +104,15 @@ def test_a_change_of_times_raises_the_rev_and_the_version(world: Any) -> None:
     assert changed.next_nominal_at == world.now + timedelta(minutes=30)
     with pytest.raises(StateError):
         world.write(change_schedule, stored.schedule_id, declared, actor="bob", if_version=1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 2**63, "a\0b", "\ud800", [1], {}], ids=repr)
+def test_a_parameters_value_that_cannot_be_stored_is_refused_with_its_name(value: object) -> None:
+    with pytest.raises(ConfigError, match="parameter `since`") as refused:
+        check_params({"since": None}, {"since": value})
+
+    assert refused.value.next_step
+    check_params({"since": None}, {"since": -(2**63)})
 
 
 def test_a_change_never_reaches_back_to_before_the_schedule_was_made(world: Any) -> None:

@@ -219,11 +219,7 @@ class Faults:
             after = PLACES[planned.point].after
             if self._world.is_losing or after is None or not after(effect):
                 continue
-            planned.passes -= 1
-            if planned.passes < 0:
-                self._plan.remove(planned)
-                self.note(planned.point)
-                self._world.trace("fault", f"{planned.point}: this commit will be lost")
+            if self._happens(planned):
                 self._world.lose_commit(line)
                 return True
         return False
@@ -235,10 +231,16 @@ class Faults:
             place = PLACES[planned.point]
             if planned.fault is Fault.LOSE_COMMIT or not is_there(place):
                 continue
-            planned.passes -= 1
-            if planned.passes < 0:
-                self._plan.remove(planned)
-                self.note(planned.point)
-                self._world.trace("fault", f"{planned.point} {place.title}: {planned.fault.value}")
+            if self._happens(planned):
                 return planned.fault
         return None
+
+    def _happens(self, planned: Planned) -> bool:
+        """Its place is passed: whether it was passed often enough."""
+        planned.passes -= 1
+        if planned.passes >= 0:
+            return False
+        self._plan.remove(planned)
+        self.note(planned.point)
+        self._world.trace("fault", f"{planned.point} {PLACES[planned.point].title}: {planned.fault.value}")
+        return True

@@ -133,9 +133,10 @@ class Line:
         if not self.world.faults.loses_commit(self, name):
             return do()
         self.real.execute("BEGIN")
-        result = do()
-        self.real.execute("ROLLBACK")
-        return result
+        try:
+            return do()
+        finally:
+            self.real.execute("ROLLBACK")
 
     def _begin(self) -> None:
         self._check()

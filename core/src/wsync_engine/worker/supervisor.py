@@ -87,27 +87,22 @@ class WorkerOptions:
 
 
 class _Backoff:
-    """Whether to ask a server again, after it failed."""
+    """Whether to ask a server again, after it failed: from `again_s` on, by the monotonic clock."""
 
     def __init__(self, server: str, clocks: Clocks) -> None:
         self._server = server
         self._clocks = clocks
         self._failures = 0
-        self._again_s = 0.0
+        self.again_s = 0.0
 
     @property
     def is_over(self) -> bool:
-        return self._clocks.monotonic_s() >= self._again_s
-
-    @property
-    def again_s(self) -> float:
-        """When to ask again, by the monotonic clock."""
-        return self._again_s
+        return self._clocks.monotonic_s() >= self.again_s
 
     def failed(self, exc: Exception) -> None:
         self._failures += 1
         limit_s: float = min(LONGEST_BACKOFF_S, 0.05 * 2.0 ** min(self._failures, 10))
-        self._again_s = self._clocks.monotonic_s() + limit_s * self._clocks.draw(0.5, 1)
+        self.again_s = self._clocks.monotonic_s() + limit_s * self._clocks.draw(0.5, 1)
         if isinstance(exc, psycopg.Error | WsyncError):
             _log.warning("worker.waiting", server=self._server, error=type(exc).__name__, failures=self._failures)
         else:

@@ -1,4 +1,4 @@
--- Queues, overlap policies, backfills, caps and drains. Only adds: engines of 0001 go on beside newer ones.
+-- Queues, overlap policies, backfills, caps and drains. Only adds, and widens two indexes: engines of 0001 go on beside newer ones.
 
 CREATE TABLE wsync.queue (  -- which workers serve a sync; of the installation, made by the operator
     queue smallint PRIMARY KEY CHECK (queue BETWEEN 0 AND 15),
