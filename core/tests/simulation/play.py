@@ -79,7 +79,10 @@ def _live(world: World, seed: int) -> None:
     schedulers = rng.choice((1, 1, 1, 2, 3))
     if "C13" in plan_of(seed):
         schedulers = max(schedulers, 2)  # somebody has to overtake the one that stands still
-    operator = Operator(world, schedulers=schedulers, workers=rng.choice((1, 1, 1, 2, 3)), troubles=troubles)
+    workers = rng.choice((1, 1, 1, 2, 3))
+    if not {"C21", "C22", "C23", "C31"}.isdisjoint(plan_of(seed)):
+        workers = max(workers, 2)  # and to take the runs of the one that is silent
+    operator = Operator(world, schedulers=schedulers, workers=workers, troubles=troubles)
     catalog = Catalog()
     for number in range(rng.choice((1, 1, 2))):
         Producer(world, catalog, f"producer{number + 1}", actions=rng.randint(3, 8))
