@@ -180,6 +180,11 @@ class World:
         self.until((self.folder / f"{gate}.reached").exists)
         return int((self.folder / "pid").read_text())
 
+    def until_asked_to_make_room(self) -> None:
+        """The supervisor has told a child, which stands at a gate, and the child's thread had the time to hear it."""
+        self.until(lambda: "run.makes_room" in self.logs())
+        time.sleep(0.5)
+
     def sent(self) -> list[dict[str, Any]]:
         path = self.folder / "sent"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -448,7 +448,7 @@ def test_a_long_run_makes_room_for_a_more_urgent_one_and_goes_on_where_it_was(wo
     world.until_reached("write")
     urgent = world.add_run(priority=2, sync_id=world.copy_sync())
 
-    time.sleep(1.5)
+    world.until_asked_to_make_room()
     world.open("write")
     world.until_state(urgent, "succeeded", "failed")
     row = world.until_state(long, "succeeded", "failed")
@@ -464,7 +464,7 @@ def test_a_run_of_the_same_priority_waits_for_its_turn_only(world: Any) -> None:
     world.shut("write")
     world.until_reached("write")
     other = world.add_run(sync_id=world.copy_sync())
-    time.sleep(3)
+    world.until_asked_to_make_room()
     world.open("write")
 
     world.until_state(other, "succeeded", "failed")

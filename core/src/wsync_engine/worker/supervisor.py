@@ -509,6 +509,7 @@ class Worker:
             metrics.YIELDS.inc()
             slot = next(slot for slot in self._slots if slot.tenure is tenure)
             slot.tell(Yield(run_id=tenure.assignment.run_id, epoch=tenure.assignment.epoch))
+            _log.info("run.makes_room", run_id=str(tenure.assignment.run_id), for_priority=waiting[0])
 
     def _assign(self, runs: Sequence[ClaimedRun], write_until_s: float) -> None:
         try:
