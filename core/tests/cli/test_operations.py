@@ -48,6 +48,7 @@ def test_any_expression_can_be_looked_at_before_it_is_used(run: Run, words: tupl
 @pytest.mark.parametrize(("words", "message"), [
     (("--cron", "61 * * * *"), "minute"), (("--cron", "0 0 31 2 *"), "never fires"), (("--cron", "* * * * *", "--timezone", "Mars"), "zone"),
     (("--every", "soon"), "duration"), (("--every", "1500ms"), "whole seconds"), ((), "name a schedule"), (("--every", "1s", "--anchor", "x"), "instant"),
+    (("--every", "1s", "--anchor", "0001-01-01T00:00:00+05:00"), "calendar"), (("--every", "999999999999d"), "36500d"),
 ])  # fmt: skip
 def test_what_is_wrong_with_an_expression_is_said(run: Run, words: tuple[str, ...], message: str) -> None:
     result = run("schedules", "next", *words)
@@ -102,14 +103,15 @@ def test_a_schedule_for_a_past_instant_is_refused_and_one_for_a_future_one_is_ta
 @pytest.mark.parametrize("schedule", [
     "{at: 2099-01-01}", "{at: 2099-01-01T00:00:00}", '{cron: "* * * * *", every: 1h}', "{}", '{cron: "* * * * *", anchor: 2026-01-01T00:00:00Z}',
     "{every: 1h, overlap: never}", "{every: 1h, catch_up_window: 1s}", "{every: 1h, max_runs: 0}",
+    "{every: 999999999999d}", "{every: 1h, start: 2027-01-02T00:00:00Z, end: 2027-01-01T00:00:00Z}", "{every: 1h, parameters: {nobody: 1}}",
 ])  # fmt: skip
 def test_a_schedule_that_makes_no_sense_is_refused_with_its_place(file: Path, run: Run, schedule: str) -> None:
     file.write_text(with_schedule(schedule))
 
-    result = run("apply", file)
+    results = run("plan", file), run("apply", file)
 
-    assert result.exit_code == 2
-    assert "schedule" in result.stderr
+    assert [result.exit_code for result in results] == [2, 2]
+    assert all("syncs.customers.schedule" in result.stderr for result in results)
 
 
 def test_a_run_is_given_parameters_that_the_sync_declares(file: Path, run: Run) -> None:
@@ -193,7 +195,8 @@ def test_a_queue_must_be_there_before_a_sync_names_it(file: Path, run: Run, data
     run("queues", "add", "eu")
     known = run("apply", file)
 
-    assert (unknown.exit_code, "there is no queue `eu`" in unknown.stderr, known.exit_code) == (2, True, 0)
+    assert (unknown.exit_code, "sync `customers`: there is no queue `eu`" in unknown.stderr, known.exit_code) == (2, True, 0)
+    assert "`wsync-engine queues add eu`" in unknown.stderr
     assert [(row["name"], row["syncs"], row["workers"]) for row in objects(run("queues", "list", "--json"))] == [
         ("default", 0, 0),
         ("eu", 1, 0),

@@ -40,6 +40,12 @@ def test_an_interval_of_nothing_is_refused() -> None:
         next_interval_fires(datetime(2026, 1, 1, tzinfo=UTC), 0, datetime(2026, 1, 1, tzinfo=UTC), 1)
 
 
+def test_an_interval_ends_with_the_calendar() -> None:
+    anchor = datetime(9998, 12, 30, tzinfo=UTC)
+
+    assert next_interval_fires(anchor, 86_400, anchor, 1_000) == [datetime(9998, 12, 31, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)]
+
+
 @given(st.uuids(), INSTANTS, st.integers(0, 3_600_000), st.integers(1, 7_200))
 def test_jitter_is_stable_and_keeps_the_order_of_nominal_times(schedule: UUID, nominal: datetime, jitter_ms: int, gap_s: int) -> None:
     gap = timedelta(seconds=gap_s)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from wsync_engine.model.calendar import is_in_calendar
 from wsync_engine.model.run import OverlapPolicy
 from wsync_sdk.errors import ConfigError
 
@@ -57,7 +58,10 @@ def instant(text: str, option: str) -> datetime:
         found = datetime.fromisoformat(text)
     except ValueError:
         raise ConfigError(f"{option}: `{text}` is no instant", next_step="write 2026-01-31, or 2026-01-31T08:00:00+01:00") from None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    found = found if found.tzinfo else found.replace(tzinfo=UTC)
+    if not is_in_calendar(found):
+        raise ConfigError(f"{option}: the calendar does not reach `{text}`", next_step="write an instant of our times")
+    return found
 
 
 def told(made: Triggered) -> str:

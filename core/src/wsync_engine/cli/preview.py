@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pydantic import TypeAdapter, ValidationError
 
 from wsync_engine.config.schema import DurationMs
+from wsync_engine.model.durations import LONGEST_MS, duration_text
 from wsync_engine.scheduler.cron import next_fires
 from wsync_engine.scheduler.interval import next_interval_fires
 from wsync_sdk.errors import ConfigError
@@ -32,6 +33,6 @@ def preview_every(every: str, anchor: datetime | None, count: int) -> list[datet
         every_ms: int = TypeAdapter(DurationMs).validate_python(every)
     except ValidationError:
         raise ConfigError(f"`{every}` is no duration", next_step="write a whole number with its unit: 30s, 15m, 6h, 1d") from None
-    if every_ms < 1_000 or every_ms % 1_000:
-        raise ConfigError(f"`{every}` is no interval", next_step="write whole seconds, at least 1s")
+    if every_ms % 1_000 or not 1_000 <= every_ms <= LONGEST_MS:
+        raise ConfigError(f"`{every}` is no interval", next_step=f"write whole seconds, from 1s to {duration_text(LONGEST_MS)}")
     return next_interval_fires(anchor or now, every_ms // 1_000, now, count)

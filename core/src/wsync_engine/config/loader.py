@@ -12,9 +12,10 @@ from pydantic_core import ErrorDetails
 
 from wsync_engine.config.document import Document, Path, Problem, read_document
 from wsync_engine.config.schema import ConnectionBlock, DuplicatesBlock, FieldBlock, FileBlock, GuardsBlock, ScheduleBlock, SyncBlock
-from wsync_engine.model.declaration import Declaration, SyncDeclaration
+from wsync_engine.model.declaration import Declaration, ScheduleDeclaration, SyncDeclaration
 from wsync_engine.plugins import PluginHost
 from wsync_engine.scheduler.cron import parse_cron
+from wsync_engine.scheduler.schedules import check_params
 from wsync_engine.scheduler.zones import zone_named
 from wsync_engine.services.connections import check_config, roles_of
 from wsync_sdk.errors import ConfigError
@@ -151,8 +152,8 @@ def _checked_sync(sync: SyncDeclaration, connections: list[str]) -> Iterator[Pro
             hint = f"did you mean `{near[0]}`?" if near else f"declared are: {', '.join(connections) or 'none'}"
             yield Problem(path=(*path, role), what=f"there is no connection `{connection}`", next_step=hint)
     yield from _checked_fields(sync, path)
-    if sync.schedule is not None and sync.schedule.cron is not None:
-        yield from _checked_cron(sync.schedule.cron, sync.schedule.timezone, (*path, "schedule"))
+    if sync.schedule is not None:
+        yield from _checked_schedule(sync, sync.schedule, (*path, "schedule"))
 
 
 def _checked_fields(sync: SyncDeclaration, path: Path) -> Iterator[Problem]:
@@ -167,6 +168,18 @@ def _checked_fields(sync: SyncDeclaration, path: Path) -> Iterator[Problem]:
     by = sync.spec.duplicates.by
     if targets and by is not None and by not in targets:
         yield Problem(path=(*path, "duplicates", "by"), what=f"`{by}` is not in the mapping", next_step=f"use one of: {', '.join(targets)}")
+
+
+def _checked_schedule(sync: SyncDeclaration, schedule: ScheduleDeclaration, path: Path) -> Iterator[Problem]:
+    if schedule.cron is not None:
+        yield from _checked_cron(schedule.cron, schedule.timezone, path)
+    if schedule.start_at is not None and schedule.end_at is not None and schedule.end_at < schedule.start_at:
+        yield Problem(path=(*path, "end"), what="`end` is before `start`", next_step="change `start` or `end`")
+    for name, value in schedule.params.items():
+        try:
+            check_params(sync.spec.parameters, {name: value})
+        except ConfigError as exc:
+            yield Problem(path=(*path, "parameters", name), what=exc.message, next_step=exc.next_step)
 
 
 def _checked_cron(cron: str, timezone: str, path: Path) -> Iterator[Problem]:

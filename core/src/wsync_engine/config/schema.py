@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import re
-from datetime import date, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
+from wsync_engine.model.calendar import is_in_calendar
 from wsync_engine.model.declaration import ConnectionSpec, Declaration, ScheduleDeclaration, SyncDeclaration
+from wsync_engine.model.durations import LONGEST_MS, duration_text
 from wsync_engine.model.run import OverlapPolicy, Priority
 from wsync_engine.model.sync import Duplicates, FromRun, Guards, MappingEntry, Mode, SyncSpec
 
@@ -17,6 +30,7 @@ __all__ = ["ConnectionBlock", "FileBlock", "GuardsBlock", "ScheduleBlock", "Sync
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}$"
 Name = Annotated[str, Field(pattern=NAME)]
 Constant = bool | int | float | str | None
+MOST_RUNS = 1_000_000_000
 _DURATION = re.compile(r"(\d+)\s*(ms|s|m|h|d)")
 _UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -31,13 +45,40 @@ def _milliseconds(value: Any) -> Any:
 DurationMs = Annotated[int, BeforeValidator(_milliseconds, json_schema_input_type=Annotated[str, Field(pattern=f"^{_DURATION.pattern}$")])]
 
 
-def _not_bare(value: Any) -> Any:
-    if isinstance(value, date) and not isinstance(value, datetime):
-        raise ValueError("an instant has a date, a time and an offset: 2027-01-31T08:00:00+01:00")  # noqa: TRY004  pydantic's contract
+def _from_to(least_ms: int, most_ms: int = LONGEST_MS) -> AfterValidator:
+    """The bounds of a duration, said as a person writes one."""
+
+    def check(value: int) -> int:
+        if not least_ms <= value <= most_ms:
+            raise ValueError(f"it must be from {duration_text(least_ms)} to {duration_text(most_ms)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _instant(value: Any, handler: ValidatorFunctionWrapHandler) -> datetime:
+    try:
+        found: datetime = handler(value)
+    except ValidationError:
+        raise ValueError("an instant has a date that there is, a time and an offset: 2027-01-31T08:00:00+01:00") from None
+    if not is_in_calendar(found):
+        raise ValueError("the calendar does not reach this instant")
+    return found
+
+
+Instant = Annotated[AwareDatetime, WrapValidator(_instant)]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict | list):
+        raise ValueError("a value is a text, a number, true, false or null")  # noqa: TRY004  pydantic's contract
     return value
 
 
-Instant = Annotated[AwareDatetime, BeforeValidator(_not_bare)]
+def _plain_or_from_run(value: Any) -> Any:
+    if isinstance(value, list) or (isinstance(value, dict) and value != {"from": "nominal_at"}):
+        raise ValueError("a value is a text, a number, true, false, null or `{from: nominal_at}`")
+    return value
 
 
 def _one_or_more(value: Any) -> Any:
@@ -60,17 +101,17 @@ class ScheduleBlock(_Block):
 
     cron: str | None = Field(default=None, description="Five fields, or @hourly, @daily, @weekly, @monthly, @yearly.")
     timezone: str = Field(default="UTC", description="IANA name, e.g. Europe/Berlin; for `cron`.")
-    every: DurationMs | None = Field(default=None, ge=1_000, description="Instead of `cron`: 30s, 15m, 6h, 1d.")
+    every: Annotated[DurationMs, _from_to(1_000)] | None = Field(default=None, description="Instead of `cron`: 30s, 15m, 6h, 1d.")
     anchor: Instant | None = Field(
         default=None, description="For `every`: the instant that all others are counted from; by default when the schedule is made."
     )
     at: Instant | None = Field(default=None, description="Instead of `cron`: once, at this instant, e.g. 2027-01-31T08:00:00+01:00.")
     start: Instant | None = Field(default=None, description="No run before this instant.")
     end: Instant | None = Field(default=None, description="No run after this instant.")
-    max_runs: int | None = Field(default=None, ge=1, description="No run after this many.")
+    max_runs: int | None = Field(default=None, ge=1, le=MOST_RUNS, description="No run after this many.")
     priority: Literal["low", "medium", "high"] = Field(default="medium", description="Share of the workers where runs compete.")
-    jitter: DurationMs = Field(
-        default=0, le=3_600_000, description="Spreads the start over this time, the same at each run.", validate_default=False
+    jitter: Annotated[DurationMs, _from_to(0, 3_600_000)] = Field(
+        default=0, description="Spreads the start over this time, at most 1h, the same at each run.", validate_default=False
     )
     overlap: OverlapPolicy = Field(
         default=OverlapPolicy.SKIP,
@@ -81,24 +122,27 @@ class ScheduleBlock(_Block):
     catch_up: Literal["latest", "all"] = Field(
         default="latest", description="After an outage: only the latest of the times that passed, or all of them."
     )
-    catch_up_window: DurationMs = Field(
-        default=3_600_000, ge=10_000, description="Times that passed longer ago are counted as missed.", validate_default=False
+    catch_up_window: Annotated[DurationMs, _from_to(10_000)] = Field(
+        default=3_600_000, description="Times that passed longer ago are counted as missed.", validate_default=False
     )
     max_attempts: int = Field(default=3, ge=1, le=100, description="Executions of a run that fails.")
-    attempt_timeout: DurationMs = Field(
-        default=21_600_000, ge=1_000, description="An execution that takes longer is ended.", validate_default=False
+    attempt_timeout: Annotated[DurationMs, _from_to(1_000)] = Field(
+        default=21_600_000, description="An execution that takes longer is ended.", validate_default=False
     )
-    timeout: DurationMs = Field(
+    timeout: Annotated[DurationMs, _from_to(1_000)] = Field(
         default=86_400_000,
-        ge=1_000,
         description="A run with all its attempts and waits that takes longer is ended.",
         validate_default=False,
     )
-    stall_timeout: DurationMs = Field(
-        default=600_000, ge=10_000, description="An execution whose counters stand still for this long is ended.", validate_default=False
+    stall_timeout: Annotated[DurationMs, _from_to(10_000, 20 * 86_400_000)] = Field(
+        default=600_000, description="An execution whose counters stand still for this long is ended.", validate_default=False
     )
-    pause_after_failures: int | None = Field(default=None, ge=1, description="So many failed runs in a row pause the schedule.")
-    parameters: dict[str, Constant] = Field(default_factory=dict, description="Values of `:name` in the query, over the sync's own.")
+    pause_after_failures: int | None = Field(
+        default=None, ge=1, le=MOST_RUNS, description="So many failed runs in a row pause the schedule."
+    )
+    parameters: dict[str, Annotated[Constant, BeforeValidator(_plain)]] = Field(
+        default_factory=dict, description="Values of `:name` in the query, over the sync's own."
+    )
 
     @model_validator(mode="after")
     def _one_timing(self) -> ScheduleBlock:
@@ -202,7 +246,7 @@ class SyncBlock(_Block):
     sink: str = Field(description="A connection.")
     query: str | None = Field(default=None, min_length=1, description="SQL; instead of `table`.")
     table: str | None = Field(default=None, min_length=1, description="A whole table; instead of `query`.")
-    parameters: dict[str, Constant | FromRunBlock] = Field(
+    parameters: dict[str, Annotated[Constant | FromRunBlock, BeforeValidator(_plain_or_from_run)]] = Field(
         default_factory=dict,
         description="Values of `:name` in the query; a schedule's `parameters` and `--param` go over them."
         " `{from: nominal_at}`: the time that the run stands for, in a backfill one of the past.",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["duration_text"]
+__all__ = ["LONGEST_MS", "duration_text"]
 
+LONGEST_MS = 36_500 * 86_400_000
+"""A hundred years: more than anybody means, and little enough to count with."""
 _UNITS = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))
 
 

@@ -11,6 +11,7 @@ from wsync_sdk.errors import ConfigError
 __all__ = ["interval_fires", "jitter", "next_interval_fires"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST = datetime(9999, 1, 1, tzinfo=UTC)
 _GUARD = timedelta(seconds=1)
 
 
@@ -23,7 +24,7 @@ def next_interval_fires(anchor: datetime, interval_s: int, after: datetime, n: i
 
 
 def interval_fires(anchor: datetime, every: timedelta, after: datetime, n: int) -> list[datetime]:
-    """As `next_interval_fires`, for a distance that need not be whole seconds."""
+    """As `next_interval_fires`, for a distance that need not be whole seconds; fewer only at the end of the calendar."""
     if every <= timedelta(0):
         raise ConfigError("the interval is not positive", next_step="write an interval of at least one second")
     if anchor.tzinfo is None or after.tzinfo is None:
@@ -31,7 +32,11 @@ def interval_fires(anchor: datetime, every: timedelta, after: datetime, n: int) 
     # In UTC first: subtracting two datetimes of one zone would count wall-clock time.
     start = anchor.astimezone(UTC)
     first = max(0, (after.astimezone(UTC) - start) // every + 1)
-    return [start + every * k for k in range(first, first + n)]
+    try:
+        return [start + every * k for k in range(first, first + n)]
+    except OverflowError:  # nobody waits for the end of the calendar: only those before it
+        left = (_LAST - start) // every
+        return [start + every * k for k in range(first, min(first + n, left + 1))]
 
 
 def jitter(schedule_id: UUID, nominal_at: datetime, jitter_ms: int, gap: timedelta | None) -> timedelta:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Literal
 from uuid import UUID
 
+from wsync_engine.model.durations import LONGEST_MS
 from wsync_engine.scheduler.cron import next_fires, parse_cron
 from wsync_engine.scheduler.interval import interval_fires, jitter
 from wsync_engine.scheduler.zones import zone_named
@@ -77,6 +78,8 @@ def check_timing(timing: Timing) -> None:
         zone_named(timing.zone or "")
     if timing.kind == "interval" and (timing.every_ms is None or timing.every_ms < 1_000 or timing.anchor_at is None):
         raise ConfigError("an interval schedule needs an anchor and at least one second", next_step="set `every` to 1s or more")
+    if timing.every_ms is not None and timing.every_ms > LONGEST_MS:
+        raise ConfigError("the interval is longer than a hundred years", next_step="shorten `every`")
     if timing.kind == "once" and timing.once_at is None:
         raise ConfigError("a `once` schedule needs its instant", next_step="set `at`")
     if timing.start_at and timing.end_at and timing.end_at < timing.start_at:

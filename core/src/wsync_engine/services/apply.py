@@ -168,8 +168,12 @@ def _sync_changes(wanted: _Wanted, catalog: Catalog) -> Iterator[Change]:
     for name in [*wanted.syncs, *(name for name in catalog.syncs if name not in wanted.syncs)]:
         stored, declared = catalog.syncs.get(name), wanted.syncs.get(name)
         old = None if stored is None else {**stored.spec, "queue": stored.queue}
-        if declared is not None:
-            named(catalog.queues, declared.queue, "queue")
+        if declared is not None and declared.queue not in catalog.queues:
+            known = ", ".join(sorted(catalog.queues))
+            raise ConfigError(
+                f"sync `{name}`: there is no queue `{declared.queue}`",
+                next_step=f"`wsync-engine queues add {declared.queue}` makes it; there are: {known}",
+            )
         change = compared("sync", name, old, None if declared is None else {**sync_spec_to_json(declared.spec), "queue": declared.queue})
         is_moved = stored is not None and declared is not None and _is_moved(stored, declared, wanted, catalog)
         yield replace(change, note=MOVED) if is_moved else change
