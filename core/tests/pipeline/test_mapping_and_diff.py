@@ -15,7 +15,7 @@ from wsync_engine.pipeline.canonical import ALGORITHM, partition_of_key
 from wsync_engine.pipeline.diff import DiffCounts, DiffInput, diff_partition
 from wsync_engine.pipeline.extract import extract_split
 from wsync_engine.pipeline.fold import Verdicts, fold_partition
-from wsync_engine.pipeline.local_database import Budget
+from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.manifest import KeyColumn, Manifest
 from wsync_engine.pipeline.mapping import HASH, REFUSAL, compile_mapping
 from wsync_sdk import REFUSED_COLUMNS, ConfigError, RowRange, Split
@@ -344,3 +344,8 @@ def test_the_hash_of_a_row_is_the_written_definition(tmp_path: Path) -> None:
     expected = [uuid.UUID(bytes=hashlib.md5(text.encode(), usedforsecurity=False).digest()[::-1]) for text in texts]
     found = {row["id"]: row[HASH] for row in staged.to_pylist()}
     assert [uuid.UUID(bytes=bytes(found[n])) if isinstance(found[n], bytes) else found[n] for n in (1, 2)] == expected
+
+
+def test_a_long_query_draws_no_bar_into_the_log(tmp_path: Path) -> None:
+    with opened(tmp_path, BUDGET) as connection:
+        assert connection.execute("SELECT current_setting('enable_progress_bar')").fetchone() == (False,)

@@ -45,6 +45,7 @@ def opened(scratch: Path, budget: Budget) -> Iterator[duckdb.DuckDBPyConnection]
         connection.execute("SET autoinstall_known_extensions = false")
         connection.execute("SET autoload_known_extensions = false")
         connection.execute("SET arrow_large_buffer_size = false")
+        connection.execute("SET enable_progress_bar = false")  # it would be drawn into the worker's log
         yield connection
     except duckdb.IOException as exc:
         if "No files found" in str(exc):
