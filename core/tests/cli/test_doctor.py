@@ -65,6 +65,18 @@ def test_without_a_worker_or_a_scheduler_it_says_what_to_start(look: Look, engin
     assert found["schedulers"]["next_step"] == "start one: `wsync-engine scheduler`"
 
 
+def test_a_queue_that_a_sync_names_and_nobody_serves_is_found_without_a_run(look: Look, engine: Any, file: Path, run: Run) -> None:
+    run("queues", "add", "eu")
+    file.write_text(TEXT.replace("    mode: mirror\n", "    mode: mirror\n    queue: eu\n"))
+    run("apply", file)
+    add_worker(engine)
+
+    found = look()
+
+    assert found["queues"]["message"] == "no worker serves the queue `eu`, which 1 sync(s) name"
+    assert found["queues"]["next_step"] == "start one: `wsync-engine worker --queue eu`"
+
+
 def test_a_mapping_that_does_not_fit_the_query_is_found_without_a_run(look: Look, file: Path) -> None:
     file.write_text(TEXT.replace("    mode: mirror\n", "    mode: mirror\n    mapping: {id: id, mail: e_mail}\n"))
 
@@ -112,7 +124,9 @@ def test_a_sync_that_is_not_there_is_refused(look: Look, file: Path, run: Run) -
     ("WORKER UPDATE wsync.run SET ready_at = now() - interval '1 minute'", "although slots are free"),
     ("WORKER UPDATE wsync.worker SET running = 2; UPDATE wsync.run SET ready_at = now() - interval '1 minute'", "all slots"),
     ("WORKER INSERT INTO wsync.resource_cap (tenant_id, kind, resource_id, max_running) SELECT tenant_id, 'K', credential_id, 0 FROM wsync.run",
-     "the cap is 0 of the sink's credential"),
+     "nothing may run now, the cap is 0 of the sink's credential"),
+    ("WORKER INSERT INTO wsync.resource_cap (tenant_id, kind, resource_id, max_running) SELECT tenant_id, 'S', sync_id, 0 FROM wsync.run",
+     "`wsync-engine caps set N --sync NAME` raises it"),
 ])  # fmt: skip
 def test_it_says_why_a_run_does_not_start(look: Look, engine: Any, run: Run, change: str, words: str) -> None:
     look("customers")
@@ -124,7 +138,7 @@ def test_it_says_why_a_run_does_not_start(look: Look, engine: Any, run: Run, cha
     found = look("customers")["open_run"]
 
     assert not found["ok"]
-    assert words in found["message"]
+    assert words in found["message"] + found["next_step"]
 
 
 def test_it_says_why_a_schedule_does_not_fire(look: Look, engine: Any, file: Path, run: Run) -> None:

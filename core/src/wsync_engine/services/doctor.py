@@ -141,6 +141,11 @@ def _workforce(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
         yield Finding(name="workers", ok=True, message=f"{row['workers']} worker(s) with {row['slots']} slot(s), {row['running']} in use")
     else:
         yield Finding(name="workers", ok=False, message="no worker is running", next_step="start one: `wsync-engine worker`")
+    if row["workers"]:
+        for unserved in select(conn, _SQL["queues_unserved"], {}):
+            message = f"no worker serves the queue `{unserved['name']}`, which {unserved['syncs']} sync(s) name"
+            step = f"start one: `wsync-engine worker --queue {unserved['name']}`"
+            yield Finding(name="queues", ok=False, message=message, next_step=step)
     if row["overdue"]:
         message = f"{row['overdue']} schedule(s) are due for more than {LATE_AFTER_S} s, and nobody fired them"
         yield Finding(name="schedulers", ok=False, message=message, next_step="start one: `wsync-engine scheduler`")

@@ -18,6 +18,13 @@ __all__ = ["explain_waiting"]
 GRACE_S = 5.0
 """A run that has waited for less is on its way."""
 _SQL = service_statements("doctor")
+_CAP_OPTIONS = {
+    "of the tenant": "",
+    "of the source connection": " --connection NAME",
+    "of the sync": " --sync NAME",
+    "of the sink's credential": " --sink NAME",
+}
+"""By the words of the statement `sync_open`."""
 
 
 def explain_waiting(conn: psycopg.Connection[Any], tenant_id: UUID, sync_id: UUID) -> Iterator[Finding]:
@@ -40,7 +47,7 @@ def _schedule(row: Row) -> Finding:
         )
     if row["is_exhausted"]:
         message = f"schedule `{name}` is exhausted: its times are past, or it has made all its runs"
-        return Finding(name="schedule", ok=False, message=message, next_step="change its `end` or `max_runs`, or remove it")
+        return Finding(name="schedule", ok=False, message=message, next_step="change its `at`, `end` or `max_runs`, or remove it")
     message = f"schedule `{name}` is due next at {row['next_due_at']:%Y-%m-%d %H:%M:%SZ}"
     if row["skipped"] is not None:
         why = "too many runs waited" if row["skipped"].get("reason") == "buffer_full" else "a run was open"
@@ -68,11 +75,10 @@ def _queued(row: Row, what: str, behind: str) -> Finding:
         why = f"after: {row['error']}" if row["error"] else "until the run that it replaced is surely dead" if row["waits_for"] else ""
         message, step = f"{what} until {row['ready_at']:%H:%M:%SZ} {why}".rstrip(), f"`wsync-engine runs retry {run_id}` tries it now"
     elif row["full_cap"] is not None:
-        is_breaker = row["full_cap"].endswith(": 0")
-        message = (
-            f"{what}: " + ("nothing may run now, the cap is 0 " if is_breaker else "as many run as may, by the cap ") + row["full_cap"]
-        )
-        step = "wait for the destination to recover, or raise the cap" if is_breaker else "wait for one of them to end, or raise the cap"
+        whose, _, most = row["full_cap"].partition(": ")
+        message = f"{what}: " + (f"nothing may run now, the cap is 0 {whose}" if most == "0" else f"{most} run already, the cap {whose}")
+        step = f"`wsync-engine caps list` shows it, `wsync-engine caps set N{_CAP_OPTIONS[whose]}` raises it"
+        step = step if most == "0" else f"wait for one of them to end; {step}"
     elif not row["workers"]:
         message, step = f"{what}: no worker serves the queue `{queue}`", f"start one: `wsync-engine worker --queue {queue}`"
     elif row["waiting_s"] > GRACE_S and row["free_slots"] <= 0:

@@ -9,6 +9,17 @@ FROM (
     FROM wsync.schedule_clock
     WHERE next_due_at < (SELECT wsync.clock()) - make_interval(secs => CAST(:late_after_s AS float8))) AS c;
 
+-- name: queues_unserved
+-- Of all tenants: queues that syncs name and nobody takes runs from.
+SELECT q.name, count(*) AS syncs
+FROM wsync.queue AS q
+JOIN wsync.sync AS y ON y.queue = q.queue AND y.deleted_at IS NULL
+WHERE NOT EXISTS (
+    SELECT FROM wsync.worker AS w
+    WHERE q.queue = ANY(w.queues) AND w.heartbeat_at > wsync.clock() - interval '1 minute' AND NOT w.draining AND w.refusal IS NULL)
+GROUP BY q.queue, q.name
+ORDER BY q.queue;
+
 -- name: sync_health
 SELECT y.resync, s.manifest, r.run_id, r.state, r.outcome_reason
 FROM wsync.sync AS y
