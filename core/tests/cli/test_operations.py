@@ -131,6 +131,30 @@ def test_a_run_is_given_parameters_that_the_sync_declares(file: Path, run: Run) 
     assert malformed.exit_code == 2
 
 
+def test_a_run_shows_the_parameters_it_was_given_its_time_and_why_it_was_cancelled(file: Path, run: Run) -> None:
+    file.write_text(
+        with_schedule("{every: 1h}", parameters="{least: 0}").replace("FROM public.customers", "FROM public.customers WHERE id > :least")
+    )
+    run("apply", file)
+    run_id = run("sync", "run", "customers", "--param", "least=7").stdout.strip()
+
+    run("runs", "cancel", run_id, "--reason", "the wrong day")
+
+    (listed,) = objects(run("runs", "list", "--sync", "customers", "--json"))
+    (shown,) = objects(run("runs", "show", run_id, "--json"))
+    assert (listed["outcome_reason"], listed["nominal_at"]) == ("the wrong day", shown["nominal_at"])
+    assert (shown["parameters"], shown["events"][-1]["detail"]["reason"]) == ({"least": 7}, "the wrong day")
+
+
+def test_runs_of_a_sync_that_is_not_there_are_no_empty_list(file: Path, run: Run) -> None:
+    run("apply", file)
+
+    none, unknown = run("runs", "list", "--sync", "customers"), run("runs", "list", "--sync", "customer")
+
+    assert none.exit_code == 0
+    assert (unknown.exit_code, "there is no sync `customer`" in unknown.stderr) == (2, True)
+
+
 def test_a_second_trigger_waits_if_it_is_told_to(file: Path, run: Run) -> None:
     run("apply", file)
     run("sync", "run", "customers")

@@ -60,7 +60,8 @@ def test_runs_are_listed_newest_first_by_sync_and_state(applied: Store) -> None:
     newer = triggered(applied)
 
     assert [row["run_id"] for row in list_runs(applied.api, applied.tenant_id)] == [newer, older]
-    assert list_runs(applied.api, applied.tenant_id, sync="nobody") == []
+    with pytest.raises(ConfigError, match="there is no sync `nobody`"):
+        list_runs(applied.api, applied.tenant_id, sync="nobody")
     assert list_runs(applied.api, applied.tenant_id, states=[RunState.FAILED]) == []
 
 

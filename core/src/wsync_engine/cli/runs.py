@@ -25,7 +25,7 @@ runs = typer.Typer(help="What ran, runs, or waits for a decision.", no_args_is_h
 syncs = typer.Typer(help="Run a sync now, or correct what is taken as delivered.", no_args_is_help=True)
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or enough of its first or last digits.")]
 POLL_S = 0.25
-_LIST = ("run_id", "sync_name", "state", "trigger", "dry_run", "adopt", "created_at", "finished_at", "outcome_reason")
+_LIST = ("run_id", "sync_name", "state", "trigger", "dry_run", "adopt", "nominal_at", "created_at", "finished_at", "outcome_reason")
 _OPEN = ("buffered", "queued", "running", "cancelling")
 
 

@@ -19,7 +19,7 @@ from wsync_engine.scheduler.rows import Event, Row, ready_run, select, write_eve
 from wsync_engine.scheduler.runs import request_cancel, run_of_key
 from wsync_engine.scheduler.schedules import Triggered, announce, trigger_run
 from wsync_engine.secrets.keyring import Keyring, TenantCipher
-from wsync_engine.services.catalog import service_statements
+from wsync_engine.services.catalog import named, service_statements
 from wsync_engine.services.syncs import announced
 from wsync_engine.state.database import tenant_transaction
 from wsync_sdk.errors import ConfigError
@@ -59,10 +59,16 @@ def list_runs(
     states: Sequence[RunState] | None = None,
     count: int = 20,
 ) -> list[Row]:
-    """The newest runs first. `states` None: in any state."""
+    """The newest runs first. `states` None: in any state.
+
+    :raises ConfigError: there is no such sync, and never was.
+    """
     columns = {"tenant_id": tenant_id, "sync_name": sync, "states": [str(state) for state in states] if states else None, "count": count}
     with tenant_transaction(conn, tenant_id):
-        return select(conn, _SQL["run_list"], columns)
+        found = select(conn, _SQL["run_list"], columns)
+        if sync is not None and not found:
+            named({row["name"]: row for row in select(conn, _SQL["sync_names"], {"tenant_id": tenant_id})}, sync, "sync")
+        return found
 
 
 def states_named(names: Sequence[str]) -> list[RunState] | None:

@@ -159,7 +159,8 @@ SELECT run_id, schedule_id, tenant_id, queue, sync_id, connection_id, credential
 -- What nobody executes ends at once; what is executed is asked to end.
 WITH cancelled AS (
     UPDATE wsync.run AS r
-    SET cancel_requested_at = coalesce(r.cancel_requested_at, wsync.clock()), cancel_reason = coalesce(r.cancel_reason, :reason),
+    SET cancel_requested_at = coalesce(r.cancel_requested_at, wsync.clock()), cancel_reason = coalesce(r.cancel_reason, CAST(:reason AS text)),
+        outcome_reason = CASE WHEN r.state IN ('running', 'cancelling') THEN r.outcome_reason ELSE CAST(:reason AS text) END,
         state = CASE WHEN r.state IN ('running', 'cancelling') THEN CAST('cancelling' AS wsync.run_state) ELSE 'cancelled' END,
         finished_at = CASE WHEN r.state IN ('running', 'cancelling') THEN NULL ELSE wsync.clock() END,
         folded_at = CASE WHEN r.state IN ('running', 'cancelling') OR r.epoch > 0 THEN r.folded_at ELSE wsync.clock() END
@@ -167,7 +168,9 @@ WITH cancelled AS (
     RETURNING r.run_id, r.tenant_id, r.schedule_id, r.epoch, r.state, r.worker_id, r.overlap_key
 ), told AS (
     INSERT INTO wsync.run_event (at, tenant_id, schedule_id, run_id, epoch, kind, detail)
-    SELECT wsync.clock(), tenant_id, schedule_id, run_id, epoch, 'run.' || state, jsonb_build_object('actor', CAST(:actor AS text)) FROM cancelled
+    SELECT wsync.clock(), tenant_id, schedule_id, run_id, epoch, 'run.' || state,
+        jsonb_build_object('actor', CAST(:actor AS text), 'reason', CAST(:reason AS text))
+    FROM cancelled
 )
 SELECT run_id, CAST(state AS text) AS state, worker_id, overlap_key FROM cancelled;
 

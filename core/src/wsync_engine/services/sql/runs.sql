@@ -1,6 +1,6 @@
 -- name: run_list
-SELECT r.run_id, y.name AS sync_name, r.state::text AS state, r.phase, r.trigger, r.dry_run, r.adopt, r.attempt, r.created_at, r.started_at,
-    r.finished_at, r.counts, r.outcome_reason, r.error
+SELECT r.run_id, y.name AS sync_name, r.state::text AS state, r.phase, r.trigger, r.dry_run, r.adopt, r.attempt, r.nominal_at, r.created_at,
+    r.started_at, r.finished_at, r.counts, r.outcome_reason, r.error
 FROM (SELECT * FROM wsync.run UNION ALL SELECT * FROM wsync.run_history) AS r
 JOIN wsync.sync AS y ON y.tenant_id = r.tenant_id AND y.sync_id = r.sync_id
 WHERE r.tenant_id = :tenant_id
@@ -9,8 +9,15 @@ WHERE r.tenant_id = :tenant_id
 ORDER BY r.run_id DESC
 LIMIT :count;
 
+-- name: sync_names
+-- Also of syncs that were deleted: their runs are still there.
+SELECT DISTINCT y.name
+FROM wsync.sync AS y
+WHERE y.tenant_id = :tenant_id
+ORDER BY y.name;
+
 -- name: run_show
-SELECT r.run_id, y.name AS sync_name, r.state::text AS state, r.phase, r.trigger, r.dry_run, r.adopt, r.attempt, r.crashes, r.nominal_at, r.created_at,
+SELECT r.run_id, y.name AS sync_name, r.state::text AS state, r.phase, r.trigger, r.dry_run, r.adopt, r.attempt, r.crashes, r.params AS parameters, r.nominal_at, r.created_at,
     r.ready_at, r.started_at, r.finished_at, r.deadline_at, r.counts, r.progress, r.progress_at, r.guards, r.outcome_reason, r.error_class, r.error, r.next_step,
     r.cancel_reason, r.approved_by, r.approved_at,
     (SELECT count(*) FROM wsync.rejection AS x WHERE x.tenant_id = r.tenant_id AND x.run_id = r.run_id) AS rejections
