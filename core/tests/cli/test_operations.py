@@ -75,6 +75,17 @@ def test_a_schedule_takes_every_option_of_the_file_and_applying_again_changes_no
     assert [event["kind"] for event in shown["events"]] == ["schedule.created"]
 
 
+def test_a_schedule_is_shown_in_the_words_of_the_file(file: Path, run: Run) -> None:
+    file.write_text(with_schedule("{every: 90m, priority: high, catch_up_window: 2h}"))
+    run("apply", file)
+
+    shown = {line.split()[0]: " ".join(line.split()[1:]) for line in run("schedules", "show", "customers").stdout.splitlines() if line}
+
+    assert (shown["sync"], shown["every"], shown["priority"], shown["catch_up_window"]) == ("customers", "90m", "high", "2h")
+    assert not {"every_ms", "catchup_ms", "queue"} & set(shown)
+    assert objects(run("schedules", "list", "--json"))[0]["timing"] == "every 90m"
+
+
 def test_a_change_is_planned_in_the_words_of_the_file(file: Path, run: Run) -> None:
     file.write_text(with_schedule("{every: 15m}"))
     run("apply", file)
@@ -144,6 +155,24 @@ def test_a_run_shows_the_parameters_it_was_given_its_time_and_why_it_was_cancell
     (shown,) = objects(run("runs", "show", run_id, "--json"))
     assert (listed["outcome_reason"], listed["nominal_at"]) == ("the wrong day", shown["nominal_at"])
     assert (shown["parameters"], shown["events"][-1]["detail"]["reason"]) == ({"least": 7}, "the wrong day")
+
+
+def test_a_sync_without_a_schedule_is_said_to_have_none(file: Path, run: Run) -> None:
+    file.write_text(TEXT.replace('    schedule: {cron: "0 0 1 1 *"}\n', ""))
+    run("apply", file)
+
+    result = run("schedules", "trigger", "customers")
+
+    assert (result.exit_code, "has no schedule" in result.stderr, "`wsync-engine sync run customers`" in result.stderr) == (2, True, True)
+
+
+def test_an_interval_has_no_times_before_its_anchor_and_a_backfill_says_so(file: Path, run: Run) -> None:
+    file.write_text(with_schedule("{every: 1h}"))
+    run("apply", file)
+
+    result = run("schedules", "backfill", "customers", "--from", "2026-01-01", "--to", "2026-01-02")
+
+    assert (result.exit_code, "set `anchor` to an earlier instant" in result.stderr) == (2, True)
 
 
 def test_runs_of_a_sync_that_is_not_there_are_no_empty_list(file: Path, run: Run) -> None:

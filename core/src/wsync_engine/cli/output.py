@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-__all__ = ["print_objects", "say", "table"]
+__all__ = ["cell", "print_objects", "say", "table"]
 
 
 def say(text: str) -> None:
@@ -26,13 +26,14 @@ def print_objects(rows: Iterable[Mapping[str, Any]]) -> None:
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """Aligned columns, as wide as they need be; the same off a terminal."""
-    lines = [[column.replace("_", " ").upper() for column in columns], *([_cell(row.get(column)) for column in columns] for row in rows)]
+    lines = [[column.replace("_", " ").upper() for column in columns], *([cell(row.get(column)) for column in columns] for row in rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(columns))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip(), flush=True)  # noqa: T201
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as a table shows it."""
     if value is None:
         return "-"
     if isinstance(value, bool):

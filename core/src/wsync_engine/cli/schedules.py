@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from wsync_engine.cli.arguments import Json, Overlap, Parameters, Tenant, instant, parameters, told
 from wsync_engine.cli.boundary import reported
-from wsync_engine.cli.output import print_objects, say, table
+from wsync_engine.cli.output import cell, print_objects, say, table
 from wsync_engine.model.run import OverlapPolicy
 
 __all__ = ["schedules"]
@@ -71,7 +71,7 @@ def resume(name: Name, tenant: Tenant = None) -> None:
 
     with open_session(tenant) as session:
         stored = service.resume_schedule(session.api, session.tenant_id, name, actor=actor(), index=session.index)
-    say(f"resumed {name}; next: {stored.next_nominal_at or 'never'}")
+    say(f"resumed {name}; next: {cell(stored.next_nominal_at) if stored.next_nominal_at else 'never'}")
 
 
 @schedules.command()
@@ -159,7 +159,7 @@ def show(name: Name, tenant: Tenant = None, as_json: Json = False) -> None:
             [{**shown, "events": [{**event, "at": event["at"].isoformat(), "run_id": str(event["run_id"] or "")} for event in events]}]
         )
         return
-    table([{"field": key, "value": value} for key, value in shown.items()], ("field", "value"))
+    table([{"field": key, "value": value} for key, value in _in_words(row).items() if value is not None], ("field", "value"))
     typer.echo()
     table(events, ("at", "kind", "run_id", "detail"))
 
@@ -230,6 +230,22 @@ def cancel_backfill(
     say(f"cancelled {stored.backfill_id}")
 
 
-def _timing(row: dict[str, object]) -> str:
-    every_ms = row["every_ms"]
-    return str(row["cron"]) if row["cron"] else f"every {int(str(every_ms)) / 1000:g} s" if every_ms else f"once {row['once_at']}"
+_STATE = (
+    "paused", "paused_by", "pause_note", "next_nominal_at", "next_due_at", "last_nominal_at", "fired", "skipped", "missed", "coalesced",
+    "failures_in_row", "created_at", "updated_at",
+)  # fmt: skip
+
+
+def _in_words(row: dict[str, Any]) -> dict[str, Any]:
+    """What the schedule says as `wsync.yaml` says it, then what became of it."""
+    from wsync_engine.services.apply import schedule_words
+
+    return {"name": row["name"], "sync": row["sync_name"], **schedule_words(row), **{name: row.get(name) for name in _STATE}}
+
+
+def _timing(row: dict[str, Any]) -> str:
+    from wsync_engine.model.durations import duration_text
+
+    if row["cron"]:
+        return str(row["cron"])
+    return f"every {duration_text(row['every_ms'])}" if row["every_ms"] else f"once {cell(row['once_at'])}"

@@ -86,7 +86,7 @@ def create_backfill(
         )
     timing = Timing(**{name: found[0][name] for name in _TIMING})
     if not _times(timing, from_at, to_at, 1):
-        raise ConfigError("the schedule has no times in this range", next_step="`wsync-engine schedules next` shows its times")
+        raise ConfigError("the schedule has no times in this range", next_step=_where_times_are(timing))
     backfill_id = uuid7()
     columns = {"backfill_id": backfill_id, "tenant_id": tenant_id, "shard": shard_of(tenant_id, int(time["shards"] or 1))}
     columns |= {"schedule_id": schedule_id, "spec_version": found[0]["spec_version"], "from_at": from_at, "to_at": to_at}
@@ -175,6 +175,17 @@ def _moved_on(
         runs=tuple(admission.ready for admission in admissions if admission.ready is not None),
         interrupted=tuple(admission.interrupted for admission in admissions if admission.interrupted is not None),
     )
+
+
+def _where_times_are(timing: Timing) -> str:
+    """What to do when a range holds no times: where an interval or `start` begins is not to be seen in the times to come."""
+    if timing.anchor_at is not None and (timing.start_at is None or timing.start_at < timing.anchor_at):
+        return (
+            f"its times begin at {timing.anchor_at:%Y-%m-%d %H:%M:%SZ}: set `anchor` to an earlier instant, or correct `--from` and `--to`"
+        )
+    if timing.start_at is not None:
+        return f"its times begin at {timing.start_at:%Y-%m-%d %H:%M:%SZ}: change its `start`, or correct `--from` and `--to`"
+    return "correct `--from` and `--to`; `wsync-engine schedules next` shows its times"
 
 
 def _times(timing: Timing, from_at: datetime, to_at: datetime, n: int) -> list[datetime]:

@@ -45,7 +45,7 @@ from wsync_engine.state.database import tenant_transaction
 from wsync_engine.state.tenants import ensure_tenant, find_tenant
 from wsync_sdk.errors import ConfigError
 
-__all__ = ["apply", "plan_changes"]
+__all__ = ["apply", "plan_changes", "schedule_words"]
 
 _SQL = service_statements("catalog")
 _DECLARED = (
@@ -196,14 +196,14 @@ def _schedule_changes(wanted: _Wanted, catalog: Catalog) -> Iterator[Change]:
             )
         owned = row if row is not None and row["sync_name"] == name else None
         if owned is not None or sync.schedule is not None:
-            old = None if owned is None else _schedule_document(owned)
+            old = None if owned is None else schedule_words(owned)
             yield compared("schedule", name, old, None if sync.schedule is None else _declared_document(sync.schedule, owned))
     for name, row in catalog.schedules.items():
         if row["sync_name"] not in wanted.syncs:
-            yield compared("schedule", name, _schedule_document(row), None)
+            yield compared("schedule", name, schedule_words(row), None)
 
 
-def _schedule_document(row: Row) -> dict[str, Any]:
+def schedule_words(row: Row) -> dict[str, Any]:
     """As a declaration says it; the phase of an interval that none declares is not compared."""
     columns = {name: row[name] for name in _DECLARED}
     return _shown({**columns, "anchor_at": row["anchor_at"] if row["every_ms"] else None, "params": dict(row["params"])})

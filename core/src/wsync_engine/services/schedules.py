@@ -160,7 +160,12 @@ def _rows(conn: psycopg.Connection[Any], tenant_id: TenantId) -> list[Row]:
 
 
 def _named(conn: psycopg.Connection[Any], tenant_id: TenantId, name: str) -> Row:
-    row: Row = named({row["name"]: row for row in _rows(conn, tenant_id)}, name, "schedule")
+    found = {row["name"]: row for row in _rows(conn, tenant_id)}
+    if name not in found and any(row["name"] == name for row in select(conn, _SQL["sync_list"], {"tenant_id": tenant_id})):
+        raise ConfigError(
+            f"sync `{name}` has no schedule", next_step=f"give it one in wsync.yaml, or run it now: `wsync-engine sync run {name}`"
+        )
+    row: Row = named(found, name, "schedule")
     return row
 
 
