@@ -13,6 +13,7 @@ from typer.cli import get_docs_for_click
 from wsync_engine.cli.boundary import Exit
 from wsync_engine.cli.main import app
 from wsync_engine.config.schema import FileBlock
+from wsync_engine.model.durations import duration_text
 from wsync_engine.settings import PREFIX, Settings
 
 FOLDER = Path(__file__).parent / "reference"
@@ -42,7 +43,9 @@ def command_line() -> str:
     page = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="wsync-engine"), name="wsync-engine")
     hidden = ("* `--install-completion", "* `--show-completion", "* `--help`")
     lines = [line for line in page.splitlines() if not line.startswith(hidden)]
-    text = "\n".join(lines).replace("**Options**:\n\n\n", "").replace("\n\n\n", "\n\n").replace("# `wsync-engine`", "# Command line", 1)
+    text = (
+        "\n".join([*lines, ""]).replace("**Options**:\n\n\n", "").replace("\n\n\n", "\n\n").replace("# `wsync-engine`", "# Command line", 1)
+    )
     codes = "\n".join(f"| {int(code)} | {words} |" for code, words in EXITS.items())
     talk = "Data goes to standard output, talk to standard error. `--json` prints one JSON object a line. `NO_COLOR` is honoured."
     return f"{text.rstrip()}\n\n## Exit codes\n\n{talk}\n\n| code | means |\n|---|---|\n{codes}\n"
@@ -51,10 +54,14 @@ def command_line() -> str:
 def settings() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
-        default = "" if field.default is None or field.default == () else f"`{field.default}`"
+        default = "" if field.default is None or field.default == () else f"`{_plain(field.default)}`"
         rows.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
     head = "Environment variables, read once at the start of every process. An unknown name with this prefix is refused."
     return f"# Settings\n\n{head}\n\n| variable | default | meaning |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def _plain(default: object) -> str:
+    return ",".join(str(part) for part in default) if isinstance(default, tuple) else str(default)
 
 
 def file_schema() -> str:
@@ -74,6 +81,8 @@ def file_page() -> str:
 def _rows(block: Mapping[str, Any]) -> Iterator[str]:
     for key, field in block["properties"].items():
         default = "" if field.get("default") in (None, {}) else f"`{json.dumps(field['default'])}`"
+        if field.get("type") == "string" and isinstance(field.get("default"), int):
+            default = f"`{duration_text(field['default'])}`"
         if isinstance(field.get("default"), dict) and field["default"]:
             default = "as below"
         required = "**required**" if key in block.get("required", ()) else default

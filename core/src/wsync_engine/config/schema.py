@@ -249,7 +249,8 @@ class SyncBlock(_Block):
     parameters: dict[str, Annotated[Constant | FromRunBlock, BeforeValidator(_plain_or_from_run)]] = Field(
         default_factory=dict,
         description="Values of `:name` in the query; a schedule's `parameters` and `--param` go over them."
-        " `{from: nominal_at}`: the time that the run stands for, in a backfill one of the past.",
+        " `{from: nominal_at}`: the time that the run stands for, in a backfill one of the past, as a timestamp with zone."
+        " A text given over it stays a text: write `:name::timestamptz` where both shall do.",
     )
     split_by: str | None = Field(default=None, description="A column of the result with an order: its ranges are read side by side.")
     key: Annotated[tuple[str, ...], BeforeValidator(_one_or_more, json_schema_input_type=str | list[str])] = Field(
