@@ -105,9 +105,9 @@ class Installation:
             self.typed.append(" ".join(("wsync-engine", *words)))
         return done.stdout
 
-    def start(self, environment: dict[str, str], role: str) -> subprocess.Popen[bytes]:
+    def start(self, environment: dict[str, str], *words: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "wsync_engine.cli", role],
+            [sys.executable, "-P", "-m", "wsync_engine.cli", *words],
             env=environment,
             cwd=self.folder,
             stdout=self.log,
@@ -116,7 +116,7 @@ class Installation:
         )
         self.processes.append(process)
         if environment is self.new:
-            self.typed.append(f"wsync-engine {role}")
+            self.typed.append(" ".join(("wsync-engine", *words)))
         return process
 
     def declare(self, *, more: str = "", beside: str = "") -> None:
@@ -292,6 +292,7 @@ def test_two_versions_work_side_by_side_and_the_newer_one_goes_on(installation: 
     it.end(old_workers_process)
     it.wait_for_claims(new_worker)
     wait_behind_an_open_run(it)
+    it.worker_of(it.start(it.new, "worker", "--queue", "elsewhere"))
     it.command(it.new, "workers", "list")
     it.command(it.new, "doctor")
     come_to_rest(it)
