@@ -106,6 +106,17 @@ def test_a_change_of_times_raises_the_rev_and_the_version(world: Any) -> None:
         world.write(change_schedule, stored.schedule_id, declared, actor="bob", if_version=1)
 
 
+def test_what_a_schedule_was_is_kept_for_those_who_refer_to_it(world: Any) -> None:
+    declared = spec(world)
+    stored = world.write(create_schedule, declared, actor="ann")
+
+    for minute in (30, 45):
+        world.write(change_schedule, stored.schedule_id, replace(declared, cron=f"{minute} * * * *"), actor="bob")
+
+    kept = world.rows("SELECT spec_version, spec ->> 'cron' AS cron FROM wsync.schedule_spec ORDER BY 1")
+    assert kept == [{"spec_version": 1, "cron": declared.cron}, {"spec_version": 2, "cron": "30 * * * *"}]
+
+
 @pytest.mark.parametrize("value", [float("nan"), 2**63, "a\0b", "\ud800", [1], {}], ids=repr)
 def test_a_parameters_value_that_cannot_be_stored_is_refused_with_its_name(value: object) -> None:
     with pytest.raises(ConfigError, match="parameter `since`") as refused:

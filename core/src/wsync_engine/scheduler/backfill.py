@@ -87,6 +87,7 @@ def create_backfill(
     timing = Timing(**{name: found[0][name] for name in _TIMING})
     if not _times(timing, from_at, to_at, 1):
         raise ConfigError("the schedule has no times in this range", next_step=_where_times_are(timing))
+    conn.execute(_SCHEDULE["version_keep"], {"schedule_id": schedule_id})
     backfill_id = uuid7()
     columns = {"backfill_id": backfill_id, "tenant_id": tenant_id, "shard": shard_of(tenant_id, int(time["shards"] or 1))}
     columns |= {"schedule_id": schedule_id, "spec_version": found[0]["spec_version"], "from_at": from_at, "to_at": to_at}

@@ -145,10 +145,16 @@ def create_schedules(conn: psycopg.Connection[Any], tenant_id: UUID, specs: Sequ
     _check_syncs(conn, specs)
     following = [first_nominal(timing, after=now, due_after=now) for timing in timings]
     wanted = [
-        {"schedule_id": timing.schedule_id, **_next_columns(x), "spec": _plain_fields(spec, timing.anchor_at)}
+        {
+            **dict(zip(_FIELDS, _field_values(spec), strict=True)),
+            "schedule_id": timing.schedule_id,
+            "anchor_at": timing.anchor_at,
+            **_next_columns(x),
+        }
         for spec, timing, x in zip(specs, timings, following, strict=True)
     ]
-    columns = {"wanted": _as_json(wanted), "tenant_id": tenant_id, "shard": shard_of(tenant_id, shards), "actor": actor}
+    as_json = orjson.dumps(wanted, default=dict).decode()  # default: for other mappings than dict
+    columns = {"wanted": as_json, "tenant_id": tenant_id, "shard": shard_of(tenant_id, shards), "actor": actor}
     there_before = {row["schedule_id"] for row in select(conn, _SQL["schedule_insert"], columns)}
     return [
         _same_or_refused(conn, tenant_id, spec) if timing.schedule_id in there_before else _created(timing.schedule_id, spec, x)
@@ -188,6 +194,7 @@ def change_schedule(
         spec = replace(spec, anchor_at=old["anchor_at"] or now)
     timing = _checked(spec, schedule_id, now)
     columns = {**asdict(spec), **_sync(conn, spec), "params": Jsonb(dict(spec.params)), "schedule_id": schedule_id}
+    conn.execute(_SQL["version_keep"], {"schedule_id": schedule_id})
     version = select(conn, _SQL["schedule_change"], columns)[0]["spec_version"]
     following = _kept(clock)
     if not old["paused"] and timing != timing_of(old):
@@ -195,7 +202,6 @@ def change_schedule(
         if spec.max_runs is not None and clock["fired"] >= spec.max_runs:
             following = None
     rev = _set_clock(conn, schedule_id, following)
-    _store_version(conn, tenant_id, (schedule_id, version), spec=spec, actor=actor)
     write_events(conn, [Event(kind="schedule.changed", tenant_id=tenant_id, schedule_id=schedule_id, detail={"actor": actor})])
     return _stored(schedule_id, version, rev=rev, following=following)
 
@@ -456,27 +462,6 @@ def _set_clock(
 ) -> int:
     columns = {"schedule_id": schedule_id, "last_nominal_at": last_nominal_at, **_next_columns(following)}
     return int(select(conn, _SQL["clock_set"], columns)[0]["rev"])
-
-
-def _store_version(conn: psycopg.Connection[Any], tenant_id: UUID, version: tuple[UUID, int], *, spec: ScheduleSpec, actor: str) -> None:
-    columns = {
-        "schedule_id": version[0],
-        "spec_version": version[1],
-        "tenant_id": tenant_id,
-        "spec": _as_json(_plain_fields(spec, spec.anchor_at)),
-        "actor": actor,
-    }
-    conn.execute(_SQL["spec_insert"], columns)
-
-
-def _plain_fields(spec: ScheduleSpec, anchor_at: datetime | None) -> dict[str, Any]:
-    """Every field that has a value, under its column's name."""
-    values = {name: value for name, value in zip(_FIELDS, _field_values(spec), strict=True) if value is not None}
-    return values if anchor_at is None else {**values, "anchor_at": anchor_at}
-
-
-def _as_json(value: Any) -> str:
-    return orjson.dumps(value, default=dict).decode()  # default: for other mappings than dict
 
 
 _POLICIES = tuple(policy.value for policy in OverlapPolicy)

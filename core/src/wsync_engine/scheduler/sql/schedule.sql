@@ -16,32 +16,31 @@ FROM wsync.sync AS y
 WHERE y.sync_id = :sync_id;
 
 -- name: schedule_insert
--- Any number of schedules: definition, first version, clock and event of each. A name that is taken inserts nothing: registering again is no
--- error, and waits for whoever is just inserting it; names in order, so that two who insert the same ones never wait in a circle.
--- Returns those that were not inserted.
+-- Any number of schedules: definition, clock and event of each. A name that is taken inserts nothing: registering again is no error, and
+-- waits for whoever is just inserting it; names in order, so that two who insert the same ones never wait in a circle.
+-- Returns those that were not inserted. `json`, not `jsonb`, and no record within a record: it reads three times as fast.
 WITH wanted AS MATERIALIZED (
-    SELECT n.schedule_id, n.next_nominal_at, n.next_due_at, n.spec
-    FROM jsonb_to_recordset(CAST(:wanted AS jsonb))
-        AS n (schedule_id uuid, next_nominal_at timestamptz, next_due_at timestamptz, spec jsonb)
+    SELECT n.*
+    FROM json_to_recordset(CAST(:wanted AS json)) AS n (schedule_id uuid, next_nominal_at timestamptz, next_due_at timestamptz, name text,
+        sync_id uuid, kind text, cron text, zone text, every_ms bigint, anchor_at timestamptz, once_at timestamptz, priority smallint,
+        jitter_ms int, overlap text, max_buffer int, catchup_ms bigint, catchup_mode text, start_at timestamptz, end_at timestamptz,
+        max_runs int, max_attempts int, backoff_base_ms int, backoff_cap_ms int, attempt_timeout_ms bigint, total_timeout_ms bigint,
+        stall_ms int, pause_after_failures int, params jsonb)
 ), made AS (
     INSERT INTO wsync.schedule (schedule_id, tenant_id, name, sync_id, connection_id, credential_id, overlap_key, queue, priority, kind,
         cron, zone, every_ms, anchor_at, once_at, jitter_ms, overlap, max_buffer, catchup_ms, catchup_mode, start_at, end_at, max_runs,
         max_attempts, backoff_base_ms, backoff_cap_ms, attempt_timeout_ms, total_timeout_ms, stall_ms, pause_after_failures, params,
         created_at, updated_at)
-    SELECT w.schedule_id, :tenant_id, s.name, y.sync_id, y.source_connection_id, coalesce(k.credential_id, k.connection_id), y.overlap_key,
-        y.queue, s.priority, s.kind, s.cron, s.zone, s.every_ms, s.anchor_at, s.once_at, s.jitter_ms, s.overlap, s.max_buffer, s.catchup_ms,
-        s.catchup_mode, s.start_at, s.end_at, s.max_runs, s.max_attempts, s.backoff_base_ms, s.backoff_cap_ms, s.attempt_timeout_ms,
-        s.total_timeout_ms, s.stall_ms, s.pause_after_failures, s.params, (SELECT wsync.clock()), (SELECT wsync.clock())
+    SELECT w.schedule_id, :tenant_id, w.name, y.sync_id, y.source_connection_id, coalesce(k.credential_id, k.connection_id), y.overlap_key,
+        y.queue, w.priority, w.kind, w.cron, w.zone, w.every_ms, w.anchor_at, w.once_at, w.jitter_ms, w.overlap, w.max_buffer, w.catchup_ms,
+        w.catchup_mode, w.start_at, w.end_at, w.max_runs, w.max_attempts, w.backoff_base_ms, w.backoff_cap_ms, w.attempt_timeout_ms,
+        w.total_timeout_ms, w.stall_ms, w.pause_after_failures, w.params, (SELECT wsync.clock()), (SELECT wsync.clock())
     FROM wanted AS w
-    CROSS JOIN LATERAL jsonb_populate_record(CAST(NULL AS wsync.schedule), w.spec) AS s
-    JOIN wsync.sync AS y ON y.sync_id = s.sync_id
+    JOIN wsync.sync AS y ON y.sync_id = w.sync_id
     JOIN wsync.connection AS k ON k.tenant_id = y.tenant_id AND k.connection_id = y.sink_connection_id
-    ORDER BY s.name
+    ORDER BY w.name
     ON CONFLICT (tenant_id, name) WHERE deleted_at IS NULL DO NOTHING
     RETURNING schedule_id
-), versions AS (
-    INSERT INTO wsync.schedule_spec (schedule_id, spec_version, tenant_id, spec, actor, at)
-    SELECT schedule_id, 1, :tenant_id, w.spec, :actor, (SELECT wsync.clock()) FROM wanted AS w JOIN made USING (schedule_id)
 ), clocks AS (
     INSERT INTO wsync.schedule_clock (schedule_id, tenant_id, shard, next_nominal_at, next_due_at)
     SELECT schedule_id, :tenant_id, :shard, w.next_nominal_at, w.next_due_at FROM wanted AS w JOIN made USING (schedule_id)
@@ -79,9 +78,13 @@ SET spec_version = spec_version + 1, sync_id = :sync_id, connection_id = :connec
 WHERE schedule_id = :schedule_id
 RETURNING spec_version;
 
--- name: spec_insert
-INSERT INTO wsync.schedule_spec (schedule_id, spec_version, tenant_id, spec, actor, at)
-VALUES (:schedule_id, :spec_version, :tenant_id, :spec, :actor, wsync.clock());
+-- name: version_keep
+-- The definition as it is now, for those who refer to this version when it has changed.
+INSERT INTO wsync.schedule_spec (schedule_id, spec_version, tenant_id, spec, at)
+SELECT s.schedule_id, s.spec_version, s.tenant_id, to_jsonb(s), s.updated_at
+FROM wsync.schedule AS s
+WHERE s.schedule_id = :schedule_id
+ON CONFLICT (schedule_id, spec_version) DO NOTHING;
 
 -- name: schedule_pause
 -- Pausing twice keeps the first note unless a new one is given.

@@ -1,4 +1,4 @@
--- Queues, overlap policies, backfills, caps and drains. Only adds, and widens two indexes: engines of 0001 go on beside newer ones.
+-- Queues, overlap policies, backfills, caps and drains. Only adds, loosens, and rebuilds three indexes: engines of 0001 go on beside newer ones.
 
 CREATE TABLE wsync.queue (  -- which workers serve a sync; of the installation, made by the operator
     queue smallint PRIMARY KEY CHECK (queue BETWEEN 0 AND 15),
@@ -22,6 +22,12 @@ ALTER TABLE wsync.run_history
 DROP INDEX wsync.schedule_clock_due, wsync.run_ready;
 CREATE INDEX schedule_clock_due ON wsync.schedule_clock (shard, next_due_at, schedule_id) WHERE next_due_at IS NOT NULL;
 CREATE INDEX run_ready ON wsync.run (shard, ready_at, run_id) WHERE state = 'queued';
+
+-- A schedule and its clock are written by one statement; the check would read and lock each of them once more.
+ALTER TABLE wsync.schedule_clock DROP CONSTRAINT schedule_clock_schedule_id_fkey;
+DROP INDEX wsync.run_event_run;
+CREATE INDEX run_event_run ON wsync.run_event (run_id, at) WHERE run_id IS NOT NULL;
+COMMENT ON TABLE wsync.schedule_spec IS 'former definitions of schedules; the present one is in wsync.schedule, under its spec_version';
 
 CREATE INDEX run_backfill ON wsync.run (backfill_id) WHERE backfill_id IS NOT NULL
     AND state IN ('buffered', 'queued', 'running', 'cancelling', 'blocked');
