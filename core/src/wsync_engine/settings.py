@@ -54,6 +54,15 @@ class Settings(BaseSettings):
         description="Folders with tenants' secrets, separated by commas: `file:` reaches what lies in one of them, in a folder of the tenant's name.",
     )
     lease_ttl_s: float = Field(default=30.0, ge=3.0, le=600.0, description="A worker that is silent for this long loses its runs.")
+    task_memory_mib: int = Field(
+        default=2_048,
+        ge=512,
+        description="How much memory (MiB) a task's process may take; one that takes more is ended, and its run tried again.",
+    )
+    task_cgroup: Path | None = Field(
+        default=None,
+        description="A control group (Linux) handed over to the workers of this machine, below which the kernel limits each task's memory.",
+    )
     max_runs_per_tenant: int | None = Field(
         default=None,
         ge=1,

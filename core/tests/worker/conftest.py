@@ -115,7 +115,9 @@ class World:
             self.index.commit_fire([], [ready_run(row)])
         return run_id
 
-    def start_worker(self, *, is_host_used: bool = False, **options: Any) -> subprocess.Popen[bytes]:
+    def start_worker(
+        self, *, is_host_used: bool = False, task_cgroup: str = "", group_bytes: int = 0, **options: Any
+    ) -> subprocess.Popen[bytes]:
         settings = {
             "api_url": self.database.api_url,
             "storage_url": (self.folder / "storage").as_uri(),
@@ -130,6 +132,8 @@ class World:
             "key": KEY,
             "options": settings,
             "is_host_used": is_host_used,
+            "task_cgroup": task_cgroup,
+            "group_bytes": group_bytes,
         }
         secrets = {
             "WSYNC_DATABASE_URL_ENGINE": "postgresql://hidden",

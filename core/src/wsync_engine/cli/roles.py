@@ -8,12 +8,16 @@ import subprocess
 import sys
 import threading
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from wsync_engine.cli.boundary import Exit, reported
 from wsync_engine.cli.output import say
+
+if TYPE_CHECKING:
+    from wsync_engine.settings import Settings
+    from wsync_engine.worker.host import Host
 
 __all__ = ["add_commands"]
 
@@ -24,6 +28,7 @@ NewStorage = Annotated[
     bool, typer.Option("--new-storage", help="Take this storage as the installation's: the former one is gone for good.")
 ]
 WATCH_S = 0.2
+MIB = 1024 * 1024
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -99,9 +104,11 @@ def worker(slots: Slots = 2, queue: Queues = None, metrics: Metrics = None, new_
             queues=queues,
             lease_s=settings.lease_ttl_s,
             secret_folders=settings.secret_folders,
+            memory_limit_bytes=settings.task_memory_mib * MIB,
         )
         Worker(
             options,
+            host=_host(settings),
             index=index,
             client=connect_index(urls.redis),
             connect=lambda: connect(urls.engine, application_name="wsync worker"),
@@ -135,6 +142,15 @@ def up(slots: Slots = 2, queue: Queues = None, new_storage: NewStorage = False) 
         _end(children)
     if not stop.is_set():
         raise typer.Exit(codes[0] if codes[0] > 0 else Exit.FAILED)
+
+
+def _host(settings: Settings) -> Host:
+    from wsync_engine.worker.host import Host
+    from wsync_engine.worker.task_groups import TaskGroups
+
+    if settings.task_cgroup is None:
+        return Host()
+    return Host(TaskGroups(settings.task_cgroup, limit_bytes=settings.task_memory_mib * MIB))
 
 
 def _serve(metrics: str | None) -> None:

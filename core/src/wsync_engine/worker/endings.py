@@ -23,7 +23,7 @@ __all__ = ["Ending", "ending_of_death", "ending_of_report", "failed", "given_bac
 OUT_OF_MEMORY = RunError(
     error_class="memory_limit",
     message="its process used more memory than a task may",
-    next_step="report this with the size of a row: a run's memory does not depend on how many there are",
+    next_step="a run's memory does not depend on how many rows there are: look for huge values in them, or raise WSYNC_TASK_MEMORY_MIB",
 )
 Write = Callable[[psycopg.Connection[Any]], ReadyRun | None]
 

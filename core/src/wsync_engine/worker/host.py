@@ -15,6 +15,7 @@ from wsync_engine.worker.child import ChildSetup
 from wsync_engine.worker.fence import boot_time_s
 from wsync_engine.worker.live import WakeListener
 from wsync_engine.worker.slots import Slot
+from wsync_engine.worker.task_groups import TaskGroups
 
 __all__ = ["Clocks", "Host", "Listener"]
 
@@ -45,9 +46,12 @@ class Listener(Protocol):
 
 
 class Host:
-    """This machine, with children as processes."""
+    """This machine, with children as processes. `groups`: where the children's memory is limited."""
 
     clocks = Clocks()
+
+    def __init__(self, groups: TaskGroups | None = None) -> None:
+        self._groups = groups
 
     def start(self) -> None:
         """Before anything that a child should not inherit; called by the thread that the children are to die with."""
@@ -59,7 +63,7 @@ class Host:
 
     def new_slot(self, setup: ChildSetup) -> Slot:
         """A slot with a child of its own."""
-        return Slot(setup, monotonic_s=self.clocks.monotonic_s)
+        return Slot(setup, monotonic_s=self.clocks.monotonic_s, groups=self._groups)
 
     def wait(self, listener: Listener, slots: Sequence[Slot], timeout_s: float) -> bool:
         """Until there is a wake-up, a child says something or dies, or the time is over; True: there is a wake-up."""

@@ -17,6 +17,7 @@ import structlog
 from wsync_engine.worker import fork_server
 from wsync_engine.worker.child import ChildSetup, child_main
 from wsync_engine.worker.messages import Assignment, Cancel, Drain, Ended, Lost, Renewed, Tick, Yield
+from wsync_engine.worker.task_groups import TaskGroups
 
 __all__ = ["Slot", "StopReason", "Tenure"]
 
@@ -58,10 +59,11 @@ class Tenure:
 
 
 class Slot:
-    """One warm child at a time; the supervisor's side. One thread. `monotonic_s`: the supervisor's clock."""
+    """One warm child at a time; the supervisor's side. One thread. `monotonic_s`: the supervisor's clock. `groups`: where the children's memory is limited."""
 
-    def __init__(self, setup: ChildSetup, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, setup: ChildSetup, *, monotonic_s: Callable[[], float] = time.monotonic, groups: TaskGroups | None = None) -> None:
         self._setup = setup
+        self._groups = groups
         self._monotonic_s = monotonic_s
         self.tenure: Tenure | None = None
         self.runs_done = 0
@@ -72,6 +74,7 @@ class Slot:
         """Fork a child; the one before, if any, ends because its pipe closes. Where the fork server dies meanwhile, the slot stays without one."""
         if self.started_at_s:
             self.pipe.close()
+            self._leave_group()
         self.started_at_s = self._monotonic_s()
         self.runs_done = 0
         context = fork_server.start()  # it may have died, and its children with it
@@ -84,6 +87,24 @@ class Slot:
             _log.warning("child.not_started", error=type(exc).__name__)
         finally:
             theirs.close()
+        self._enter_group()
+
+    def _enter_group(self) -> None:
+        if self._groups is None or self.process.pid is None:
+            return
+        try:
+            self._groups.add(self.process.pid)
+        except OSError as exc:
+            _log.warning("child.without_group", error=exc.strerror, next_step="its memory is looked at once a second")
+
+    def _leave_group(self) -> None:
+        if self._groups is not None and self.process.pid is not None:
+            self._groups.remove(self.process.pid)
+
+    @property
+    def is_out_of_memory(self) -> bool:
+        """Whether the kernel ended the child because it took more than it may."""
+        return self._groups is not None and self.process.pid is not None and self._groups.is_exceeded(self.process.pid)
 
     @property
     def is_free(self) -> bool:
@@ -101,6 +122,7 @@ class Slot:
         if self.process.pid is not None:
             self.process.join(timeout_s)
         self.pipe.close()
+        self._leave_group()
 
     def assign(self, assignment: Assignment, *, left_s: float, stall_s: float, priority: int) -> None:
         """Hand over a run, which may take `left_s`."""

@@ -66,7 +66,7 @@ class WorkerOptions:
     :param lease_s: a heartbeat comes six times in it, sink calls start in the first two thirds.
     :param drain_timeout_s: how long runs may go on after the first signal. :param stop_grace_s: from asking a run to end until its process is killed.
     :param memory_limit_bytes: of one child. :param queues: whose runs it takes. :param turn_s: how long a run keeps its slot while others of its priority are in line.
-    :param recycle_bytes: a child that is larger after a run is replaced.
+    :param recycle_bytes: a child that is larger after a run is replaced, and one that has three quarters of what it may.
     """
 
     api_url: str = field(repr=False)
@@ -283,13 +283,16 @@ class Worker:
         metrics.RUNS_ENDED.labels(ended.state or ended.kind).inc()
         metrics.RUN_SECONDS.observe(self._clocks.monotonic_s() - tenure.started_at_s)
         self._endings.append(ending_of_report(ended))
-        if slot.runs_done >= self._options.runs_per_child or slot.rss_bytes() > self._options.recycle_bytes:
+        largest_bytes = min(self._options.recycle_bytes, self._options.memory_limit_bytes * 3 // 4)
+        if slot.runs_done >= self._options.runs_per_child or slot.rss_bytes() > largest_bytes:
             slot.start()
 
     def _replace_dead(self, slot: Slot) -> None:
         tenure, slot.tenure = slot.tenure, None
         if tenure is not None:
             how = slot.how_it_died()
+            if tenure.stopping is None and slot.is_out_of_memory:
+                tenure.stopping = "memory"
             _log.warning("child.died", run_id=str(tenure.assignment.run_id), how=how, asked_to_end=tenure.stopping)
             metrics.CHILD_EXITS.labels(slot.exit_signal).inc()
             metrics.RUNS_ENDED.labels("died").inc()
