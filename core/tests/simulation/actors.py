@@ -324,6 +324,7 @@ class Child:
                 self.world.baton.kill(self.process)
                 self.world.baton.point("crashes")
             case "hang":
+                self.world.failures[run.assignment.run_id] += 1  # whoever ends it, says so
                 until_ms = self.world.clock.now_ms + LONGEST_HANG_MS
                 while not run.is_cancelled() and self.world.clock.now_ms < until_ms:
                     self.world.baton.sleep(3, is_wakeable=True)
@@ -354,4 +355,6 @@ class Child:
         self, run: RunInProgress, kind: Any, *, state: str = "", error: RunError = NO_ERROR, retry_after_s: float | None = None
     ) -> Ended:
         a = run.assignment
+        if kind == "retry":
+            self.world.failures[a.run_id] += 1
         return Ended(run_id=a.run_id, epoch=a.epoch, kind=kind, state=state, error=error, retry_after_s=retry_after_s)

@@ -278,8 +278,11 @@ class Watch:
                 self.violate("I11", f"run {run_id} has been ready since {run['ready_at']} and is not in the index")
 
     def check_end(self) -> None:
-        """Every run has come to its end."""
+        """Every run has come to its end, and nothing but a failure used up an attempt of it."""
         self.read()
+        for run_id, run in self._runs.items():
+            if run["attempt"] > self._world.failures[UUID(run_id)]:
+                self.violate("I19", f"run {run_id} used {run['attempt']} attempts and failed {self._world.failures[UUID(run_id)]} times")
         for run in self._runs.values():
             if run["state"] not in TERMINAL:
                 self.violate("I13", f"run {run['run_id']} is still {run['state']}")

@@ -18,7 +18,7 @@ ACTIVE_S = 24
 QUIET_S = 60
 LONGEST_S = 420
 POINTS = [point for point, place in PLACES.items() if place.faults]
-TROUBLES = ("flush", "fail_over", "drain", "kill", "freeze", "spoil")
+TROUBLES = ("flush", "fail_over", "drain", "kill", "freeze", "spoil", "step")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -378,6 +378,10 @@ class Operator:
         if living:
             self.world.freeze(self.world.rng.choice(living).process, self.world.rng.randint(5_000, 48_000))
 
+    def _step(self) -> None:
+        """The clock of the index is set, forward or back."""
+        self.world.redis_skew_ms = self.world.rng.choice((-1_500, 1_500))
+
     def _spoil(self) -> None:
         """A schedule's zone is removed from the database of zones."""
         query = "UPDATE wsync.schedule SET zone = 'Mars/Olympus' WHERE kind = 'cron' AND deleted_at IS NULL RETURNING schedule_id"

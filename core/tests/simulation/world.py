@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -133,6 +134,8 @@ class World:
         self.mailboxes: list[Mailbox] = []
         self.lines: list[Line] = []
         self.calls: list[Call] = []
+        self.failures: Counter[UUID] = Counter()
+        """Of each run: how often an attempt of it may have been used up."""
         self.traced: list[str] = []
         self.faults = Faults(self, plan(self.rng))
         self.message_loss = self.rng.choice((0.0, 0.0, 0.3))
