@@ -13,6 +13,7 @@ from wsync_engine.model.run import RunError, RunState
 from wsync_engine.scheduler.fire import fire
 from wsync_engine.scheduler.runs import (
     Beat,
+    ScheduleSettlement,
     backoff,
     claim_runs,
     finish_run,
@@ -113,6 +114,53 @@ def test_an_end_that_the_child_wrote_is_counted_by_its_supervisor(world: Any, ru
 
     finish_run(world.engine, run_id, 1, "succeeded")
 
+    assert world.clock(row(world, run_id)["schedule_id"])["failures_in_row"] == 1
+
+
+def fail_as_a_child(world: Any, run_id: UUID) -> None:
+    """What a run's own process stores; its worker dies before it hears of it."""
+    ids = {"tenant_id": world.tenant_id, "run_id": run_id, "epoch": 1, "worker_id": WORKER}
+    books = RunBooks(world.api, **ids, settlement=ScheduleSettlement())
+    books.finish(outcome="failed", reason="table dropped", counts={}, error=None, fold=None, sync_id=row(world, run_id)["sync_id"])
+
+
+def test_an_end_that_only_the_child_lived_to_write_is_counted(world: Any, run_id: UUID) -> None:
+    claim_runs(world.engine, [run_id], WORKER)
+
+    fail_as_a_child(world, run_id)
+    counted_by_the_child = world.clock(row(world, run_id)["schedule_id"])["failures_in_row"]
+    finish_run(world.engine, run_id, 1, "failed")
+
+    assert counted_by_the_child == 1
+    assert world.clock(row(world, run_id)["schedule_id"])["failures_in_row"] == 1
+    assert len(world.events("run.settled")) == 1
+
+
+def test_failures_that_only_children_lived_to_write_pause_the_schedule(world: Any, run_id: UUID) -> None:
+    schedule_id = row(world, run_id)["schedule_id"]
+    claim_runs(world.engine, [run_id], WORKER)
+    fail_as_a_child(world, run_id)
+    world.move(60)
+    again = fire(world.engine, [(schedule_id, 2)]).runs[0].run_id
+    claim_runs(world.engine, [again], WORKER)
+
+    fail_as_a_child(world, again)
+
+    paused = world.rows("SELECT * FROM wsync.schedule")[0]
+    assert (paused["paused_by"], paused["pause_note"]) == ("system", "2 runs failed in a row")
+    assert world.clock(schedule_id)["next_due_at"] is None
+
+
+def test_a_schedule_that_somebody_holds_keeps_no_run_from_ending_and_its_supervisor_counts_it(world: Any, run_id: UUID) -> None:
+    claim_runs(world.engine, [run_id], WORKER)
+    world.api.execute("SET lock_timeout = '100ms'")
+
+    with world.engine_connection().transaction() as held:
+        held.connection.execute("SELECT FROM wsync.schedule_clock FOR UPDATE")
+        fail_as_a_child(world, run_id)
+    finish_run(world.engine, run_id, 1, "failed")
+
+    assert row(world, run_id)["state"] == "failed"
     assert world.clock(row(world, run_id)["schedule_id"])["failures_in_row"] == 1
 
 

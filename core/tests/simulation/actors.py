@@ -11,6 +11,7 @@ from wsync_engine.index.due_index import WAKE_SCHEDULERS
 from wsync_engine.index.wakes import SUBSCRIBED, Wakes
 from wsync_engine.model.run import RunError
 from wsync_engine.scheduler.loop import Scheduler
+from wsync_engine.scheduler.runs import ScheduleSettlement
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.state.books import Ack, RunBooks, SentChunk
 from wsync_engine.worker.child import ChildSetup, RunInProgress
@@ -275,7 +276,8 @@ class Child:
 
     def _work(self, run: RunInProgress, line: Line) -> Ended:
         a, rng = run.assignment, self.world.rng
-        books = RunBooks(cast(Any, line), tenant_id=a.tenant_id, run_id=a.run_id, epoch=a.epoch, worker_id=a.worker_id)
+        ids = {"tenant_id": a.tenant_id, "run_id": a.run_id, "epoch": a.epoch, "worker_id": a.worker_id}
+        books = RunBooks(cast(Any, line), **ids, settlement=ScheduleSettlement())
         if books.load().dry_run:
             books.block(["dry run"])
             return self._ended(run, "concluded", state="blocked")

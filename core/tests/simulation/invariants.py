@@ -37,6 +37,7 @@ class Watch:
         self._clocks: dict[str, Row] = {}
         self._last_nominal: dict[str, str] = {}
         self._counted: dict[str, int] = defaultdict(int)
+        self._settled: set[str] = set()
         self._revs: dict[bytes, int] = {}
         self._incarnation = b""
         world.watch = self
@@ -216,6 +217,8 @@ class Watch:
     def _read_event(self, event: Row) -> None:
         if event["kind"] in {"schedule.skipped", "schedule.missed", "schedule.coalesced"}:
             self._counted[f"{event['schedule_id']} {event['kind'].rpartition('.')[2]}"] += event["detail"]["count"]
+        if event["kind"] == "run.settled":
+            self._settled.add(event["run_id"])
 
     def _check_keys(self) -> None:
         """I6 and I8: one open run per key, and none that waits for nobody."""
@@ -278,7 +281,7 @@ class Watch:
                 self.violate("I11", f"run {run_id} has been ready since {run['ready_at']} and is not in the index")
 
     def check_end(self) -> None:
-        """Every run has come to its end, and nothing but a failure used up an attempt of it."""
+        """Every run has come to its end, its schedule counted it, and nothing but a failure used up an attempt of it."""
         self.read()
         for run_id, run in self._runs.items():
             if run["attempt"] > self._world.failures[UUID(run_id)]:
@@ -286,6 +289,8 @@ class Watch:
         for run in self._runs.values():
             if run["state"] not in TERMINAL:
                 self.violate("I13", f"run {run['run_id']} is still {run['state']}")
+            elif run["state"] != "cancelled" and run["run_id"] not in self._settled:
+                self.violate("I20", f"run {run['run_id']} ended as {run['state']}, and nobody counted it")
 
 
 def _decisions(clock: Row) -> int:

@@ -30,6 +30,7 @@ __all__ = [
     "Held",
     "Reaped",
     "Retried",
+    "ScheduleSettlement",
     "backoff",
     "claim_runs",
     "confirm_kill",
@@ -181,7 +182,7 @@ def finish_run(
     reason: str | None = None,
     error: RunError | None = None,
 ) -> ReadyRun | None:
-    """End a run that we hold, or that its child has ended under our epoch, and count it for its schedule. May be repeated.
+    """End a run that we hold, and count it for its schedule, unless its child has done both under our epoch. May be repeated.
 
     Returns the run that waited for this one and is queued now, if one did.
 
@@ -378,6 +379,23 @@ def _end_lost(conn: psycopg.Connection[Any], lost: Row) -> bool:
             return False
         _settle(conn, [(lost, outcome)])
     return True
+
+
+class ScheduleSettlement:
+    """Counts the end of a run that its own process stores: `state.books.Settlement`. Who ends it once more counts nothing."""
+
+    def lock(self, conn: psycopg.Connection[Any], run_id: UUID) -> bool:
+        """The clock of its schedule. False: somebody holds it for long, which must not keep a run from ending."""
+        try:
+            with conn.transaction():
+                lock_clocks(conn, [run_id])
+        except psycopg.errors.LockNotAvailable:
+            return False
+        return True
+
+    def count(self, conn: psycopg.Connection[Any], run_id: UUID, epoch: int, outcome: str) -> None:
+        """For its schedule, which a row of failures pauses."""
+        _settle(conn, [({**_run(conn, run_id), "epoch": epoch}, outcome)])
 
 
 def _settle(conn: psycopg.Connection[Any], ends: Sequence[tuple[Row, str]]) -> None:

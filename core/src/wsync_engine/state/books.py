@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 
 from wsync_sdk import FatalError, RetryableError, RowRange, StateError, WsyncError
 
-__all__ = ["Ack", "Cipher", "NewRejection", "PublishedSplit", "RunBooks", "RunRecord", "SentChunk", "SnapshotRow"]
+__all__ = ["Ack", "Cipher", "NewRejection", "PublishedSplit", "RunBooks", "RunRecord", "SentChunk", "Settlement", "SnapshotRow"]
 
 TERMINAL = ("succeeded", "partial", "failed", "cancelled")
 
@@ -31,6 +31,18 @@ class Cipher(Protocol):
 
     def decrypt(self, data: bytes) -> bytes:
         """What was encrypted."""
+        ...
+
+
+class Settlement(Protocol):
+    """Counts the end of a run for whoever wanted it, in the transaction that stores the end. The tenant is set there."""
+
+    def lock(self, conn: psycopg.Connection[Any], run_id: UUID) -> bool:
+        """Take what must be locked before the run is; False: it can't be had now, and `count` is not to be called."""
+        ...
+
+    def count(self, conn: psycopg.Connection[Any], run_id: UUID, epoch: int, outcome: str) -> None:
+        """Count it."""
         ...
 
 
@@ -116,15 +128,25 @@ def _error_columns(error: WsyncError | None) -> tuple[str | None, str | None, st
 class RunBooks:
     """One run's writes, fenced by its epoch and its holder: a claim that Postgres lost in a failover is followed by another one of the same epoch.
 
-    :param conn: autocommit; used by one thread. :param worker_id: who claimed the run.
+    :param conn: autocommit; used by one thread. :param worker_id: who claimed the run. :param settlement: None: nobody counts how it ends.
     """
 
-    def __init__(self, conn: psycopg.Connection[Any], *, tenant_id: UUID, run_id: UUID, epoch: int, worker_id: UUID) -> None:
+    def __init__(
+        self,
+        conn: psycopg.Connection[Any],
+        *,
+        tenant_id: UUID,
+        run_id: UUID,
+        epoch: int,
+        worker_id: UUID,
+        settlement: Settlement | None = None,
+    ) -> None:
         self._conn = conn
         self.tenant_id = tenant_id
         self.run_id = run_id
         self.epoch = epoch
         self.worker_id = worker_id
+        self._settlement = settlement
 
     # -- reading
 
@@ -334,11 +356,12 @@ class RunBooks:
         is_folded: bool = True,
         sync_id: UUID,
     ) -> None:
-        """End the run: snapshot, counts and outcome in one transaction.
+        """End the run: snapshot, counts and outcome in one transaction, and what its end means for its schedule.
 
         :param error: what stopped the run, if something did. :param fold: (version the new manifest is based on, the manifest), or None where nothing was sent.
         """
-        with self._fenced("run.finished", {"outcome": outcome, "reason": reason, **counts}, lock="FOR UPDATE") as cursor:
+        detail = {"outcome": outcome, "reason": reason, **counts}
+        with self._transaction(), self._settled(outcome), self._fenced("run.finished", detail, lock="FOR UPDATE") as cursor:
             if fold is not None:
                 self._swap(cursor, sync_id, self.run_id, *fold)
             cursor.execute(
@@ -369,25 +392,38 @@ class RunBooks:
     # -- inside
 
     @contextmanager
-    def _fenced(
-        self, event: str | None = None, detail: Mapping[str, Any] | None = None, *, lock: str = "FOR SHARE"
-    ) -> Iterator[psycopg.Cursor[Any]]:
+    def _settled(self, outcome: str) -> Iterator[None]:
+        """The end is counted in its own transaction: nobody has to live on for that. Where it can't be, the supervisor counts it."""
+        is_locked = self._settlement is not None and self._settlement.lock(self._conn, self.run_id)
+        yield
+        if self._settlement is not None and is_locked:
+            self._settlement.count(self._conn, self.run_id, self.epoch, outcome)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
         try:
-            with self._conn.transaction(), self._conn.cursor() as cursor:
-                cursor.execute("SELECT set_config('wsync.tenant_id', %s, true)", (str(self.tenant_id),))
-                row = cursor.execute(
-                    "SELECT epoch = %s AND worker_id = %s AND state IN ('running', 'cancelling') FROM wsync.run WHERE run_id = %s " + lock,
-                    (self.epoch, self.worker_id, self.run_id),
-                ).fetchone()
-                if row is None or not row[0]:
-                    raise StateError("this run is no longer ours", next_step="nothing to do: another worker goes on with it")
-                yield cursor
-                if event is not None:
-                    self._event(cursor, event, detail)
+            with self._conn.transaction():
+                self._conn.execute("SELECT set_config('wsync.tenant_id', %s, true)", (str(self.tenant_id),))
+                yield
         except psycopg.OperationalError as exc:
             raise RetryableError(
                 "the state store can't be reached", next_step="nothing: it is tried again; if it stays so, look whether Postgres runs"
             ) from exc
+
+    @contextmanager
+    def _fenced(
+        self, event: str | None = None, detail: Mapping[str, Any] | None = None, *, lock: str = "FOR SHARE"
+    ) -> Iterator[psycopg.Cursor[Any]]:
+        with self._transaction(), self._conn.cursor() as cursor:
+            row = cursor.execute(
+                "SELECT epoch = %s AND worker_id = %s AND state IN ('running', 'cancelling') FROM wsync.run WHERE run_id = %s " + lock,
+                (self.epoch, self.worker_id, self.run_id),
+            ).fetchone()
+            if row is None or not row[0]:
+                raise StateError("this run is no longer ours", next_step="nothing to do: another worker goes on with it")
+            yield cursor
+            if event is not None:
+                self._event(cursor, event, detail)
 
     def _event(self, cursor: psycopg.Cursor[Any], kind: str, detail: Mapping[str, Any] | None) -> None:
         cursor.execute(

@@ -15,7 +15,7 @@ from wsync_engine.pipeline.context import Cancelled, RunContext
 from wsync_engine.pipeline.finish import conclude
 from wsync_engine.pipeline.job import Job, Outcome
 from wsync_engine.pipeline.run import execute
-from wsync_engine.scheduler.runs import STALLED
+from wsync_engine.scheduler.runs import STALLED, ScheduleSettlement
 from wsync_engine.secrets.keyring import TenantCipher
 from wsync_engine.state import database
 from wsync_engine.state.books import RunBooks
@@ -132,7 +132,14 @@ class _Execution:
             source=source,
             sink=sink,
             destination=a.destination,
-            books=RunBooks(self._connection, tenant_id=a.tenant_id, run_id=a.run_id, epoch=a.epoch, worker_id=a.worker_id),
+            books=RunBooks(
+                self._connection,
+                tenant_id=a.tenant_id,
+                run_id=a.run_id,
+                epoch=a.epoch,
+                worker_id=a.worker_id,
+                settlement=ScheduleSettlement(),
+            ),
             storage=LocalStorage.of_url(self._setup.storage_url, tenant_id=tenant),
             cipher=self._cipher,
             context=context,
