@@ -348,6 +348,41 @@ def test_a_trigger_follows_its_schedules_policy_unless_it_is_given_another(world
     assert (beside.is_new, beside.is_waiting) == (True, False)
 
 
+@pytest.mark.parametrize("older", ["trigger", "trigger of its schedule", "fire"])
+@pytest.mark.parametrize("newer", ["trigger", "trigger of its schedule", "fire"])
+def test_the_newer_of_two_that_cancel_the_open_run_takes_the_place_of_the_older(world: Any, older: str, newer: str) -> None:
+    stored = world.minutely(overlap="cancel_other")
+    sync_id = world.rows("SELECT sync_id FROM wsync.schedule")[0]["sync_id"]
+    executed = start(world, world.write(trigger_run, sync_id=sync_id, actor="ann").run_id)
+
+    for way in (older, newer):
+        if way == "fire":
+            fire_next(world, stored)
+        else:
+            schedule_id = None if way == "trigger" else stored.schedule_id
+            world.write(trigger_run, sync_id=sync_id, schedule_id=schedule_id, actor="ann", overlap=OverlapPolicy.CANCEL_OTHER)
+
+    runs = world.rows("SELECT * FROM wsync.run ORDER BY run_id")
+    assert [run["state"] for run in runs] == ["cancelling", "cancelled", "buffered"]
+    assert (runs[1]["cancel_reason"], runs[1]["outcome_reason"]) == ("superseded", "superseded by a later run of the sync")
+    assert [event["run_id"] for event in world.events("run.cancelled")] == [runs[1]["run_id"]]
+    assert finish_run(world.engine, executed.run_id, executed.epoch, "cancelled").run_id == runs[2]["run_id"]
+
+
+def test_what_waits_without_having_asked_for_an_end_keeps_its_place(world: Any) -> None:
+    sync_id = world.new_sync()
+    options = {"sync_id": sync_id, "actor": "ann"}
+    start(world, world.write(trigger_run, **options).run_id)
+    patient = world.write(trigger_run, **options, overlap=OverlapPolicy.BUFFER_ALL)
+    first = world.write(trigger_run, **options, overlap=OverlapPolicy.CANCEL_OTHER)
+
+    second = world.write(trigger_run, **options, overlap=OverlapPolicy.CANCEL_OTHER)
+
+    waiting = world.rows("SELECT run_id FROM wsync.run WHERE state = 'buffered' ORDER BY run_id")
+    assert [run["run_id"] for run in waiting] == [patient.run_id, second.run_id]
+    assert world.rows("SELECT state FROM wsync.run WHERE run_id = %s", first.run_id) == [{"state": "cancelled"}]
+
+
 def test_producers_of_one_key_at_once_leave_one_open_run_and_lose_none(world: Any) -> None:
     sync_id = world.new_sync()
     results: list[Any] = []

@@ -117,7 +117,9 @@ def _admit_beside(conn: psycopg.Connection[Any], request: RunRequest, policy: Ov
         waiting = select(conn, _SQL["buffered_count"], {"overlap_key": request.overlap_key})[0]["runs"]
         if waiting >= request.max_buffer:
             return Admission(reason="buffer_full", open_run_id=open_run_id)
-    inserted = _insert(conn, request, RunState.BUFFERED, buffer_one=policy == OverlapPolicy.BUFFER_ONE)
+    # A run for the past takes no place of one for the present, nor does it lose its own.
+    replaces = policy in {OverlapPolicy.CANCEL_OTHER, OverlapPolicy.TERMINATE_OTHER} and request.trigger != Trigger.BACKFILL
+    inserted = _insert(conn, request, RunState.BUFFERED, buffer_one=policy == OverlapPolicy.BUFFER_ONE, replaces=replaces)
     if inserted is None:
         return Admission(reason="decided" if _is_decided_before(conn, request) else "buffer_full", open_run_id=open_run_id)
     if policy in {OverlapPolicy.BUFFER_ONE, OverlapPolicy.BUFFER_ALL}:
@@ -127,8 +129,9 @@ def _admit_beside(conn: psycopg.Connection[Any], request: RunRequest, policy: Ov
 
 def _make_way(conn: psycopg.Connection[Any], request: RunRequest, policy: OverlapPolicy, open_run: Row, inserted: Row) -> Admission:
     """The new run waits already: the end of the open one, which may come at once, queues it."""
-    if request.trigger != Trigger.BACKFILL:  # a run for the past takes no place of one for the present
-        ids = {"overlap_key": request.overlap_key, "schedule_id": request.schedule_id, "run_id": inserted["run_id"]}
+    if request.trigger != Trigger.BACKFILL:
+        ids = {name: getattr(request, name) for name in ("overlap_key", "sync_id", "schedule_id")}
+        ids["run_id"] = inserted["run_id"]
         conn.execute(_SQL["run_supersede"], ids)
     is_executed = open_run["state"] in {RunState.RUNNING, RunState.CANCELLING}
     if is_executed and policy == OverlapPolicy.TERMINATE_OTHER:
@@ -152,10 +155,16 @@ def _admitted(inserted: Row | None) -> Admission:
 
 
 def _insert(
-    conn: psycopg.Connection[Any], request: RunRequest, state: RunState, *, exclusive: bool = True, buffer_one: bool = False
+    conn: psycopg.Connection[Any],
+    request: RunRequest,
+    state: RunState,
+    *,
+    exclusive: bool = True,
+    buffer_one: bool = False,
+    replaces: bool = False,
 ) -> Row | None:
     columns = {**asdict(request), "params": Jsonb(dict(request.params)), "run_id": uuid7(), "state": str(state)}
-    columns |= {"trigger": str(request.trigger), "exclusive": exclusive, "buffer_one": buffer_one}
+    columns |= {"trigger": str(request.trigger), "exclusive": exclusive, "buffer_one": buffer_one, "replaces": replaces}
     rows = select(conn, _SQL["run_insert"], columns)
     if not rows:
         return None

@@ -9,11 +9,11 @@ FOR UPDATE;
 -- name: run_insert
 -- Nothing is inserted where a unique index says that this run was decided before, or that another one of its key is open.
 INSERT INTO wsync.run (run_id, tenant_id, shard, queue, schedule_id, spec_version, backfill_id, sync_id, connection_id, credential_id,
-    overlap_key, trigger, idem_key, nominal_at, due_at, ready_at, waits_for, priority, exclusive, buffer_one, dry_run, adopt, params, state,
-    deadline_at, created_at)
+    overlap_key, trigger, idem_key, nominal_at, due_at, ready_at, waits_for, priority, exclusive, buffer_one, replaces, dry_run, adopt, params,
+    state, deadline_at, created_at)
 SELECT :run_id, :tenant_id, :shard, :queue, :schedule_id, :spec_version, :backfill_id, :sync_id, :connection_id, :credential_id,
     :overlap_key, :trigger, :idem_key, CAST(:nominal_at AS timestamptz), CAST(:due_at AS timestamptz),
-    greatest(CAST(:due_at AS timestamptz), alive.until_at), alive.run_id, :priority, :exclusive, :buffer_one, :dry_run, :adopt,
+    greatest(CAST(:due_at AS timestamptz), alive.until_at), alive.run_id, :priority, :exclusive, :buffer_one, :replaces, :dry_run, :adopt,
     CAST(:params AS jsonb), CAST(:state AS wsync.run_state),
     wsync.clock() + CAST(:total_timeout_ms AS bigint) * interval '1 millisecond', wsync.clock()
 FROM (SELECT 1) AS one
@@ -28,13 +28,14 @@ FROM wsync.run AS r
 WHERE r.overlap_key = :overlap_key AND r.state = 'buffered';
 
 -- name: run_supersede
--- The newest fire of a schedule is the one that waits.
+-- The newest run that asked the open one to end is the one that waits in its place, whoever wanted it: of a sync's scheduled and manual runs
+-- one is left. What waits under another policy stays, but for older fires of the same schedule.
 WITH superseded AS (
     UPDATE wsync.run AS r
-    SET state = 'cancelled', cancel_reason = 'superseded', outcome_reason = 'superseded by a later fire', finished_at = wsync.clock(),
-        folded_at = wsync.clock()
-    WHERE r.overlap_key = :overlap_key AND r.state = 'buffered' AND r.schedule_id = :schedule_id AND r.trigger = 'schedule'
-        AND r.run_id <> :run_id
+    SET state = 'cancelled', cancel_reason = 'superseded', outcome_reason = 'superseded by a later run of the sync',
+        finished_at = wsync.clock(), folded_at = wsync.clock()
+    WHERE r.overlap_key = :overlap_key AND r.state = 'buffered' AND r.run_id <> :run_id
+        AND ((r.replaces AND r.sync_id = :sync_id) OR (r.schedule_id = CAST(:schedule_id AS uuid) AND r.trigger = 'schedule'))
     RETURNING r.run_id, r.tenant_id, r.schedule_id
 )
 INSERT INTO wsync.run_event (at, tenant_id, schedule_id, run_id, kind, detail)

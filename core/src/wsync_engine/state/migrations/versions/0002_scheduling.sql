@@ -12,11 +12,13 @@ ALTER TABLE wsync.schedule ADD COLUMN queue smallint NOT NULL DEFAULT 0;
 ALTER TABLE wsync.run
     ADD COLUMN queue smallint NOT NULL DEFAULT 0,
     ADD COLUMN params jsonb NOT NULL DEFAULT '{}',  -- values of `:name` in the query, over the sync's own
-    ADD COLUMN waits_for uuid;  -- a terminated run whose process may still live: ready at once when its worker confirms the kill
-ALTER TABLE wsync.run_history
+    ADD COLUMN waits_for uuid,  -- a terminated run whose process may still live: ready at once when its worker confirms the kill
+    ADD COLUMN replaces boolean NOT NULL DEFAULT false;  -- it waits for a run that it asked to end; a newer one that does so takes its place
+ALTER TABLE wsync.run_history  -- the same columns in the same order
     ADD COLUMN queue smallint NOT NULL DEFAULT 0,
     ADD COLUMN params jsonb NOT NULL DEFAULT '{}',
-    ADD COLUMN waits_for uuid;
+    ADD COLUMN waits_for uuid,
+    ADD COLUMN replaces boolean NOT NULL DEFAULT false;
 
 -- In the order in which sweeps and loads go through them, so that no page sorts the table, whatever the planner believes of it.
 DROP INDEX wsync.schedule_clock_due, wsync.run_ready;
