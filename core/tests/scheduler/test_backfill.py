@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -68,6 +69,26 @@ def test_only_so_many_of_its_runs_are_open_or_wait(world: Any, max_open: int, ov
         world.move(1)
 
     assert [row["state"] for row in world.rows("SELECT state FROM wsync.run ORDER BY nominal_at")] == expected
+
+
+def test_a_step_makes_no_run_of_a_sync_that_is_deleted_at_that_very_moment(world: Any) -> None:
+    made = ask(world, world.minutely())
+    deleting, stepping = world.engine_connection(), world.engine_connection()
+    stepping.execute("SET lock_timeout = '60s'")
+
+    with ThreadPoolExecutor() as pool:
+        with deleting.transaction():
+            deleting.execute("SELECT FROM wsync.sync FOR UPDATE")
+            deleting.execute("UPDATE wsync.sync SET deleted_at = wsync.clock()")
+            step = pool.submit(step_backfill, stepping, made.backfill_id, 1)
+            while not world.rows("SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'", stepping.info.backend_pid):
+                assert not step.done()
+        with pytest.raises(ConfigError, match="there is no sync"):
+            step.result()
+
+    assert times(world) == []
+    step_backfill(world.engine, made.backfill_id, 1)
+    assert [row["state"] for row in world.rows("SELECT * FROM wsync.backfill")] == ["cancelled"]
 
 
 def test_a_step_that_another_scheduler_has_done_is_not_done_again(world: Any) -> None:

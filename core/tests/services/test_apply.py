@@ -1,15 +1,22 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
+from uuid import UUID
 
+import psycopg
 import pytest
 
 from wsync_engine.model.declaration import ConnectionSpec, Declaration, ScheduleDeclaration, sync_spec_from_json
 from wsync_engine.model.run import Priority
 from wsync_engine.scheduler.schedules import ScheduleSpec, create_schedule, trigger_run
+from wsync_engine.services.apply import apply
 from wsync_engine.services.changes import Change, FieldChange
-from wsync_engine.state.database import tenant_transaction
+from wsync_engine.state.database import connect, tenant_transaction
 from wsync_sdk.errors import ConfigError
 
 from .conftest import DECLARATION, SYNC, Store, with_schedule, with_sync
@@ -128,6 +135,94 @@ def test_what_is_no_longer_declared_goes_with_its_schedules_and_open_runs(store:
         {"state": "cancelled", "cancel_reason": "the sync was deleted"}
     ]
     assert store.rows("SELECT secrets FROM wsync.connection WHERE deleted_at IS NOT NULL") == [{"secrets": None}]
+
+
+class Beside:
+    """Calls in threads, on connections that wait for locks as long as a test may last."""
+
+    def __init__(self, store: Store, database: Any) -> None:
+        self.store = store
+        self._database = database
+        self._pool = ThreadPoolExecutor(max_workers=2)
+        self.connections: list[psycopg.Connection[Any]] = []
+        self._looking = self.connect()  # a login sees what its own connections wait for
+
+    def connect(self) -> psycopg.Connection[Any]:
+        connection = connect(self._database.api_url, application_name="test")
+        connection.execute("SET lock_timeout = '60s'")
+        self.connections.append(connection)
+        return connection
+
+    def start(self, call: Callable[[psycopg.Connection[Any]], Any]) -> Future[Any]:
+        """Returns when the call waits for a lock, or has ended."""
+        connection = self.connect()
+        result = self._pool.submit(call, connection)
+        for _ in range(6_000):
+            waits = "SELECT FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+            if result.done() or self._looking.execute(waits, [connection.info.backend_pid]).fetchall():
+                break
+            threading.Event().wait(0.01)
+        return result
+
+    def apply(self, connection: psycopg.Connection[Any]) -> list[Change]:
+        """The file without its sync, and without the connection `crm`."""
+        rest = replace(DECLARATION, connections=DECLARATION.connections[:1], syncs=())
+        return apply(connection, rest, host=self.store.host, keyring=self.store.keyring, actor="test")
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        for connection in self.connections:
+            connection.close()
+
+
+@pytest.fixture
+def beside(store: Store, database: Any) -> Iterator[Beside]:
+    store.apply()
+    made = Beside(store, database)
+    yield made
+    made.close()
+
+
+def made_of_the_sync(what: str, store: Store, sync_id: UUID) -> Callable[[psycopg.Connection[Any]], Any]:
+    tenant_id = store.tenant_id
+    if what == "run":
+        return lambda conn: trigger_run(conn, tenant_id, sync_id=sync_id, actor="ann")
+    spec = ScheduleSpec(name="late", sync_id=sync_id, kind="cron", cron="@daily", zone="UTC")
+    return lambda conn: create_schedule(conn, tenant_id, spec, actor="ann")
+
+
+@pytest.mark.parametrize("what", ["run", "schedule"])
+def test_what_is_made_of_a_sync_while_it_is_deleted_goes_with_it(store: Store, beside: Beside, what: str) -> None:
+    make = made_of_the_sync(what, store, store.rows("SELECT sync_id FROM wsync.sync")[0]["sync_id"])
+    producer = beside.connect()
+
+    with tenant_transaction(producer, store.tenant_id):
+        make(producer)
+        applied = beside.start(beside.apply)
+    applied.result()
+
+    assert store.rows("SELECT state::text FROM wsync.run") == ([{"state": "cancelled"}] if what == "run" else [])
+    assert store.rows("SELECT name FROM wsync.schedule WHERE deleted_at IS NULL") == []
+
+
+@pytest.mark.parametrize("what", ["run", "schedule"])
+def test_nothing_is_made_of_a_sync_whose_deletion_came_first(store: Store, beside: Beside, what: str) -> None:
+    make = made_of_the_sync(what, store, store.rows("SELECT sync_id FROM wsync.sync")[0]["sync_id"])
+
+    def produce(conn: psycopg.Connection[Any]) -> None:
+        with tenant_transaction(conn, store.tenant_id):
+            make(conn)
+
+    with store.engine.transaction():  # the connection goes last: the sync is deleted, and nobody sees it yet
+        store.engine.execute("SELECT FROM wsync.connection WHERE name = 'crm' FOR UPDATE")
+        applied = beside.start(beside.apply)
+        produced = beside.start(produce)
+    applied.result()
+
+    with pytest.raises(ConfigError, match="there is no sync"):
+        produced.result()
+    assert store.rows("SELECT FROM wsync.run") == []
+    assert store.rows("SELECT FROM wsync.schedule WHERE deleted_at IS NULL") == []
 
 
 def test_what_was_deleted_can_come_back(store: Store) -> None:

@@ -20,6 +20,7 @@ from wsync_engine.model.run import OPEN_STATES, OverlapPolicy, RunState, Trigger
 from wsync_engine.scheduler.overlap import Admission, RunRequest, admit
 from wsync_engine.scheduler.rows import Event, Row, select, shard_of, statements, write_events
 from wsync_engine.scheduler.runs import request_cancel
+from wsync_engine.scheduler.schedules import keep_syncs
 from wsync_engine.scheduler.timing import Timing, nominal_times
 from wsync_sdk.errors import ConfigError
 
@@ -130,6 +131,7 @@ def step_backfill(conn: psycopg.Connection[Any], backfill_id: UUID, rev: int) ->
     """Make the runs that there is room for, and move on; a backfill that another scheduler has moved on is only told to the index.
 
     :param conn: the engine's, autocommit, idle. :param rev: as the index gave it.
+    :raises ConfigError: its sync was deleted at this very moment; nothing was written, and it ends when it comes again.
     """
     with conn.transaction():
         rows = select(conn, _SQL["backfill_lock"], {"backfill_id": backfill_id})
@@ -156,6 +158,7 @@ def _step(conn: psycopg.Connection[Any], backfill: Row) -> BackfillStep:
             break
         admissions.append(admission)
         cursor_at = nominal_at + _JUST_AFTER
+    keep_syncs(conn, {backfill["sync_id"]} if any(admission.run_id for admission in admissions) else ())
     is_done = len(admissions) == len(times) and not backfill["open"] and not any(admission.run_id for admission in admissions)
     return _moved_on(conn, backfill, admissions, cursor_at, state="done" if is_done else "active")
 

@@ -7,7 +7,7 @@ larger one. After the commit the caller hands the result to `announce`: best eff
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from operator import attrgetter
@@ -40,6 +40,7 @@ __all__ = [
     "create_schedule",
     "create_schedules",
     "delete_schedule",
+    "keep_syncs",
     "pause_schedule",
     "resume_schedule",
     "trigger_run",
@@ -156,6 +157,7 @@ def create_schedules(conn: psycopg.Connection[Any], tenant_id: UUID, specs: Sequ
     as_json = orjson.dumps(wanted, default=dict).decode()  # default: for other mappings than dict
     columns = {"wanted": as_json, "tenant_id": tenant_id, "shard": shard_of(tenant_id, shards), "actor": actor}
     there_before = {row["schedule_id"] for row in select(conn, _SQL["schedule_insert"], columns)}
+    keep_syncs(conn, {spec.sync_id for spec, timing in zip(specs, timings, strict=True) if timing.schedule_id not in there_before})
     return [
         _same_or_refused(conn, tenant_id, spec) if timing.schedule_id in there_before else _created(timing.schedule_id, spec, x)
         for spec, timing, x in zip(specs, timings, following, strict=True)
@@ -196,6 +198,7 @@ def change_schedule(
     columns = {**asdict(spec), **_sync(conn, spec), "params": Jsonb(dict(spec.params)), "schedule_id": schedule_id}
     conn.execute(_SQL["version_keep"], {"schedule_id": schedule_id})
     version = select(conn, _SQL["schedule_change"], columns)[0]["spec_version"]
+    keep_syncs(conn, {spec.sync_id})
     following = _kept(clock)
     if not old["paused"] and timing != timing_of(old):
         following = _following_of_change(timing, old, clock, now)
@@ -300,6 +303,7 @@ def trigger_run(
     request = request if nominal_at is None else replace(request, nominal_at=nominal_at)
     policy = overlap or OverlapPolicy(schedule["overlap"] if schedule else OverlapPolicy.SKIP)
     admission = admit(conn, request, policy)
+    keep_syncs(conn, {sync_id} if admission.run_id else ())
     known = None if admission.run_id or idem_key is None else _triggered_before(conn, tenant_id, idem_key)
     return known or _triggered(admission)
 
@@ -405,6 +409,21 @@ def _check_syncs(conn: psycopg.Connection[Any], specs: Sequence[ScheduleSpec]) -
             check_params(parameters[spec.sync_id], spec.params)
 
 
+def keep_syncs(conn: psycopg.Connection[Any], sync_ids: Collection[UUID]) -> None:
+    """Keep syncs from being deleted before we commit what was just made of them: then whoever deletes them sees it.
+
+    :raises ConfigError: one of them was deleted meanwhile.
+    """
+    if sync_ids:
+        kept = {row["sync_id"] for row in select(conn, _SQL["sync_keep"], {"sync_ids": list(sync_ids)})}
+        for sync_id in set(sync_ids) - kept:
+            raise _no_sync(sync_id)
+
+
+def _no_sync(sync_id: UUID) -> ConfigError:
+    return ConfigError(f"there is no sync {sync_id}", next_step="name a sync that wsync.yaml declares, after `wsync-engine apply`")
+
+
 def _sync(conn: psycopg.Connection[Any], spec: ScheduleSpec) -> Row:
     sync = _sync_of(conn, spec.sync_id)
     check_params(sync.pop("parameters"), spec.params)
@@ -414,7 +433,7 @@ def _sync(conn: psycopg.Connection[Any], spec: ScheduleSpec) -> Row:
 def _sync_of(conn: psycopg.Connection[Any], sync_id: UUID) -> Row:
     found = select(conn, _SQL["sync_find"], {"sync_ids": [sync_id]})
     if not found:
-        raise ConfigError(f"there is no sync {sync_id}", next_step="name a sync that wsync.yaml declares, after `wsync-engine apply`")
+        raise _no_sync(sync_id)
     return found[0]
 
 

@@ -270,7 +270,7 @@ class _Writer:
         entries += self._refresh_schedules({change.name for change in todo if change.object == "schedule"})
         for change in todo:
             if change.object == "sync" and change.kind == "delete":
-                self._delete_sync(change.name)
+                entries += self._delete_sync(self._sync_ids[change.name])
         for change in todo:
             if change.object == "connection" and change.kind == "delete":
                 self._conn.execute(_SQL["connection_delete"], {"connection_id": self._connection_ids[change.name]})
@@ -330,11 +330,20 @@ class _Writer:
             if row["sync_name"] in self._moved and name not in written
         ]
 
-    def _delete_sync(self, name: str) -> None:
-        sync_id = self._sync_ids[name]
+    def _delete_sync(self, sync_id: UUID) -> list[DueEntry]:
+        """With its open runs, and with what was made of it since the catalog was read. Runs are locked before their sync, by everybody."""
+        self._cancel_runs(sync_id)
+        ids = {"tenant_id": self._tenant_id, "sync_id": sync_id}
+        select(self._conn, _SQL["sync_lock"], {"sync_id": sync_id})
+        late = [row["schedule_id"] for row in select(self._conn, _SQL["schedules_of_sync"], ids)]
+        entries = [delete_schedule(self._conn, self._tenant_id, schedule_id, actor=self._actor).entry for schedule_id in late]
+        self._cancel_runs(sync_id)
+        self._conn.execute(_SQL["sync_delete"], {"sync_id": sync_id})
+        return entries
+
+    def _cancel_runs(self, sync_id: UUID) -> None:
         for run in select(self._conn, _SQL["run_open_of_sync"], {"tenant_id": self._tenant_id, "sync_id": sync_id}):
             request_cancel(self._conn, run["run_id"], reason="the sync was deleted", actor=self._actor)
-        self._conn.execute(_SQL["sync_delete"], {"sync_id": sync_id})
 
 
 def _merged(row: Row | None, name: str, sync_id: UUID, declared: ScheduleDeclaration) -> ScheduleSpec:

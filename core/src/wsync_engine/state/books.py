@@ -297,7 +297,7 @@ class RunBooks:
         :raises FatalError: the snapshot has moved on since the plan ("stale plan").
         """
         with self._fenced("delivery.started") as cursor:
-            cursor.execute("SELECT delivery FROM wsync.sync WHERE sync_id = %s FOR UPDATE", (sync_id,))
+            cursor.execute("SELECT delivery FROM wsync.sync WHERE sync_id = %s FOR NO KEY UPDATE", (sync_id,))
             row = cursor.execute(
                 "SELECT coalesce(s.version, 0) = r.base_version, r.delivery FROM wsync.run r"
                 " LEFT JOIN wsync.snapshot s ON s.sync_id = r.sync_id WHERE r.run_id = %s",

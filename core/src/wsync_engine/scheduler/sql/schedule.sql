@@ -10,6 +10,16 @@ FROM wsync.sync AS y
 JOIN wsync.connection AS k ON k.tenant_id = y.tenant_id AND k.connection_id = y.sink_connection_id
 WHERE y.sync_id = ANY(CAST(:sync_ids AS uuid[])) AND y.deleted_at IS NULL;
 
+-- name: sync_keep
+-- Syncs for which a run or a schedule was just made: nobody deletes them before that is committed. One that was deleted first is not in the
+-- answer, and what was made is rolled back. After the locks of clocks and runs, as in whoever delivers or deletes. KEY SHARE: is in nobody's
+-- way but theirs who delete.
+SELECT y.sync_id
+FROM wsync.sync AS y
+WHERE y.sync_id = ANY(CAST(:sync_ids AS uuid[])) AND y.deleted_at IS NULL
+ORDER BY y.sync_id
+FOR KEY SHARE;
+
 -- name: sync_mode
 SELECT y.spec ->> 'mode' AS mode
 FROM wsync.sync AS y

@@ -76,6 +76,16 @@ UPDATE wsync.sync
 SET resync = resync + 1, forgotten = resync + 1
 WHERE sink_connection_id = :connection_id AND deleted_at IS NULL;
 
+-- name: sync_lock
+-- Waits for those who are just making a run or a schedule of it (`sync_keep`); whoever comes later finds it deleted.
+SELECT y.sync_id FROM wsync.sync AS y WHERE y.sync_id = :sync_id FOR UPDATE;
+
+-- name: schedules_of_sync
+SELECT s.schedule_id
+FROM wsync.schedule AS s
+WHERE s.tenant_id = :tenant_id AND s.sync_id = :sync_id AND s.deleted_at IS NULL
+ORDER BY s.schedule_id;
+
 -- name: sync_delete
 UPDATE wsync.sync
 SET deleted_at = wsync.clock()
