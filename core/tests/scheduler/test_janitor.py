@@ -46,6 +46,23 @@ def test_a_run_that_ended_a_day_ago_is_kept_in_the_history_and_is_still_shown(wo
     assert find_run(world.api, world.tenant_id, str(old)) == old
 
 
+def test_the_key_of_a_trigger_is_known_as_long_as_its_run_is_kept(world: Any) -> None:
+    options = {"sync_id": world.new_sync(), "actor": "ann", "idem_key": "order 7"}
+    first = world.write(trigger_run, **options)
+    (claimed,) = claim_runs(world.engine, [first.run_id], uuid7())
+    finish_run(world.engine, first.run_id, claimed.epoch, "succeeded")
+    world.move(2 * DAY)
+    tidy(world.engine, Retention())
+
+    again = world.write(trigger_run, **options)
+
+    assert archived(world) == {first.run_id}
+    assert (again.run_id, again.is_new, again.run) == (first.run_id, False, None)
+    world.move(9 * DAY)
+    tidy(world.engine, Retention(runs_days=7))
+    assert world.write(trigger_run, **options).is_new
+
+
 def test_what_must_still_be_folded_stays(world: Any) -> None:
     unfolded, undelivered = ended_run(world, is_folded=False), ended_run(world, is_folded=False, is_delivered=False)
     world.move(2 * DAY)

@@ -278,7 +278,8 @@ def trigger_run(
     params: Mapping[str, Any] | None = None,
     nominal_at: datetime | None = None,
 ) -> Triggered:
-    """Make a run now. It works while a schedule is paused and does not unpause it; a second call with `idem_key` returns the first run.
+    """Make a run now. It works while a schedule is paused and does not unpause it; a second call with `idem_key` returns the first run, as
+    long as the store keeps that.
 
     :param overlap: what happens while a run of the sync is open; None: the schedule's policy, `skip` without a schedule.
     :param params: values of `:name` in the query, over the schedule's and the sync's own. :param nominal_at: the time that the run stands

@@ -1,8 +1,15 @@
 -- name: run_by_idem_key
+-- Also one that has ended long ago: a key is known as long as its run is kept. One statement: a run that is being archived is in either table.
 SELECT r.run_id, r.schedule_id, r.tenant_id, r.queue, r.sync_id, r.connection_id, r.credential_id, r.priority, r.nominal_at,
     r.due_at, r.ready_at, r.state
 FROM wsync.run AS r
-WHERE r.tenant_id = :tenant_id AND r.idem_key = :idem_key;
+WHERE r.tenant_id = :tenant_id AND r.idem_key = :idem_key
+UNION ALL
+SELECT h.run_id, h.schedule_id, h.tenant_id, h.queue, h.sync_id, h.connection_id, h.credential_id, h.priority, h.nominal_at,
+    h.due_at, h.ready_at, h.state
+FROM wsync.run_history AS h
+WHERE h.tenant_id = :tenant_id AND h.idem_key = :idem_key
+LIMIT 1;
 
 -- name: run_claim
 -- Confirms what the index dispatched, unless a terminated run of the key may still live. Locked in id order; a row that someone else holds is being claimed, cancelled or reaped.

@@ -19,6 +19,7 @@ ALTER TABLE wsync.run_history  -- the same columns in the same order
     ADD COLUMN params jsonb NOT NULL DEFAULT '{}',
     ADD COLUMN waits_for uuid,
     ADD COLUMN replaces boolean NOT NULL DEFAULT false;
+CREATE INDEX run_history_idem ON wsync.run_history (tenant_id, idem_key) WHERE idem_key IS NOT NULL;  -- a key is known as long as its run
 
 -- In the order in which sweeps and loads go through them, so that no page sorts the table, whatever the planner believes of it.
 DROP INDEX wsync.schedule_clock_due, wsync.run_ready;
