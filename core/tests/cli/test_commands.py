@@ -148,5 +148,17 @@ def test_a_schedule_is_paused_and_resumed(file: Path, run: Run) -> None:
     assert run("schedules", "trigger", "customers").exit_code == 0
 
 
+def test_a_second_pause_says_whose_note_stays_and_a_new_note_takes_its_place(file: Path, run: Run) -> None:
+    run("apply", file)
+    run("schedules", "pause", "customers", "--note", "holiday")
+
+    again, noted = run("schedules", "pause", "customers"), run("schedules", "pause", "customers", "--note", "audit")
+
+    assert again.stderr.startswith("customers was paused already, by cli")
+    assert again.stderr.endswith("; the note stays: holiday\n")
+    assert noted.stderr == "customers was paused already; its note is now: audit\n"
+    assert objects(run("schedules", "list", "--json"))[0]["pause_note"] == "audit"
+
+
 def test_upgrading_twice_does_nothing(file: Path, run: Run) -> None:
     assert [run("db", "upgrade").exit_code for _ in range(2)] == [0, 0]

@@ -177,6 +177,8 @@ def test_a_pause_keeps_its_first_note_and_resume_catches_nothing_up(world: Any) 
     paused = world.write(pause_schedule, stored.schedule_id, note=None, actor="bob")
     row = world.rows("SELECT * FROM wsync.schedule")[0]
     assert (row["pause_note"], row["paused_by"], paused.entry.due_at) == ("migration", "ann", None)
+    told = [x["detail"] for x in world.events("schedule.paused")]
+    assert told == [{"actor": "ann", "note": "migration"}, {"actor": "bob", "note": "migration"}]
     world.move(600)
 
     resumed = world.write(resume_schedule, stored.schedule_id, actor="ann")

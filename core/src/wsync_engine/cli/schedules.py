@@ -53,13 +53,19 @@ def list_schedules(tenant: Tenant = None, as_json: Json = False) -> None:
 @schedules.command()
 @reported
 def pause(name: Name, note: Annotated[str | None, typer.Option(help="Why, for others.")] = None, tenant: Tenant = None) -> None:
-    """No scheduled run is made from now on, until resume."""
+    """No scheduled run is made from now on, until resume. Pausing again keeps the note, unless a new one is given."""
     from wsync_engine.cli.session import actor, open_session
     from wsync_engine.services import schedules as service
 
     with open_session(tenant) as session:
-        service.pause_schedule(session.api, session.tenant_id, name, note=note, actor=actor(), index=session.index)
-    say(f"paused {name}")
+        before = service.pause_schedule(session.api, session.tenant_id, name, note=note, actor=actor(), index=session.index)
+    if not before["paused"]:
+        say(f"paused {name}")
+    elif note is not None:
+        say(f"{name} was paused already; its note is now: {note}")
+    else:
+        kept = before["pause_note"]
+        say(f"{name} was paused already, by {before['paused_by']}" + (f"; the note stays: {kept}" if kept else ""))
 
 
 @schedules.command()

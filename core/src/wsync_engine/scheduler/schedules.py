@@ -231,7 +231,8 @@ def pause_schedule(conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id: 
     conn.execute(_SQL["schedule_pause"], {"schedule_id": schedule_id, "note": note, "actor": actor})
     rev = _set_clock(conn, schedule_id, None)
     drop_waiting(conn, schedule_id, actor=actor)
-    detail = {"actor": actor, "note": note}
+    kept = note if note is not None or not old["paused"] else old["pause_note"]
+    detail = {"actor": actor} if kept is None else {"actor": actor, "note": kept}
     write_events(conn, [Event(kind="schedule.paused", tenant_id=tenant_id, schedule_id=schedule_id, detail=detail)])
     return _stored(schedule_id, old["spec_version"], rev=rev, following=None)
 

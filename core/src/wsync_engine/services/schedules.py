@@ -45,15 +45,17 @@ def list_schedules(conn: psycopg.Connection[Any], tenant_id: TenantId) -> list[R
 
 def pause_schedule(
     conn: psycopg.Connection[Any], tenant_id: TenantId, name: str, *, note: str | None, actor: str, index: Index | None = None
-) -> StoredSchedule:
-    """No scheduled run is made from now on, until resume; pausing twice is once.
+) -> Row:
+    """No scheduled run is made from now on, until resume; pausing twice is once, and keeps the note unless a new one is given.
 
+    :returns: the schedule as it was before.
     :raises ConfigError: there is no such schedule.
     """
     with tenant_transaction(conn, tenant_id):
         row = _named(conn, tenant_id, name)
         stored = schedules.pause_schedule(conn, tenant_id, row["schedule_id"], note=note, actor=actor)
-    return _announced(stored, index)
+    _announced(stored, index)
+    return row
 
 
 def resume_schedule(
