@@ -86,7 +86,8 @@ def test_an_open_run_of_the_sync_makes_the_next_fire_skip_and_counts_it(world: A
 
     clock = world.clock(stored.schedule_id)
     assert (clock["fired"], clock["skipped"], len(fired.runs)) == (1, 1, 0)
-    assert [x["detail"] for x in world.events("schedule.skipped")] == [{"count": 1, "reason": "open", "open_run": None}]
+    met = str(world.runs(stored.schedule_id)[0]["run_id"])
+    assert [x["detail"] for x in world.events("schedule.skipped")] == [{"count": 1, "reason": "open", "open_run": met}]
 
 
 def test_two_schedules_of_one_sync_in_one_batch_make_one_run(world: Any) -> None:

@@ -89,6 +89,16 @@ def test_a_batch_reads_its_own_rows_only(world: Any, schedules: list[UUID]) -> N
     assert {name: rows for name, rows in read.items() if rows > BATCH * ROWS_PER_RUN} == {}
 
 
+def test_a_batch_of_skipped_fires_reads_the_runs_that_it_met_only(world: Any, schedules: list[UUID]) -> None:
+    world.engine.execute("UPDATE wsync.run SET state = 'queued' WHERE run_id = ANY(%s)", [schedules])
+    world.move(1)
+
+    read, fired = rows_read(world, lambda: fire(world.engine, [(schedule_id, 1) for schedule_id in schedules[-BATCH:]]))
+
+    assert (len(fired.entries), len(fired.runs), len(world.events("schedule.skipped"))) == (BATCH, 0, BATCH)
+    assert read <= BATCH * ROWS_PER_RUN
+
+
 def test_a_page_of_a_walk_through_all_that_is_due_or_in_line_reads_no_more_than_itself(world: Any, schedules: list[UUID]) -> None:
     world.engine.execute("UPDATE wsync.run SET state = 'queued' WHERE run_id = ANY(%s)", [schedules])
     world.engine.execute(

@@ -200,9 +200,13 @@ def _insert_plain(conn: psycopg.Connection[Any], fires: Sequence[tuple[Row, Nomi
         runs.take(row["schedule_id"], Admission(run_id=row["run_id"], ready=ready_run(row)))
     write_events(conn, [Event(kind="run.queued", **{name: row[name] for name in ("tenant_id", "schedule_id", "run_id")}) for row in made])
     done = {(row["schedule_id"], row["nominal_at"]) for row in made}
-    for schedule, x in fires:
-        if (schedule["schedule_id"], x.nominal_at) not in done:
-            runs.take(schedule["schedule_id"], Admission(reason="open"))
+    skipped = [schedule for schedule, x in fires if (schedule["schedule_id"], x.nominal_at) not in done]
+    if not skipped:
+        return
+    keys = [schedule["overlap_key"] for schedule in skipped]
+    open_runs = {row["overlap_key"]: row["run_id"] for row in select(conn, _SQL["run_open"], {"overlap_keys": keys})}
+    for schedule in skipped:
+        runs.take(schedule["schedule_id"], Admission(reason="open", open_run_id=open_runs.get(schedule["overlap_key"])))
 
 
 def _request(clock: Row, schedule: Row, nominal: Nominal) -> RunRequest:
@@ -254,7 +258,9 @@ def _counted(clock: Row, refused: Sequence[Admission], **counts: int) -> list[Ev
     for reason in sorted({admission.reason for admission in refused}):
         alike = [admission for admission in refused if admission.reason == reason]
         open_run_id = alike[-1].open_run_id
-        detail = {"count": len(alike), "reason": reason, "open_run": None if open_run_id is None else str(open_run_id)}
+        detail: dict[str, str | int | None] = {"count": len(alike), "reason": reason}
+        if open_run_id is not None:  # else it ended at that very moment
+            detail["open_run"] = str(open_run_id)
         events.append(Event(kind="schedule.skipped", detail=detail, **ids))
     return events
 

@@ -46,3 +46,9 @@ SELECT r.run_id, r.schedule_id, r.tenant_id, r.queue, r.sync_id, r.connection_id
     r.due_at, r.ready_at
 FROM wsync.run AS r
 WHERE r.schedule_id = ANY(:schedule_ids) AND r.state = 'queued' AND r.ready_at <= wsync.clock() + interval '1 day';
+
+-- name: run_open
+-- Which run a skipped fire met, for its event. Not locked: it may end meanwhile, what was decided stays.
+SELECT r.overlap_key, r.run_id
+FROM wsync.run AS r
+WHERE r.overlap_key = ANY(CAST(:overlap_keys AS uuid[])) AND r.exclusive AND r.state IN ('queued', 'running', 'cancelling', 'blocked');
