@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from wsync_engine.model.refusal import refusal_words
 from wsync_sdk.errors import ConfigError
 
 __all__ = ["Settings"]
@@ -96,9 +97,9 @@ class Settings(BaseSettings):
         except ValidationError as exc:
             first = exc.errors(include_input=False, include_url=False, include_context=False)[0]
             if not first["loc"]:
-                raise ConfigError(first["msg"].removeprefix("Value error, "), next_step="set all four, or none of them") from None
+                raise ConfigError(refusal_words(first["msg"]), next_step="set all four, or none of them") from None
             name = PREFIX + str(first["loc"][0]).upper()
-            raise ConfigError(f"{name}: {first['msg']}", next_step=f"correct {name}") from None
+            raise ConfigError(f"{name}: {refusal_words(first['msg'])}", next_step=f"correct {name}") from None
 
     @model_validator(mode="after")
     def _servers_belong_together(self) -> Self:

@@ -56,6 +56,17 @@ def test_what_is_wrong_with_an_expression_is_said(run: Run, words: tuple[str, ..
     assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
 
 
+@pytest.mark.parametrize("words", [
+    ("sync", "run", "customers"), ("schedules", "trigger", "customers"),
+    ("schedules", "backfill", "customers", "--from", "2026-01-01", "--to", "2026-01-02"),
+])  # fmt: skip
+def test_a_policy_that_there_is_not_is_refused_in_plain_words(run: Run, words: tuple[str, ...]) -> None:
+    result = run(*words, "--overlap", "bogus")
+
+    said = " ".join(result.stderr.replace("│", " ").split())
+    assert (result.exit_code, "'--overlap': 'bogus' is not one of 'skip'" in said) == (2, True), said
+
+
 def test_a_schedule_takes_every_option_of_the_file_and_applying_again_changes_nothing(file: Path, run: Run) -> None:
     options = (
         "{every: 15m, anchor: 2026-01-01T00:00:00Z, start: 2026-01-01T00:00:00Z, end: 2099-01-01T00:00:00Z, max_runs: 9, priority: high,"

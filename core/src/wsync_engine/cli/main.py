@@ -11,11 +11,13 @@ from wsync_engine.cli import demo, files, installation, roles
 from wsync_engine.cli.caps import caps
 from wsync_engine.cli.runs import runs, syncs
 from wsync_engine.cli.schedules import schedules
+from wsync_engine.cli.usage import Commands
 from wsync_engine.cli.workers import queues, workers
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
+    cls=Commands,
     help="Keeps a subscriber store in step with a SQL query on a data warehouse.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

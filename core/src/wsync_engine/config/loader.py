@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from wsync_engine.config.document import Document, Path, Problem, read_document
 from wsync_engine.config.schema import ConnectionBlock, DuplicatesBlock, FieldBlock, FileBlock, GuardsBlock, ScheduleBlock, SyncBlock
 from wsync_engine.model.declaration import Declaration, ScheduleDeclaration, SyncDeclaration
+from wsync_engine.model.refusal import refusal_words
 from wsync_engine.plugins import PluginHost
 from wsync_engine.scheduler.cron import parse_cron
 from wsync_engine.scheduler.schedules import check_params
@@ -119,8 +120,7 @@ def _problem(error: ErrorDetails, document: Document) -> Problem:
         return Problem(path=path, what=f"`{last}` is missing", next_step=f"add `{last}`")
     if error["type"] == "string_pattern_mismatch":
         return Problem(path=path, what="not a name", next_step="use letters, digits, `_`, `-` and `.`, at most 80")
-    what = error["msg"].removeprefix("Value error, ")
-    return Problem(path=path, what=what[:1].lower() + what[1:], next_step=f"correct `{last}`" if last else "correct the file")
+    return Problem(path=path, what=refusal_words(error["msg"]), next_step=f"correct `{last}`" if last else "correct the file")
 
 
 def _checked(declaration: Declaration, host: PluginHost) -> Iterator[Problem]:

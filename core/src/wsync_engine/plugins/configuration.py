@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from wsync_engine.model.refusal import refusal_words
 from wsync_sdk import ConfigError, Secret
 
 __all__ = ["secret_references", "validated"]
@@ -86,4 +87,4 @@ def _config_error(model: type[BaseModel], error: ValidationError) -> ConfigError
         return ConfigError(f"`{place}` is not known", next_step=f"did you mean `{near[0]}`?" if near else f"known are: {known}")
     if first["type"] == "missing":
         return ConfigError(f"`{place}` is missing", next_step=f"add `{place}`")
-    return ConfigError(f"`{place}`: {first['msg'].removeprefix('Value error, ')}", next_step=f"correct `{place}`")
+    return ConfigError(f"`{place}`: {refusal_words(first['msg'])}", next_step=f"correct `{place}`")
