@@ -47,7 +47,7 @@ def test_any_expression_can_be_looked_at_before_it_is_used(run: Run, words: tupl
 
 @pytest.mark.parametrize(("words", "message"), [
     (("--cron", "61 * * * *"), "minute"), (("--cron", "0 0 31 2 *"), "never fires"), (("--cron", "* * * * *", "--timezone", "Mars"), "zone"),
-    (("--every", "soon"), "duration"), (("--every", "1500ms"), "whole seconds"), ((), "name a schedule"), (("--every", "1s", "--anchor", "x"), "instant"),
+    (("--every", "1h", "--timezone", "UTC"), "--cron"), (("--every", "soon"), "duration"), (("--every", "1500ms"), "whole seconds"), ((), "name a schedule"), (("--every", "1s", "--anchor", "x"), "instant"),
     (("--every", "1s", "--anchor", "0001-01-01T00:00:00+05:00"), "calendar"), (("--every", "999999999999d"), "36500d"),
 ])  # fmt: skip
 def test_what_is_wrong_with_an_expression_is_said(run: Run, words: tuple[str, ...], message: str) -> None:

@@ -89,6 +89,9 @@ def test_a_key_that_names_a_column_means_the_field_it_goes_to(host: PluginHost) 
         ("jitter: 30s", "start: 0001-01-01T00:00:00+14:00", "wsync.yaml:22: syncs.customers.schedule.start: the calendar", ""),
         ("jitter: 30s", "end: 9999-12-31T23:59:59-12:00", "wsync.yaml:22: syncs.customers.schedule.end: the calendar", ""),
         ("jitter: 30s", "start: 2027-01-02T00:00:00Z, end: 2027-01-01T00:00:00Z", "wsync.yaml:22: syncs.customers.schedule.end: `end` is before", ""),
+        ('cron: "*/15 8-20 * * MON-FRI"', "every: 15m", "wsync.yaml:22: syncs.customers.schedule.timezone: `timezone` goes with `cron`: `every`", "remove `timezone`"),
+        ('cron: "*/15 8-20 * * MON-FRI"', "at: 2031-01-01T00:00:00Z", "wsync.yaml:22: syncs.customers.schedule.timezone: `timezone` goes with `cron`: `at`", "remove `timezone`"),
+        ("jitter: 30s", "attempt_timeout: 2d", "wsync.yaml:22: syncs.customers.schedule.attempt_timeout: `attempt_timeout` (2d) is longer than `timeout` (1d)", "raise `timeout`"),
         ("jitter: 30s", "max_runs: 99999999999", "wsync.yaml:22: syncs.customers.schedule.max_runs: ", ""),
         ("jitter: 30s", "parameters: {least: 1}", "wsync.yaml:22: syncs.customers.schedule.parameters.least: the sync has no parameter `least`", "declare it"),
         ("jitter: 30s", "parameters: {least: [1]}", "wsync.yaml:22: syncs.customers.schedule.parameters.least: a value is", ""),
@@ -105,6 +108,12 @@ def test_a_mistake_is_shown_where_it_was_typed(host: PluginHost, old: str, new: 
     assert refused.message.startswith(message)
     assert next_step in refused.next_step
     assert "hunter2" not in refused.message + refused.next_step
+
+
+def test_an_attempt_may_take_as_long_as_its_run_unless_the_file_says_less(host: PluginHost) -> None:
+    schedules = [parse_declaration(replaced("jitter: 30s", words), host).syncs[0].schedule for words in ("timeout: 1h", "timeout: 2d")]
+
+    assert [schedule.attempt_timeout_ms for schedule in schedules if schedule is not None] == [3_600_000, 21_600_000]
 
 
 def test_two_syncs_of_one_name_are_refused(host: PluginHost) -> None:

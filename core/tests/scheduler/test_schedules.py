@@ -88,6 +88,26 @@ def test_what_can_never_fire_or_is_not_available_is_refused(world: Any) -> None:
             world.write(create_schedule, spec(world, **options), actor="ann")
 
 
+@pytest.mark.parametrize(("options", "message"), [
+    ({"kind": "interval", "cron": None, "every_ms": 60_000}, "`zone` goes with `cron`"),
+    ({"total_timeout_ms": 3_600_000}, r"`attempt_timeout_ms` \(6h\) is longer than `total_timeout_ms` \(1h\)"),
+])  # fmt: skip
+def test_a_value_that_another_one_contradicts_is_refused_and_does_not_block_what_was_stored_with_it(
+    world: Any, options: dict[str, Any], message: str
+) -> None:
+    declared = spec(world, **options)
+    with pytest.raises(ConfigError, match=message):
+        world.write(create_schedule, declared, actor="ann")
+
+    stored = world.write(create_schedule, spec(world, sync_id=declared.sync_id), actor="ann")
+    with pytest.raises(ConfigError, match=message):
+        world.write(change_schedule, stored.schedule_id, declared, actor="ann")
+    older = {**options, **({"anchor_at": world.now} if "every_ms" in options else {})}  # what an engine before this rule stored
+    world.engine.execute(f"UPDATE wsync.schedule SET {', '.join(f'{name} = %({name})s' for name in older)}", older)
+
+    assert world.write(change_schedule, stored.schedule_id, replace(declared, priority=2), actor="ann").spec_version == 2
+
+
 def test_another_tenants_sync_cannot_be_scheduled(world: Any) -> None:
     declared = spec(world)
     with pytest.raises(ConfigError, match="no sync"), state.tenant_transaction(world.api, uuid7()):

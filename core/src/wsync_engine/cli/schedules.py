@@ -105,7 +105,7 @@ def next_(
     name: Annotated[str | None, typer.Argument(help="A schedule; or none, with --cron or --every.")] = None,
     *,
     cron: Annotated[str | None, typer.Option(help="Any expression instead of a schedule.")] = None,
-    timezone: Annotated[str, typer.Option(help="For --cron.")] = "UTC",
+    timezone: Annotated[str | None, typer.Option(help="For --cron; default: UTC.")] = None,
     every: Annotated[str | None, typer.Option(help="An interval instead of a schedule: 30s, 15m, 6h, 1d; counted from --anchor.")] = None,
     anchor: Annotated[str | None, typer.Option(help="For --every; default: now.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, max=1_000, help="How many.")] = 5,
@@ -118,11 +118,13 @@ def next_(
 
     if sum(x is not None for x in (name, cron, every)) != 1:
         raise ConfigError("what shall be shown?", next_step="name a schedule, or give --cron, or --every")
-    zone = "UTC"
+    if timezone is not None and cron is None:
+        raise ConfigError("--timezone goes with --cron", next_step="leave it out, or give --cron")
+    zone = timezone or "UTC"
     if name is not None:
         times, zone = _times_of(name, tenant, count)
     elif cron is not None:
-        times, zone = preview_cron(cron, timezone, count), timezone
+        times = preview_cron(cron, zone, count)
     else:
         times = preview_every(every or "", None if anchor is None else instant(anchor, "--anchor"), count)
     if not times:

@@ -53,7 +53,7 @@ def parse_declaration(text: str, host: PluginHost, *, name: str = "wsync.yaml") 
         try:
             block = FileBlock.model_validate(document.value)
         except ValidationError as exc:
-            problems = [_problem(error, document) for error in exc.errors(include_url=False, include_context=False)]
+            problems = [_problem(error, document) for error in exc.errors(include_url=False)]
     if block is not None:
         problems = list(_checked(block.to_declaration(), host))
     if block is None or problems:
@@ -116,6 +116,9 @@ def _problem(error: ErrorDetails, document: Document) -> Problem:
         near = get_close_matches(last, _known_keys(path), n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"known are: {', '.join(_known_keys(path))}"
         return Problem(path=path, what=f"`{last}` is not known", next_step=hint)
+    if error["type"] == "misplaced":
+        told = error["ctx"]
+        return Problem(path=(*path, told["field"]), what=told["what"], next_step=told["next_step"])
     if error["type"] == "missing":
         return Problem(path=path, what=f"`{last}` is missing", next_step=f"add `{last}`")
     if error["type"] == "string_pattern_mismatch":

@@ -18,6 +18,7 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from wsync_engine.model.calendar import is_in_calendar
 from wsync_engine.model.declaration import ConnectionSpec, Declaration, ScheduleDeclaration, SyncDeclaration
@@ -85,6 +86,12 @@ def _one_or_more(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def misplaced(field: str, what: str, next_step: str) -> PydanticCustomError:
+    """The refusal of one field of a block for what another one says; shown where that field was typed."""
+    context = {"field": field, "what": what, "next_step": next_step}
+    return PydanticCustomError("misplaced", "{what}", context)
+
+
 class _Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -100,7 +107,7 @@ class ScheduleBlock(_Block):
     """When the sync runs, and what happens when that meets a run that is still open, an outage or a failure."""
 
     cron: str | None = Field(default=None, description="Five fields, or @hourly, @daily, @weekly, @monthly, @yearly.")
-    timezone: str = Field(default="UTC", description="IANA name, e.g. Europe/Berlin; for `cron`.")
+    timezone: str = Field(default="UTC", description="IANA name, e.g. Europe/Berlin; for `cron` only.")
     every: Annotated[DurationMs, _from_to(1_000)] | None = Field(default=None, description="Instead of `cron`: 30s, 15m, 6h, 1d.")
     anchor: Instant | None = Field(
         default=None, description="For `every`: the instant that all others are counted from; by default when the schedule is made."
@@ -127,7 +134,9 @@ class ScheduleBlock(_Block):
     )
     max_attempts: int = Field(default=3, ge=1, le=100, description="Executions of a run that fails.")
     attempt_timeout: Annotated[DurationMs, _from_to(1_000)] = Field(
-        default=21_600_000, description="An execution that takes longer is ended.", validate_default=False
+        default=21_600_000,
+        description="An execution that takes longer is ended; at most `timeout`, which is the default where that is shorter.",
+        validate_default=False,
     )
     timeout: Annotated[DurationMs, _from_to(1_000)] = Field(
         default=86_400_000,
@@ -149,7 +158,17 @@ class ScheduleBlock(_Block):
         if sum(timing is not None for timing in (self.cron, self.every, self.at)) != 1:
             raise ValueError("one of `cron`, `every` and `at` says when")
         if self.anchor is not None and self.every is None:
-            raise ValueError("`anchor` goes with `every`")
+            raise misplaced("anchor", "`anchor` goes with `every`", "remove `anchor`, or write `every`")
+        if "timezone" in self.model_fields_set and self.cron is None:
+            other = "every" if self.at is None else "at"
+            raise misplaced("timezone", f"`timezone` goes with `cron`: `{other}` knows no zone", "remove `timezone`, or write `cron`")
+        return self
+
+    @model_validator(mode="after")
+    def _attempts_fit(self) -> ScheduleBlock:
+        if "attempt_timeout" in self.model_fields_set and self.attempt_timeout > self.timeout:
+            what = f"`attempt_timeout` ({duration_text(self.attempt_timeout)}) is longer than `timeout` ({duration_text(self.timeout)})"
+            raise misplaced("attempt_timeout", what, "shorten `attempt_timeout`, or raise `timeout`")
         return self
 
     def to_declaration(self) -> ScheduleDeclaration:
@@ -170,7 +189,7 @@ class ScheduleBlock(_Block):
             catchup_ms=self.catch_up_window,
             catchup_mode=self.catch_up,
             max_attempts=self.max_attempts,
-            attempt_timeout_ms=self.attempt_timeout,
+            attempt_timeout_ms=min(self.attempt_timeout, self.timeout),
             total_timeout_ms=self.timeout,
             stall_ms=self.stall_timeout,
             pause_after_failures=self.pause_after_failures,

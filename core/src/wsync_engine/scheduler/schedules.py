@@ -21,6 +21,7 @@ from psycopg.types.json import Jsonb
 
 from wsync_engine.index.due_index import Index
 from wsync_engine.index.entries import DueEntry, ReadyRun
+from wsync_engine.model.durations import duration_text
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import OverlapPolicy, Trigger
 from wsync_engine.scheduler.overlap import Admission, RunRequest, admit
@@ -142,6 +143,8 @@ def create_schedules(conn: psycopg.Connection[Any], tenant_id: UUID, specs: Sequ
     """
     now, shards = _time(conn)
     timings = [_checked(spec, uuid7(), now) for spec in specs]
+    for spec in specs:
+        _refuse_contradictions(spec)
     _refuse_twins(specs)
     _check_syncs(conn, specs)
     following = [first_nominal(timing, after=now, due_after=now) for timing in timings]
@@ -195,6 +198,8 @@ def change_schedule(
     if spec.kind == "interval" and spec.anchor_at is None:
         spec = replace(spec, anchor_at=old["anchor_at"] or now)
     timing = _checked(spec, schedule_id, now)
+    if _judged(spec) != tuple(old[name] for name in _JUDGED):  # what an older engine took is no reason to refuse another change
+        _refuse_contradictions(spec)
     columns = {**asdict(spec), **_sync(conn, spec), "params": Jsonb(dict(spec.params)), "schedule_id": schedule_id}
     conn.execute(_SQL["version_keep"], {"schedule_id": schedule_id})
     version = select(conn, _SQL["schedule_change"], columns)[0]["spec_version"]
@@ -400,6 +405,20 @@ def _checked(spec: ScheduleSpec, schedule_id: UUID, now: datetime) -> Timing:
     return timing
 
 
+def _refuse_contradictions(spec: ScheduleSpec) -> None:
+    """Values that have no meaning beside others, and would be ignored."""
+    if spec.zone is not None and spec.kind != "cron":
+        raise ConfigError(
+            f"schedule `{spec.name}`: `zone` goes with `cron`, not with the kind `{spec.kind}`", next_step="leave `zone` out, or set `cron`"
+        )
+    if spec.attempt_timeout_ms > spec.total_timeout_ms:
+        attempt, total = duration_text(spec.attempt_timeout_ms), duration_text(spec.total_timeout_ms)
+        raise ConfigError(
+            f"schedule `{spec.name}`: `attempt_timeout_ms` ({attempt}) is longer than `total_timeout_ms` ({total})",
+            next_step="shorten `attempt_timeout_ms`, or raise `total_timeout_ms`",
+        )
+
+
 def _check_syncs(conn: psycopg.Connection[Any], specs: Sequence[ScheduleSpec]) -> None:
     """The syncs exist, and have the parameters that are given."""
     ids = list({spec.sync_id for spec in specs})
@@ -488,6 +507,8 @@ def _set_clock(
 _POLICIES = tuple(policy.value for policy in OverlapPolicy)
 _TIMING = tuple(item.name for item in fields(Timing) if item.name != "schedule_id")
 _timing_values = attrgetter(*_TIMING)
+_JUDGED = ("kind", "zone", "attempt_timeout_ms", "total_timeout_ms")
+_judged = attrgetter(*_JUDGED)
 _FIELDS = tuple(item.name for item in fields(ScheduleSpec))
 _field_values = attrgetter(*_FIELDS)
 
