@@ -5,7 +5,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
 from uuid import UUID
 
 import psycopg
@@ -16,10 +17,14 @@ from wsync_engine.model.run import Priority
 from wsync_engine.scheduler.schedules import ScheduleSpec, create_schedule, trigger_run
 from wsync_engine.services.apply import apply
 from wsync_engine.services.changes import Change, FieldChange
+from wsync_engine.services.plan_notes import FIRES_NO_MORE
 from wsync_engine.state.database import connect, tenant_transaction
 from wsync_sdk.errors import ConfigError
 
 from .conftest import DECLARATION, SYNC, Store, with_schedule, with_sync
+
+PAST = datetime(2020, 1, 31, 8, tzinfo=UTC)
+FUTURE = datetime(2090, 1, 31, 8, tzinfo=UTC)
 
 
 def kinds(changes: list[Change]) -> list[tuple[str, str, str]]:
@@ -225,6 +230,21 @@ def test_nothing_is_made_of_a_sync_whose_deletion_came_first(store: Store, besid
     assert store.rows("SELECT FROM wsync.schedule WHERE deleted_at IS NULL") == []
 
 
+def test_a_plan_says_what_a_deletion_takes_along_and_what_it_leaves(store: Store) -> None:
+    store.apply()
+
+    without_schedule = {change.object: change.note for change in store.plan(with_schedule(None)) if change.kind == "delete"}
+    without_all = {
+        change.object: change.note for change in store.plan(replace(DECLARATION, connections=(), syncs=())) if change.kind == "delete"
+    }
+
+    assert without_schedule == {"schedule": "no more runs by schedule; those that it made go on"}
+    assert "stays at the destination" in without_all["sync"]
+    assert "open runs are cancelled" in without_all["sync"]
+    assert without_all["schedule"] == "it goes with its sync"
+    assert "secrets are deleted" in without_all["connection"]
+
+
 def test_what_was_deleted_can_come_back(store: Store) -> None:
     store.apply()
     store.apply(replace(DECLARATION, syncs=()))
@@ -294,6 +314,49 @@ def test_another_query_or_mapping_offers_only_what_changed(store: Store) -> None
     store.apply(with_sync(query="SELECT id, email FROM other"))
 
     assert store.rows("SELECT resync FROM wsync.sync") == [{"resync": 0}]
+
+
+@pytest.mark.parametrize(("schedule", "place"), [
+    (ScheduleDeclaration(once_at=PAST), "syncs.customers.schedule.at: 2020-01-31T08:00:00+00:00 is past"),
+    (ScheduleDeclaration(cron="@daily", end_at=PAST), "syncs.customers.schedule.end: 2020-01-31T08:00:00+00:00 is past"),
+    (ScheduleDeclaration(every_ms=3_600_000, end_at=PAST), "syncs.customers.schedule.end: "),
+    (ScheduleDeclaration(once_at=FUTURE, end_at=FUTURE - timedelta(days=1)), "syncs.customers.schedule.end: it leaves no time"),
+    (ScheduleDeclaration(once_at=FUTURE, start_at=FUTURE + timedelta(days=1)), "syncs.customers.schedule.start: it leaves no time"),
+])  # fmt: skip
+def test_a_new_schedule_that_would_never_fire_is_refused_by_the_plan_already(
+    store: Store, schedule: ScheduleDeclaration, place: str
+) -> None:
+    for judge in (store.plan, store.apply):
+        with pytest.raises(ConfigError) as refused:
+            judge(with_schedule(schedule))
+        assert refused.value.message.startswith(place)
+
+    assert store.rows("SELECT * FROM wsync.sync") == []
+
+
+@pytest.mark.parametrize(("column", "declared"), [
+    ("once_at", ScheduleDeclaration(once_at=FUTURE)), ("end_at", ScheduleDeclaration(cron="@daily", end_at=FUTURE)),
+])  # fmt: skip
+def test_a_file_stays_good_when_the_times_of_its_schedule_have_passed(
+    store: Store, column: Literal["once_at", "end_at"], declared: ScheduleDeclaration
+) -> None:
+    store.apply(with_schedule(declared))
+    store.engine.execute(f"UPDATE wsync.schedule SET {column} = %s", [PAST])
+    store.engine.execute("UPDATE wsync.schedule_clock SET next_nominal_at = NULL, next_due_at = NULL")
+    later = replace(declared, once_at=PAST) if column == "once_at" else replace(declared, end_at=PAST)
+
+    again, other = store.apply(with_schedule(later)), store.apply(with_schedule(replace(later, priority=Priority.HIGH)))
+
+    assert {change.kind for change in again} == {"unchanged"}
+    assert [(change.kind, change.note) for change in other if change.object == "schedule"] == [("change", FIRES_NO_MORE)]
+
+
+def test_a_change_that_leaves_a_schedule_no_times_is_planned_with_a_word(store: Store) -> None:
+    store.apply()
+
+    planned = store.plan(with_schedule(ScheduleDeclaration(cron="*/15 * * * *", timezone="Europe/Berlin", end_at=PAST)))
+
+    assert [change.note for change in planned if change.kind == "change"] == [FIRES_NO_MORE]
 
 
 def test_a_schedule_that_never_fires_changes_nothing(store: Store) -> None:

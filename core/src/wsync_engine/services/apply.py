@@ -33,14 +33,15 @@ from wsync_engine.services.catalog import (
     Catalog,
     StoredConnection,
     StoredSync,
+    empty_catalog,
     named,
     read_catalog,
-    read_queues,
     schedule_spec_of,
     service_statements,
 )
 from wsync_engine.services.changes import Change, compared
 from wsync_engine.services.connections import check_config, check_mode, resolved_secrets, roles_of
+from wsync_engine.services.plan_notes import noted_deletion, noted_times
 from wsync_engine.state.database import tenant_transaction
 from wsync_engine.state.tenants import ensure_tenant, find_tenant
 from wsync_sdk.errors import ConfigError
@@ -88,7 +89,7 @@ def plan_changes(
     wanted = _wanted(declaration, host, secret_folders)
     tenant_id = find_tenant(conn, declaration.tenant)
     if tenant_id is None:
-        return [Change(kind="create", object="tenant", name=declaration.tenant), *_changes(wanted, Catalog(queues=read_queues(conn)))]
+        return [Change(kind="create", object="tenant", name=declaration.tenant), *_changes(wanted, empty_catalog(conn))]
     with tenant_transaction(conn, tenant_id):
         return _changes(wanted, read_catalog(conn, tenant_id, keyring.tenant(tenant_id)))
 
@@ -152,7 +153,7 @@ def _connection_changes(wanted: _Wanted, catalog: Catalog) -> Iterator[Change]:
         new = None if spec is None else {"plugin": spec.plugin, "config": dict(spec.config)}
         if new is not None:
             new["secrets"] = _secret_marks(wanted.secrets[name], stored)
-        yield compared("connection", name, old, new)
+        yield noted_deletion(compared("connection", name, old, new))
 
 
 def _stored_document(stored: StoredConnection) -> dict[str, Any]:
@@ -176,7 +177,7 @@ def _sync_changes(wanted: _Wanted, catalog: Catalog) -> Iterator[Change]:
             )
         change = compared("sync", name, old, None if declared is None else {**sync_spec_to_json(declared.spec), "queue": declared.queue})
         is_moved = stored is not None and declared is not None and _is_moved(stored, declared, wanted, catalog)
-        yield replace(change, note=MOVED) if is_moved else change
+        yield replace(change, note=MOVED) if is_moved else noted_deletion(change)
 
 
 def _is_moved(stored: StoredSync, declared: SyncDeclaration, wanted: _Wanted, catalog: Catalog) -> bool:
@@ -197,10 +198,14 @@ def _schedule_changes(wanted: _Wanted, catalog: Catalog) -> Iterator[Change]:
         owned = row if row is not None and row["sync_name"] == name else None
         if owned is not None or sync.schedule is not None:
             old = None if owned is None else schedule_words(owned)
-            yield compared("schedule", name, old, None if sync.schedule is None else _declared_document(sync.schedule, owned))
+            change = compared("schedule", name, old, None if sync.schedule is None else _declared_document(sync.schedule, owned))
+            if sync.schedule is None:
+                yield noted_deletion(change)
+            else:
+                yield noted_times(change, _merged(owned, name, UUID(int=0), sync.schedule), owned, catalog.now)
     for name, row in catalog.schedules.items():
         if row["sync_name"] not in wanted.syncs:
-            yield compared("schedule", name, schedule_words(row), None)
+            yield noted_deletion(compared("schedule", name, schedule_words(row), None), is_with_sync=True)
 
 
 def schedule_words(row: Row) -> dict[str, Any]:

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import psycopg
 
-from wsync_engine.scheduler.rows import Row, select
+from wsync_engine.scheduler.rows import Row, instant, select, statements
 from wsync_engine.scheduler.schedules import ScheduleSpec
 from wsync_engine.secrets.keyring import TenantCipher
 from wsync_engine.state.statements import load_statements
 from wsync_sdk.errors import ConfigError
 
-__all__ = ["Catalog", "StoredConnection", "StoredSync", "named", "read_catalog", "read_queues", "schedule_spec_of", "service_statements"]
+__all__ = [
+    "Catalog",
+    "StoredConnection",
+    "StoredSync",
+    "empty_catalog",
+    "named",
+    "read_catalog",
+    "read_queues",
+    "schedule_spec_of",
+    "service_statements",
+]
 
 _FOLDER = Path(__file__).with_name("sql")
 
@@ -28,6 +39,7 @@ def service_statements(name: str) -> Mapping[str, bytes]:
 
 
 _SQL = service_statements("catalog")
+_SCHEDULE = statements("schedule")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +67,10 @@ class StoredSync:
 class Catalog:
     """Everything of one tenant that is not deleted, by name. Schedules are rows of `wsync.schedule` with `sync_name`.
 
-    :param queues: number of each queue of the installation.
+    :param queues: number of each queue of the installation. :param now: when this was read, by the store's clock.
     """
+
+    now: datetime
 
     connections: Mapping[str, StoredConnection] = field(default_factory=dict)
     syncs: Mapping[str, StoredSync] = field(default_factory=dict)
@@ -87,7 +101,12 @@ def read_catalog(conn: psycopg.Connection[Any], tenant_id: UUID, cipher: TenantC
         for row in select(conn, _SQL["sync_list"], tenant)
     }
     schedules = {row["name"]: row for row in select(conn, _SQL["schedule_list"], tenant)}
-    return Catalog(connections=connections, syncs=syncs, schedules=schedules, queues=read_queues(conn))
+    return replace(empty_catalog(conn), connections=connections, syncs=syncs, schedules=schedules)
+
+
+def empty_catalog(conn: psycopg.Connection[Any]) -> Catalog:
+    """Of a tenant that is not there yet; any login, in a transaction or not."""
+    return Catalog(now=instant(select(conn, _SCHEDULE["time_now"], {})[0], "now"), queues=read_queues(conn))
 
 
 def read_queues(conn: psycopg.Connection[Any]) -> dict[str, int]:
