@@ -66,6 +66,41 @@ def test_plan_shows_the_change_and_tells_by_its_exit_code(file: Path, run: Run) 
     assert after.stdout == ""
 
 
+def test_without_a_name_the_file_of_the_current_folder_is_planned_and_applied(file: Path, run: Run) -> None:
+    planned, applied = run("plan", "--exit-code"), run("apply")
+    file.rename("other.yaml")
+    missing = [run("plan"), run("apply")]
+
+    assert (planned.exit_code, applied.exit_code) == (3, 0)
+    for result in missing:
+        assert result.exit_code == 2
+        assert result.stderr == (
+            "error: there is no wsync.yaml in this folder\nnext: name the file, or write one with `wsync-engine init`\n"
+        )
+
+
+def test_a_plan_makes_neither_servers_nor_a_key_nor_a_folder(file: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside_own_servers = run("plan", "--exit-code")
+    for name in ("DATABASE_URL_OWNER", "DATABASE_URL_ENGINE", "DATABASE_URL_API", "REDIS_URL"):
+        monkeypatch.delenv(f"WSYNC_{name}")
+
+    embedded = run("plan", "--exit-code")
+
+    assert (beside_own_servers.exit_code, embedded.exit_code) == (3, 3)
+    assert embedded.stdout == beside_own_servers.stdout
+    assert "there is no installation in" in embedded.stderr
+    assert [path.name for path in file.parent.iterdir()] == ["wsync.yaml"]
+
+
+def test_a_mistake_in_the_file_makes_no_installation(file: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATABASE_URL_OWNER", "DATABASE_URL_ENGINE", "DATABASE_URL_API", "REDIS_URL"):
+        monkeypatch.delenv(f"WSYNC_{name}")
+    file.write_text(file.read_text().replace("mode:", "mod:"))
+
+    assert [run("plan").exit_code, run("apply").exit_code] == [2, 2]
+    assert [path.name for path in file.parent.iterdir()] == ["wsync.yaml"]
+
+
 def test_a_changed_field_is_shown_with_both_values(file: Path, run: Run) -> None:
     run("apply", file)
     file.write_text(file.read_text().replace("mode: mirror", "mode: upsert"))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["add_commands"]
 
-FileArgument = Annotated[Path, typer.Argument(help="A wsync.yaml.")]
+FileArgument = Annotated[Path | None, typer.Argument(metavar="FILE", help="A wsync.yaml; default: ./wsync.yaml.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 _SIGNS = {"create": "+", "change": "~", "delete": "-"}
 _EXAMPLE = """\
-# What wsync keeps in step. `wsync-engine plan wsync.yaml` shows what would change, `apply` makes it so.
+# What wsync keeps in step. `wsync-engine plan` shows what would change, `apply` makes it so.
 version: 1
 tenant: main
 
@@ -80,38 +80,48 @@ def init(file: Annotated[Path, typer.Argument(help="Where to write it.")] = Path
 
 @reported
 def plan(
-    file: FileArgument,
+    file: FileArgument = None,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 3 if something would change.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what `apply` would change; nothing is written."""
-    from wsync_engine.cli.session import open_session
+    """Show what `apply` would change; nothing is written, neither to the state store nor to the data folder."""
+    from wsync_engine.cli.session import is_installed, load_plugins, log_to_errors, open_session, stored_keyring
     from wsync_engine.config.loader import load_declaration
     from wsync_engine.services.apply import plan_changes
+    from wsync_engine.settings import Settings
 
-    with open_session() as session:
-        declaration = load_declaration(file, session.host)
-        changes = plan_changes(
-            session.api, declaration, host=session.host, keyring=session.keyring, secret_folders=session.settings.secret_folders
-        )
+    log_to_errors()
+    settings = Settings.read()
+    host = load_plugins(settings, remember=settings.data_dir.expanduser().exists())
+    declaration = load_declaration(_found(file), host)
+    options: dict[str, Any] = {"host": host, "keyring": stored_keyring(settings), "secret_folders": settings.secret_folders}
+    if is_installed(settings):
+        with open_session() as session:
+            changes = plan_changes(session.api, declaration, **options)
+    else:
+        say(f"there is no installation in {settings.data_dir.expanduser().absolute()} yet: everything is new")
+        changes = plan_changes(None, declaration, **options)
     has_changes = _show(changes, as_json)
     if exit_code and has_changes:
         raise typer.Exit(Exit.CHANGES)
 
 
 @reported
-def apply(file: FileArgument, as_json: Json = False) -> None:
+def apply(file: FileArgument = None, as_json: Json = False) -> None:
     """Make connections, syncs and schedules what the file says; what it no longer declares is deleted."""
-    from wsync_engine.cli.session import actor, open_session
+    from wsync_engine.cli.session import actor, load_plugins, log_to_errors, open_session
     from wsync_engine.config.loader import load_declaration
     from wsync_engine.services import apply as service
+    from wsync_engine.settings import Settings
 
+    log_to_errors()
+    host = load_plugins(Settings.read())
+    declaration = load_declaration(_found(file), host)  # first, as a mistake in it needs no servers
     with open_session() as session:
-        declaration = load_declaration(file, session.host)
         changes = service.apply(
             session.api,
             declaration,
-            host=session.host,
+            host=host,
             keyring=session.keyring,
             actor=actor(),
             secret_folders=session.settings.secret_folders,
@@ -119,6 +129,15 @@ def apply(file: FileArgument, as_json: Json = False) -> None:
         )
     _show(changes, as_json)
     say("applied")
+
+
+def _found(file: Path | None) -> Path:
+    from wsync_engine.cli.session import FILE
+    from wsync_sdk.errors import ConfigError
+
+    if file is None and not FILE.is_file():
+        raise ConfigError(f"there is no {FILE} in this folder", next_step="name the file, or write one with `wsync-engine init`")
+    return file or FILE
 
 
 def _show(changes: Sequence[Change], as_json: bool) -> bool:

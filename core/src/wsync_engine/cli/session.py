@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from wsync_engine.cli.output import say
-from wsync_engine.embedded.servers import EmbeddedServers
+from wsync_engine.embedded.servers import EmbeddedServers, has_servers
 from wsync_engine.index.connection import connect as connect_index
 from wsync_engine.index.due_index import Index
 from wsync_engine.index.entries import DefaultCaps
@@ -41,11 +41,13 @@ __all__ = [
     "actor",
     "address_policy",
     "default_caps",
+    "is_installed",
     "keyring_of",
     "load_plugins",
     "log_to_errors",
     "open_session",
     "plugins_file",
+    "stored_keyring",
     "tenant_name_of",
     "urls_of",
 ]
@@ -166,11 +168,17 @@ def urls_of(settings: Settings) -> Iterator[Urls]:
     yield Urls(owner=owner, engine=engine, api=api, redis=redis)
 
 
-def load_plugins(settings: Settings) -> PluginHost:
-    """The plugins that may load."""
+def is_installed(settings: Settings) -> bool:
+    """Whether there is a state store to ask; False: the embedded one would have to be made first."""
+    return not settings.is_embedded or has_servers(settings.data_dir)
+
+
+def load_plugins(settings: Settings, *, remember: bool = True) -> PluginHost:
+    """The plugins that may load. `remember` False: whether third-party ones survived their first import is not written down."""
     from wsync_engine.plugins import PluginHost  # noqa: PLC0415
 
-    return PluginHost.load(allow=settings.plugins_allow, block=settings.plugins_block, tried=plugins_file(settings))
+    tried = plugins_file(settings) if remember else None
+    return PluginHost.load(allow=settings.plugins_allow, block=settings.plugins_block, tried=tried)
 
 
 def plugins_file(settings: Settings) -> Path:
@@ -188,6 +196,13 @@ def keyring_of(settings: Settings) -> Keyring:
     if settings.secret_key is not None:
         return Keyring.from_text(settings.secret_key.get_secret_value())
     return Keyring.from_file(settings.data_dir / "secret.key")
+
+
+def stored_keyring(settings: Settings) -> Keyring:
+    """As `keyring_of`, but makes no key file: without one there is nothing that it could decrypt."""
+    if settings.secret_key is None and not (settings.data_dir / "secret.key").exists():
+        return Keyring.throwaway()
+    return keyring_of(settings)
 
 
 def actor() -> str:

@@ -27,7 +27,7 @@ from wsync_engine.state.database import connect, ensure_schema
 from wsync_engine.state.roles import API, ENGINE, OWNER, RolePasswords, create_database, create_roles
 from wsync_sdk.errors import ConfigError
 
-__all__ = ["DATABASE", "EmbeddedServers", "Endpoints"]
+__all__ = ["DATABASE", "EmbeddedServers", "Endpoints", "has_servers"]
 
 DATABASE = "wsync"
 
@@ -115,6 +115,11 @@ class EmbeddedServers:
         atexit.unregister(self.leave)
         if attached is not None:
             os.close(attached)
+
+
+def has_servers(data_folder: Path) -> bool:
+    """Whether a data folder has servers already; False: `start` would make them."""
+    return (data_folder.expanduser() / "postgres").exists()
 
 
 _in_use: weakref.WeakSet[EmbeddedServers] = weakref.WeakSet()

@@ -104,6 +104,11 @@ class Keyring:
             raise ConfigError(f"others may read the key file {path}", next_step=f"run `chmod 600 {path}`")
         return cls(_parse_keys(path.read_text(encoding="utf-8"), what=f"the key file {path}"))
 
+    @classmethod
+    def throwaway(cls) -> Keyring:
+        """A key that is stored nowhere: for who only compares, where nothing was encrypted yet."""
+        return cls([secrets.token_bytes(KEY_BYTES)])
+
     def tenant(self, tenant_id: UUID) -> TenantCipher:
         """The cipher of one tenant; the master key can't be computed from it."""
         return TenantCipher([_derive(key, tenant_id) for key in self._keys])

@@ -74,7 +74,7 @@ class _Wanted:
 
 
 def plan_changes(
-    conn: psycopg.Connection[Any],
+    conn: psycopg.Connection[Any] | None,
     declaration: Declaration,
     *,
     host: PluginHost,
@@ -83,12 +83,12 @@ def plan_changes(
 ) -> list[Change]:
     """What `apply` would do, object by object, also those that stay; nothing is written.
 
-    :param secret_folders: the installation's.
+    :param conn: None: there is no state store yet. :param secret_folders: the installation's.
     :raises ConfigError: what `apply` would refuse of plugins, configs and secrets.
     """
     wanted = _wanted(declaration, host, secret_folders)
-    tenant_id = find_tenant(conn, declaration.tenant)
-    if tenant_id is None:
+    tenant_id = None if conn is None else find_tenant(conn, declaration.tenant)
+    if conn is None or tenant_id is None:
         return [Change(kind="create", object="tenant", name=declaration.tenant), *_changes(wanted, empty_catalog(conn))]
     with tenant_transaction(conn, tenant_id):
         return _changes(wanted, read_catalog(conn, tenant_id, keyring.tenant(tenant_id)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -104,8 +104,10 @@ def read_catalog(conn: psycopg.Connection[Any], tenant_id: UUID, cipher: TenantC
     return replace(empty_catalog(conn), connections=connections, syncs=syncs, schedules=schedules)
 
 
-def empty_catalog(conn: psycopg.Connection[Any]) -> Catalog:
-    """Of a tenant that is not there yet; any login, in a transaction or not."""
+def empty_catalog(conn: psycopg.Connection[Any] | None) -> Catalog:
+    """Of a tenant that is not there yet; any login, in a transaction or not. None: there is no store yet, so this machine's clock counts."""
+    if conn is None:
+        return Catalog(now=datetime.now(UTC), queues={"default": 0})
     return Catalog(now=instant(select(conn, _SCHEDULE["time_now"], {})[0], "now"), queues=read_queues(conn))
 
 
