@@ -48,6 +48,11 @@ def command_line() -> str:
     )
     codes = "\n".join(f"| {int(code)} | {words} |" for code, words in EXITS.items())
     talk = "Data goes to standard output, talk to standard error. `--json` prints one JSON object a line. `NO_COLOR` is honoured."
+    talk += (
+        "\n\nWith `--json` an error is an object too, in one line, the last on standard error: `error` says what is wrong, `where` the file, line and path,"
+        " or the option (`null` where it has no place), `next_step` what to do; `mistakes` lists each of several in a file in the same form."
+        " The exit codes are the same."
+    )
     return f"{text.rstrip()}\n\n## Exit codes\n\n{talk}\n\n| code | means |\n|---|---|\n{codes}\n"
 
 

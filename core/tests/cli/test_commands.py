@@ -119,6 +119,55 @@ def test_a_mistake_exits_with_2_and_says_what_to_do(file: Path, run: Run) -> Non
     assert "Traceback" not in result.output
 
 
+def error_of(result: Any) -> dict[str, Any]:
+    error: dict[str, Any] = json.loads(result.stderr.splitlines()[-1])
+    assert list(error)[:3] == ["error", "where", "next_step"]
+    assert "error: " not in result.stderr
+    return error
+
+
+def test_with_json_a_mistake_in_the_file_is_an_object_with_its_place(file: Path, run: Run) -> None:
+    file.write_text(file.read_text().replace("mode:", "mod:"))
+    for name in ("plan", "apply"):
+        result = run(name, "--json")
+
+        error = error_of(result)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert (error["error"], error["where"], error["next_step"]) == ("2 mistakes", "wsync.yaml", "correct these 2 mistakes")
+        assert {"error": "`mod` is not known", "where": "wsync.yaml:12: syncs.customers.mod", "next_step": "did you mean `mode`?"} in error[
+            "mistakes"
+        ]
+
+
+@pytest.mark.parametrize(("words", "code", "where"), [
+    (("sync", "run", "nobody", "--json"), 2, None),
+    (("sync", "run", "customers", "--json", "--overlap", "bogus"), 2, "--overlap"),
+    (("sync", "run", "--json"), 2, "name"),
+    (("rusn", "--json"), 2, ""),
+])  # fmt: skip
+def test_with_json_every_error_is_one_object_and_the_exit_code_stays(
+    file: Path, run: Run, words: tuple[str, ...], code: int, where: str | None
+) -> None:
+    run("apply")
+    as_text, as_object = run(*[word for word in words if word != "--json"]), run(*words)
+
+    error = error_of(as_object)
+    assert (as_text.exit_code, as_object.exit_code, as_object.stdout) == (code, code, "")
+    assert (where is None) == (error["where"] is None)
+    assert error["where"] is None or error["where"].endswith(where)
+    assert error["error"]
+    assert error["next_step"]
+
+
+def test_with_json_a_state_store_that_is_away_is_an_object_too(file: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WSYNC_DATABASE_URL_API", "postgresql://u:hunter2@127.0.0.1:1/d")
+
+    result = run("runs", "list", "--json")
+
+    assert (result.exit_code, error_of(result)["where"]) == (5, None)
+    assert "hunter2" not in result.output
+
+
 def test_a_state_store_that_is_away_exits_with_5(file: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WSYNC_DATABASE_URL_API", "postgresql://u:hunter2@127.0.0.1:1/d")
 

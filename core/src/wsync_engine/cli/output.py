@@ -1,4 +1,4 @@
-"""Data on stdout, talk on stderr; `--json` prints one object per line."""
+"""Data on stdout, talk on stderr; `--json` prints one object per line, an error as one on stderr."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-__all__ = ["cell", "print_objects", "say", "table"]
+if TYPE_CHECKING:
+    from wsync_sdk.errors import WsyncError
+
+__all__ = ["cell", "print_error", "print_objects", "say", "table"]
 
 
 def say(text: str) -> None:
@@ -22,6 +25,16 @@ def print_objects(rows: Iterable[Mapping[str, Any]]) -> None:
     """One JSON object per line."""
     for row in rows:
         print(json.dumps(row, default=_plain, ensure_ascii=False), flush=True)  # noqa: T201  this is the command line
+
+
+def print_error(exc: WsyncError) -> None:
+    """One JSON object on stderr: `error`, `where` (null where the error has no place) and `next_step`; `mistakes` where there are several."""
+    mistakes = [_error(one) for one in getattr(exc, "mistakes", ())]
+    say(json.dumps({**_error(exc), **({"mistakes": mistakes} if mistakes else {})}, ensure_ascii=False))
+
+
+def _error(exc: WsyncError) -> dict[str, str | None]:
+    return {"error": getattr(exc, "what", exc.message), "where": getattr(exc, "where", None), "next_step": exc.next_step}
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

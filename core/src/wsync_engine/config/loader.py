@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from wsync_engine.config.document import Document, Path, Problem, read_document
 from wsync_engine.config.schema import ConnectionBlock, DuplicatesBlock, FieldBlock, FileBlock, GuardsBlock, ScheduleBlock, SyncBlock
 from wsync_engine.model.declaration import Declaration, ScheduleDeclaration, SyncDeclaration
-from wsync_engine.model.refusal import refusal_words
+from wsync_engine.model.refusal import Misplaced, refusal_words
 from wsync_engine.plugins import PluginHost
 from wsync_engine.scheduler.cron import parse_cron
 from wsync_engine.scheduler.schedules import check_params
@@ -75,15 +75,14 @@ def _error(name: str, document: Document, problems: list[Problem]) -> ConfigErro
     placed = sorted(
         {(problem.line or document.line(problem.path), _place(problem), problem.what, problem.next_step) for problem in problems}
     )
-    if len(placed) == 1:
-        line, place, what, next_step = placed[0]
-        return ConfigError(f"{name}:{line}: {place}{what}", next_step=next_step)
-    text = [f"{name}:{line}: {place}{what}; next: {next_step}" for line, place, what, next_step in placed]
-    return ConfigError("\n".join(text), next_step=f"correct these {len(text)} mistakes")
+    found = [Misplaced(f"{name}:{line}{place}", what, next_step=next_step) for line, place, what, next_step in placed]
+    if len(found) == 1:
+        return found[0]
+    return Misplaced(name, f"{len(found)} mistakes", next_step=f"correct these {len(found)} mistakes", mistakes=found)
 
 
 def _place(problem: Problem) -> str:
-    return "".join(f"{part}." for part in problem.path)[:-1] + ": " if problem.path else ""
+    return ": " + ".".join(str(part) for part in problem.path) if problem.path else ""
 
 
 _CHILDREN: Mapping[type[BaseModel], Mapping[str, type[BaseModel]]] = {

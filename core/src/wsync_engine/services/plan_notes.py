@@ -6,11 +6,11 @@ from dataclasses import asdict, replace
 from datetime import datetime
 
 from wsync_engine.model.ids import uuid7
+from wsync_engine.model.refusal import Misplaced
 from wsync_engine.scheduler.rows import Row, timing_of
 from wsync_engine.scheduler.schedules import ScheduleSpec
 from wsync_engine.scheduler.timing import check_timing, first_nominal
 from wsync_engine.services.changes import Change
-from wsync_sdk.errors import ConfigError
 
 __all__ = ["FIRES_NO_MORE", "noted_deletion", "noted_times"]
 
@@ -36,7 +36,7 @@ def noted_times(change: Change, spec: ScheduleSpec, row: Row | None, now: dateti
     stays good when its times have passed.
 
     :param row: as it is stored.
-    :raises ConfigError: a new schedule would never fire.
+    :raises Misplaced: a new schedule would never fire.
     """
     if change.kind == "unchanged" or (row is not None and (row["paused"] or _has_times(spec, row, now))):
         return change
@@ -44,8 +44,9 @@ def noted_times(change: Change, spec: ScheduleSpec, row: Row | None, now: dateti
         return replace(change, note=FIRES_NO_MORE)
     if not _has_times(spec, None, now):
         field, what = _past(spec, now)
-        raise ConfigError(
-            f"syncs.{change.name}.schedule.{field}: {what}, so that the schedule would never fire",
+        raise Misplaced(
+            f"syncs.{change.name}.schedule.{field}",
+            f"{what}, so that the schedule would never fire",
             next_step=f"change `{field}`, or leave the schedule out: `wsync-engine sync run {change.name}` runs the sync now",
         )
     return change
