@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +93,22 @@ def test_processes_that_start_at_once_share_one_pair_of_servers(folder: Path) ->
     for user in users[1:]:
         user.communicate()
     assert server_pids(folder) == []
+
+
+def test_a_server_that_is_slow_to_answer_is_waited_for_and_gets_no_second_one_beside_it(folder: Path) -> None:
+    first = start_user(folder)
+    urls = first.stdout.readline()
+    valkey = int((folder / "valkey" / "pid").read_text())
+    os.kill(valkey, signal.SIGSTOP)
+    busy = threading.Timer(5.0, os.kill, (valkey, signal.SIGCONT))  # longer than one question to it waits
+    busy.start()
+
+    second = start_user(folder)
+
+    assert second.stdout.readline() == urls
+    busy.join()
+    for user in (first, second):
+        user.communicate("", timeout=60)
 
 
 def test_servers_outlive_a_killed_process_and_end_with_the_next_one(folder: Path) -> None:

@@ -18,6 +18,7 @@ from wsync_sdk.errors import FatalError
 __all__ = ["EmbeddedValkey"]
 
 START_TRIES = 3
+BUSY_S = 30.0
 
 
 class EmbeddedValkey:
@@ -33,7 +34,7 @@ class EmbeddedValkey:
 
         :raises FatalError: it does not start.
         """
-        if (port := self._known_port()) and self._answers(port):
+        if (port := self._known_port()) and self._comes_up(port):
             return port
         self._account.make_folder(self._folder)
         self._account.open_way_to(self._folder)
@@ -43,7 +44,7 @@ class EmbeddedValkey:
             self._spawn(port)
             # Known before it answers: should we die now, the next start finds it, and nobody runs unseen.
             (self._folder / "port").write_text(str(port), encoding="ascii")
-            if wait_until(lambda port=port: self._answers(port), timeout_s=5):  # type: ignore[misc]
+            if wait_until(lambda port=port: self._answers(port), timeout_s=5) or self._comes_up(port):  # type: ignore[misc]
                 return port
         raise FatalError("the embedded Valkey does not start", next_step=f"read the end of {self._folder / 'log'}")
 
@@ -85,6 +86,13 @@ class EmbeddedValkey:
             return int((self._folder / "port").read_text(encoding="ascii"))
         except (FileNotFoundError, ValueError):
             return None
+
+    def _comes_up(self, port: int) -> bool:
+        """A server that lives is given time, as the machine may be busy: a second one beside it would leave its clients with another index."""
+        pid = self._pid()
+        return wait_until(
+            lambda: self._answers(port) or pid is None or not is_running(pid, words=("valkey-server",)), timeout_s=BUSY_S
+        ) and self._answers(port)
 
     def _pid(self) -> int | None:
         try:
