@@ -4,15 +4,19 @@ import json
 import os
 import pty
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import psutil
 import psycopg
 import pytest
 
@@ -31,6 +35,34 @@ def command(*words: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "wsync_engine.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
+
+
+@contextmanager
+def line(port: int, server_port: int) -> Iterator[None]:
+    """From a port of 127.0.0.1 to another, for as long as the context lasts."""
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+        for end in (source, sink):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    class Line(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection(("127.0.0.1", server_port)) as server:
+                threading.Thread(target=pump, args=(self.request, server), daemon=True).start()
+                pump(server, self.request)
+
+    listener = socketserver.ThreadingTCPServer(("127.0.0.1", port), Line)
+    listener.daemon_threads = True
+    threading.Thread(target=listener.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield
+    finally:
+        listener.shutdown()
+        listener.server_close()
 
 
 @pytest.fixture
@@ -135,6 +167,54 @@ def test_up_ends_with_the_exit_code_of_the_role_that_ended(file: Path, monkeypat
 
     assert process.returncode == 5
     assert b"the state store can't be reached" in errors
+    assert b"trying again for 15 s" in errors
+    assert b" ended with exit code 5\nnext: its last lines above say why" in errors
+    assert b"running; Ctrl-C ends it" not in errors
+
+
+def test_up_says_that_it_runs_when_both_roles_have_shown_themselves(up: subprocess.Popen[bytes], file: Path, database: Any) -> None:
+    log = file.parent / "log"
+    wait_for(lambda: b"running; Ctrl-C ends it" in log.read_bytes())
+
+    before = log.read_bytes().partition(b"running; Ctrl-C ends it")[0]
+    assert (b"scheduler.started" in before, b"worker.started" in before) == (True, True)
+    with psycopg.connect(database.engine_url) as engine:
+        assert engine.execute("SELECT count(*) FROM wsync.worker").fetchone() == (1,)
+
+
+@pytest.mark.parametrize("role", ["scheduler", "worker"])
+def test_up_ends_and_says_so_when_a_role_is_killed(up: subprocess.Popen[bytes], file: Path, role: str) -> None:
+    log = file.parent / "log"
+    wait_for(lambda: b"running; Ctrl-C ends it" in log.read_bytes())
+    (victim,) = [child for child in psutil.Process(up.pid).children() if role in child.cmdline()]
+
+    victim.kill()
+
+    assert up.wait(60) == 1
+    assert f"error: the {role} was ended by SIGKILL\nnext: " in log.read_text()
+
+
+def test_roles_wait_for_servers_that_are_still_starting(file: Path, monkeypatch: pytest.MonkeyPatch, database: Any) -> None:
+    server = urlsplit(database.engine_url)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]  # where nobody listens when this is closed
+    for name, url in (("OWNER", database.owner_url), ("ENGINE", database.engine_url), ("API", database.api_url)):
+        monkeypatch.setenv(f"WSYNC_DATABASE_URL_{name}", url.replace(f":{server.port}/", f":{port}/"))
+    log = file.parent / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "wsync_engine.cli", "up"], stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        wait_for(lambda: log.read_bytes().count(b"trying again") == 2)
+
+        with line(port, int(server.port or 0)):
+            wait_for(lambda: b"running; Ctrl-C ends it" in log.read_bytes())
+            process.terminate()
+            assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_waiting_can_be_interrupted_and_the_run_stays(file: Path, run: Run) -> None:

@@ -114,13 +114,18 @@ class Scheduler:
         """What a scheduler waits on; `client` is one of the index's."""
         return Wakes(client, WAKE_SCHEDULERS)
 
-    def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set; survives the index and Postgres being away and goes on by itself."""
+    def run(self, stop: threading.Event, on_ready: Callable[[], None] | None = None) -> None:
+        """Until `stop` is set; survives the index and Postgres being away and goes on by itself. `on_ready` is called once, after the first
+        round in which every shard could be served.
+        """
         _log.info("scheduler.started", shards=len(self._turns))
         while not stop.is_set():
             for turn in self._turns:
                 if turn.due_at_s <= self._monotonic() and not stop.is_set():
                     turn.due_at_s = self._monotonic() + self._guarded_step(turn)
+            if on_ready is not None and not any(turn.failures for turn in self._turns):
+                on_ready()
+                on_ready = None
             self._rest(stop)
         self.close()
         _log.info("scheduler.stopped", shards=len(self._turns))

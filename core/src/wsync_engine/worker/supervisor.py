@@ -138,6 +138,7 @@ class Worker:
     :param connect: opens a connection as the engine's login, autocommit. :param opener: opens a run's connectors, in the children.
     :param faults: called in a child with the name of each step of its run, where a test may want to stop it.
     :param host: the machine: its clocks, and the processes of the children.
+    :param on_ready: called once, after the first heartbeat that Postgres took.
     """
 
     def __init__(
@@ -151,6 +152,7 @@ class Worker:
         opener: Opener,
         faults: Callable[[str], None] = no_faults,
         host: Host = THIS_MACHINE,
+        on_ready: Callable[[], None] | None = None,
     ) -> None:
         self.worker_id = uuid7()
         self._host = host
@@ -169,6 +171,7 @@ class Worker:
         self._index_backoff = _Backoff("redis", host.clocks)
         self._live = LiveProgress(client, len(index), monotonic_s=host.clocks.monotonic_s)
         self._listener: Listener | None = None
+        self._on_ready = on_ready
         self._stops = 0
         self._drain_until_s: float | None = None
         self._refusal: str | None = None
@@ -234,10 +237,16 @@ class Worker:
                 self._take_work()
                 self._make_room()
                 self._postgres_backoff.succeeded()
+                self._tell_ready()
             except Exception as exc:
                 self._drop_connection()
                 self._postgres_backoff.failed(exc)
         self._tell_index(self._show_progress)
+
+    def _tell_ready(self) -> None:
+        on_ready, self._on_ready = self._on_ready, None
+        if on_ready is not None:
+            on_ready()
 
     def _show_progress(self) -> None:
         tenures = self._tenures()
