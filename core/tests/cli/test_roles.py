@@ -217,6 +217,21 @@ def test_roles_wait_for_servers_that_are_still_starting(file: Path, monkeypatch:
         process.wait()
 
 
+def test_who_waits_is_told_again_that_nobody_works(file: Path, run: Run) -> None:
+    run("apply", file)
+    waiting = command("sync", "run", "customers", "--wait")
+    assert waiting.stderr is not None
+
+    hints = 0
+    while hints < 2:
+        said = waiting.stderr.readline()
+        assert said, "it ended"
+        hints += b"no worker is running" in said
+
+    os.kill(waiting.pid, signal.SIGINT)
+    waiting.communicate(timeout=20)
+
+
 def test_waiting_can_be_interrupted_and_the_run_stays(file: Path, run: Run) -> None:
     run("apply", file)
     waiting = command("sync", "run", "customers", "--wait")

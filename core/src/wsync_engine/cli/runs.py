@@ -25,6 +25,8 @@ runs = typer.Typer(help="What ran, runs, or waits for a decision.", no_args_is_h
 syncs = typer.Typer(help="Run a sync now, or correct what is taken as delivered.", no_args_is_help=True)
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or enough of its first or last digits.")]
 POLL_S = 0.25
+HINT_S = 10.0
+"""How often somebody who waits is told that nobody works."""
 _LIST = ("run_id", "sync_name", "state", "trigger", "dry_run", "adopt", "nominal_at", "created_at", "finished_at", "outcome_reason")
 _OPEN = ("buffered", "queued", "running", "cancelling")
 
@@ -252,6 +254,7 @@ def _watched(session: Session, run_id: UUID) -> Mapping[str, Any]:
     """Polls the row, which is what counts, until the run has ended or waits for a decision."""
     from wsync_engine.services.runs import show_run
 
+    hint_at_s = time.monotonic() + HINT_S
     try:
         with shown_progress(run_id) as show:
             while True:
@@ -259,6 +262,9 @@ def _watched(session: Session, run_id: UUID) -> Mapping[str, Any]:
                 show(run)
                 if run["state"] not in _OPEN:
                     return run
+                if run["state"] == "queued" and time.monotonic() >= hint_at_s:
+                    hint_at_s = time.monotonic() + HINT_S
+                    _tell_if_nobody_works(session)
                 time.sleep(POLL_S)
     except KeyboardInterrupt:
         say(f"the run goes on; next: `wsync-engine runs watch {run_id}`, or `wsync-engine runs cancel {run_id}`")
