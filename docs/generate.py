@@ -15,6 +15,7 @@ from wsync_engine.cli.main import app
 from wsync_engine.config.schema import FileBlock
 from wsync_engine.model.durations import duration_text
 from wsync_engine.settings import PREFIX, Settings
+from wsync_engine.telemetry import metrics
 
 FOLDER = Path(__file__).parent / "reference"
 EXITS = {
@@ -113,9 +114,27 @@ def _words(field: Mapping[str, Any]) -> str:  # noqa: PLR0911 - a kind of value 
     )
 
 
+def metrics_page() -> str:
+    text = (
+        "# Metrics\n\n`wsync-engine scheduler --metrics HOST:PORT` and `wsync-engine worker --metrics HOST:PORT` answer `GET /metrics` for Prometheus."
+        " Both show all names; what a process does not count stays 0, or has no line if it has labels. No label names a tenant, a sync or a run.\n"
+    )
+    text += "\n| metric | kind | labels | meaning |\n|---|---|---|---|\n"
+    for metric in metrics.REGISTRY.collect():
+        name = metric.name + ("_total" if metric.type == "counter" else "")
+        labels = ", ".join(f"[`{label}`](#{label})" for label in metrics.LABELS_OF[name])
+        text += f"| `{name}` | {metric.type} | {labels} | {metric.documentation} |\n"
+    for label, values in metrics.LABELS.items():
+        text += f"\n## `{label}`\n\n| value | meaning |\n|---|---|\n" + "".join(
+            f"| `{value}` | {words} |\n" for value, words in values.items()
+        )
+    return text
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": command_line,
     "settings.md": settings,
+    "metrics.md": metrics_page,
     "wsync-yaml.md": file_page,
     "wsync.schema.json": file_schema,
 }

@@ -33,7 +33,7 @@ def generator() -> Any:
     return module
 
 
-@pytest.mark.parametrize("name", ["cli.md", "settings.md", "wsync-yaml.md", "wsync.schema.json"])
+@pytest.mark.parametrize("name", ["cli.md", "metrics.md", "settings.md", "wsync-yaml.md", "wsync.schema.json"])
 def test_a_reference_page_is_what_the_program_says(name: str) -> None:
     assert (DOCS / "reference" / name).read_text(encoding="utf-8") == generator().PAGES[name](), "run `make docs`"
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
+from prometheus_client import Counter, Gauge, Histogram
 
-from wsync_engine.telemetry.metrics import REGISTRY, serve
+import wsync_engine
+from wsync_engine.scheduler.runs import Outcome
+from wsync_engine.telemetry import metrics
+from wsync_engine.telemetry.metrics import LABELS, LABELS_OF, REGISTRY, serve
+from wsync_engine.worker.messages import Ended
 from wsync_sdk.errors import ConfigError
 
 
@@ -64,6 +71,25 @@ def test_no_label_names_a_tenant_a_sync_or_a_run() -> None:
     labels = {label for metric in REGISTRY.collect() for sample in metric.samples for label in sample.labels}
 
     assert labels <= {"priority", "decision", "result", "ending", "signal", "kind", "shard", "le"}
+
+
+def test_every_label_is_documented_with_each_value_that_the_code_gives_it() -> None:
+    constants = {name: label for name, label in vars(metrics).items() if isinstance(label, Counter | Gauge | Histogram)}
+    given = set()
+    for path in Path(wsync_engine.__file__).parent.rglob("*.py"):
+        for name, value in re.findall(r"metrics\.(\w+)\.labels\(\"(\w+)\"\)", path.read_text()):
+            (label,) = LABELS_OF[constants[name].describe()[0].name + "_total"]
+            given.add((label, value))
+
+    assert {label for labels in LABELS_OF.values() for label in labels} == set(LABELS)
+    assert {("ending", "died"), ("result", "claimed"), ("kind", "orphan")} <= given
+    assert {(label, value) for label, value in given if value not in LABELS[label]} == set()
+
+
+def test_every_way_that_a_run_leaves_its_slot_is_documented() -> None:
+    kinds = set(get_args(get_type_hints(Ended)["kind"])) - {"concluded"}
+
+    assert set(LABELS["ending"]) == kinds | set(get_args(Outcome)) | {"died"}
 
 
 @pytest.mark.parametrize("address", ["9464", "here:", ":x", "127.0.0.1:70000", "192.0.2.1:9464"])

@@ -1,9 +1,11 @@
-"""What schedulers and workers count, in the form of Prometheus. Names, labels and meaning are in docs/explanation/scheduling.md.
+"""What schedulers and workers count, in the form of Prometheus. All of it is in docs/reference/metrics.md, which is made from here.
 
 No label names a tenant, a sync or a run: their number has no bound.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -17,11 +19,14 @@ __all__ = [
     "DUE",
     "FENCED",
     "FIRE_LATENESS",
+    "LABELS",
+    "LABELS_OF",
     "LEASES_EXPIRED",
     "QUEUE_WAIT",
     "READY",
     "READY_AGE",
     "REBUILD",
+    "REGISTRY",
     "REPAIRS",
     "RUNS",
     "RUNS_ENDED",
@@ -34,19 +39,24 @@ __all__ = [
 ]
 
 REGISTRY = CollectorRegistry()
+LABELS_OF: dict[str, tuple[str, ...]] = {}
+"""By the name that is shown, in the order of the page."""
 _LATENESS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 _SECONDS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 43200.0)
 
 
 def _histogram(name: str, text: str, labels: tuple[str, ...] = (), buckets: tuple[float, ...] = _LATENESS) -> Histogram:
+    LABELS_OF[name] = labels
     return Histogram(name, text, labels, buckets=buckets, registry=REGISTRY)
 
 
 def _counter(name: str, text: str, *labels: str) -> Counter:
+    LABELS_OF[name] = labels
     return Counter(name, text, labels, registry=REGISTRY)
 
 
 def _gauge(name: str, text: str, *labels: str) -> Gauge:
+    LABELS_OF[name] = labels
     return Gauge(name, text, labels, registry=REGISTRY)
 
 
@@ -71,6 +81,36 @@ DUE = _gauge("wsync_due_size", "Schedules that are due some time.", "shard")
 READY = _gauge("wsync_ready", "Runs that wait for a slot.", "shard", "priority")
 READY_AGE = _gauge("wsync_ready_age_seconds", "How long the oldest run has waited for a slot.", "shard", "priority")
 CLOCK_SKEW = _gauge("wsync_clock_skew_seconds", "Clock of the index minus clock of the state store.", "shard")
+
+
+LABELS: Mapping[str, Mapping[str, str]] = {
+    "priority": {"low": "of a schedule with `priority: low`", "medium": "`priority: medium`", "high": "`priority: high`, and `sync run`"},
+    "decision": {
+        "fired": "a run was made",
+        "skipped": "none, as a run of the sync was open or too many waited",
+        "missed": "none, as the time had passed longer ago than `catch_up_window`",
+        "coalesced": "none, as a later time that had passed as well was made up for instead",
+    },
+    "result": {"claimed": "the worker took it", "refused": "it was no longer to be had: taken, cancelled or ended meanwhile"},
+    "ending": {
+        "succeeded": "everything arrived",
+        "partial": "all but the rows that were refused",
+        "failed": "for good, also when it was out of time: no attempt follows",
+        "cancelled": "somebody asked for its end, or a later run took its place",
+        "blocked": "a guard stopped it, or a dry run is done: it waits for a person",
+        "retry": "a failure that may pass: queued for another attempt, or failed if it was the last",
+        "back": "queued again without using an attempt: a drain, or room for others",
+        "dropped": "the run was no longer this worker's, which wrote nothing more",
+        "died": "its process died or was killed; what becomes of the run depends on why",
+    },
+    "signal": {"none": "it ended by itself", "9, 11, …": "the number of the signal; 9 where a limit of memory or time was enforced"},
+    "kind": {
+        "due": "what is due, executed or capped was not as Postgres has it",
+        "orphan": "a run that waited for the end of another, which had ended",
+    },
+    "shard": {"0, 1, …": "of the index: 0 on one server, to 15 on a cluster"},
+}
+"""By label its values and what each means; a number for those that are counted."""
 
 
 def priority_name(priority: int) -> str:
