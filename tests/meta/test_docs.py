@@ -126,6 +126,28 @@ def test_the_tutorial_does_what_it_shows(reader: Reader) -> None:
         reader.follow(step)
 
 
+# -- schedules from Python
+
+
+def test_the_script_that_makes_a_schedule_runs_as_it_stands_and_twice_is_once(reader: Reader, database: Any, redis_url: str) -> None:
+    page = (DOCS / "explanation" / "scheduling.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    reader.environment |= {
+        "WSYNC_DATABASE_URL_OWNER": database.owner_url,
+        "WSYNC_DATABASE_URL_ENGINE": database.engine_url,
+        "WSYNC_DATABASE_URL_API": database.api_url,
+        "WSYNC_REDIS_URL": redis_url,
+    }
+    reader.follow(next(step for step in steps() if step.kind == "yaml"))
+    reader.type("wsync-engine apply", "applied")
+    (reader.folder / "hourly.py").write_text(script, encoding="utf-8")
+
+    for _ in range(2):
+        reader.type("python hourly.py", "hourly: next at …:00 UTC")
+
+    reader.type("wsync-engine schedules list", "hourly     customers  @hourly …")
+
+
 # -- servers of one's own
 
 
