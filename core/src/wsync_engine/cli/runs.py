@@ -144,7 +144,7 @@ def list_runs(
 @runs.command()
 @reported
 def show(run: RunArgument, tenant: Tenant = None, as_json: Json = False) -> None:
-    """State, reason, guards, counts, rejections and events of one run."""
+    """State, reason, guards, counts, rejections and events of one run; of a blocked one: how many upserts and deletes it would send, and why not."""
     from wsync_engine.cli.session import open_session
     from wsync_engine.services.runs import find_run, show_run
 
@@ -227,7 +227,7 @@ def retry(run: RunArgument, tenant: Tenant = None, as_json: Json = False) -> Non
 @runs.command()
 @reported
 def approve(run: RunArgument, tenant: Tenant = None) -> None:
-    """Let a blocked run or a dry run deliver exactly what it shows."""
+    """Let a blocked run or a dry run deliver exactly the upserts and deletes that `runs show` counts."""
     from wsync_engine.cli.session import actor, open_session
     from wsync_engine.services.runs import approve_run, find_run
 
