@@ -97,7 +97,7 @@ def test_a_mistake_in_the_file_makes_no_installation(file: Path, run: Run, monke
         monkeypatch.delenv(f"WSYNC_{name}")
     file.write_text(file.read_text().replace("mode:", "mod:"))
 
-    assert [run("plan").exit_code, run("apply").exit_code] == [2, 2]
+    assert [run("plan", file).exit_code, run("apply", file).exit_code] == [2, 2]
     assert [path.name for path in file.parent.iterdir()] == ["wsync.yaml"]
 
 
