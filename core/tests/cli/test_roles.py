@@ -32,8 +32,13 @@ def wait_for(is_met: Callable[[], bool], timeout_s: float = 30.0) -> None:
 
 
 def command(*words: str) -> subprocess.Popen[bytes]:
+    """As from a terminal: whoever runs the tests in the background lets them ignore SIGINT, and what they start as well."""
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "wsync_engine.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        [sys.executable, "-P", "-m", "wsync_engine.cli", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  no other thread holds a lock here
     )
 
 
