@@ -28,6 +28,7 @@ from wsync_engine.state import database as state
 from wsync_sdk.errors import ConfigError, StateError
 
 from .cluster import until
+from .conftest import START
 
 
 def spec(world: Any, **options: Any) -> ScheduleSpec:
@@ -169,6 +170,67 @@ def test_a_change_while_times_are_undecided_loses_none_of_them(world: Any, chang
     clock = world.clock(stored.schedule_id)
     expected = (5, 0) if change == {"catchup_mode": "all"} else (1, 4)
     assert (clock["fired"], clock["coalesced"]) == expected
+
+
+CHANGES_OF_THE_RULE: tuple[dict[str, Any], ...] = (
+    {"cron": "*/5 * * * *"},
+    {"zone": "Europe/Berlin"},
+    {"kind": "interval", "cron": None, "zone": None, "every_ms": 7_000},
+    {"kind": "once", "cron": None, "zone": None, "once_at": START + timedelta(days=1)},
+)
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_THE_RULE, ids=repr)
+def test_times_that_are_due_when_another_rule_replaces_theirs_are_counted_as_missed(world: Any, change: dict[str, Any]) -> None:
+    declared = spec(world, cron="* * * * *")
+    stored = world.write(create_schedule, declared, actor="ann")
+    world.move(301)
+
+    changed = world.write(change_schedule, stored.schedule_id, replace(declared, **change), actor="ann")
+
+    clock = world.clock(stored.schedule_id)
+    assert (clock["missed"], clock["last_nominal_at"]) == (5, world.now - timedelta(seconds=1))
+    assert changed.next_nominal_at > world.now
+    assert [x["detail"] for x in world.events("schedule.missed")] == [{"count": 5, "reason": "changed", "actor": "ann"}]
+
+
+def test_a_time_that_was_given_up_is_not_asked_for_again_by_the_new_rules_jitter(world: Any) -> None:
+    declared = spec(world, cron="* * * * *")
+    stored = world.write(create_schedule, declared, actor="ann")
+    world.move(61)
+
+    changed = world.write(change_schedule, stored.schedule_id, replace(declared, cron="*/1 * * * *", jitter_ms=3_600_000), actor="ann")
+
+    assert world.clock(stored.schedule_id)["missed"] == 1
+    assert changed.next_nominal_at == world.now + timedelta(seconds=59)
+
+
+@pytest.mark.parametrize(("change", "decided"), [({"start_at": 3}, (1, 2, 2)), ({"end_at": 3}, (1, 2, 2))], ids=["start", "end"])
+def test_times_that_are_due_and_outside_a_new_start_or_end_are_counted_as_missed(
+    world: Any, change: dict[str, int], decided: tuple[int, int, int]
+) -> None:
+    """Five are due, the third of them lies at the new start, or at the new end."""
+    declared = spec(world, cron="* * * * *")
+    stored = world.write(create_schedule, declared, actor="ann")
+    window = {name: world.now + timedelta(minutes=minutes) for name, minutes in change.items()}
+    world.move(301)
+
+    changed = world.write(change_schedule, stored.schedule_id, replace(declared, **window), actor="ann")
+    fire(world.engine, [(stored.schedule_id, changed.entry.rev)])
+
+    clock = world.clock(stored.schedule_id)
+    assert (clock["fired"], clock["coalesced"], clock["missed"]) == decided
+
+
+def test_a_schedule_whose_zone_is_gone_can_be_changed(world: Any) -> None:
+    declared = spec(world, cron="* * * * *")
+    stored = world.write(create_schedule, declared, actor="ann")
+    world.engine.execute("UPDATE wsync.schedule SET zone = 'Gone/Nowhere'")
+    world.move(61)
+
+    changed = world.write(change_schedule, stored.schedule_id, declared, actor="ann")
+
+    assert changed.next_nominal_at > world.now
 
 
 def test_a_time_that_waits_for_its_jitter_is_not_lost_when_the_jitter_goes(world: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from uuid import UUID
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from wsync_engine.scheduler import timing as module
 from wsync_engine.scheduler.cron import next_fires
-from wsync_engine.scheduler.timing import Timing, check_timing, decide, first_nominal
+from wsync_engine.scheduler.timing import Timing, check_timing, decide, first_nominal, given_up
 from wsync_sdk.errors import ConfigError
 
 SCHEDULE = UUID("0190b5a2-0000-7000-8000-000000000001")
@@ -171,3 +172,21 @@ def test_a_change_between_a_nominal_time_and_its_jitter_loses_nothing(second: in
 def test_a_timing_that_cannot_be_computed_is_refused(timing: Timing) -> None:
     with pytest.raises(ConfigError):
         check_timing(timing)
+
+
+@given(
+    st.sampled_from([1, 7, 60, 3_600]),
+    st.sampled_from([0, 500, 30_000, 3_600_000]),
+    st.integers(-10, 20_000),
+    st.none() | st.integers(0, 20_000),
+)
+@settings(deadline=None)
+def test_a_change_gives_up_exactly_the_times_that_are_due(every_s: int, jitter_ms: int, seconds: int, end_s: int | None) -> None:
+    end_at = None if end_s is None else START + timedelta(seconds=end_s)
+    timing = Timing(schedule_id=SCHEDULE, kind="interval", every_ms=every_s * 1_000, anchor_at=START, jitter_ms=jitter_ms, end_at=end_at)
+    now = START + timedelta(seconds=seconds)
+
+    gone = given_up(timing, cron(), next_nominal_at=START, now=now)
+
+    due = [x.nominal_at for x in takewhile(lambda x: x.due_at <= now, module._nominals(timing, [START]))]
+    assert (gone.count, gone.last_at) == (len(due), due[-1] if due else None)

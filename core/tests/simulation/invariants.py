@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 OPEN = {str(state) for state in OPEN_STATES}
 TERMINAL = {str(state) for state in TERMINAL_STATES}
 LATEST_DECISION = timedelta(seconds=11)
+LONGEST_JITTER = timedelta(seconds=3)
 UNSEEN = timedelta(seconds=10)
 Row = dict[str, Any]
 
@@ -34,6 +35,7 @@ class Watch:
         self._seq = 0
         self._runs: dict[str, Row] = {}
         self._schedules: dict[str, Row] = {}
+        self._former_schedules: dict[str, Row] = {}
         self._clocks: dict[str, Row] = {}
         self._last_nominal: dict[str, str] = {}
         self._counted: dict[str, int] = defaultdict(int)
@@ -109,6 +111,7 @@ class Watch:
                 self._read_run(row, told)
             elif row["kind"] == "schedule":
                 self._schedules[row["new"]["schedule_id"]] = row["new"]
+                self._former_schedules[row["new"]["schedule_id"]] = row["old"]
             elif row["kind"] == "schedule_clock":
                 self._read_clock(row)
             elif row["kind"] == "ack":
@@ -178,25 +181,30 @@ class Watch:
             self.violate("I3", f"the row's rev of {schedule_id} went down")
         decided = _decisions(new) - _decisions(old)
         if decided == 0:
-            self._check_change(new, row["at"])
+            self._check_change(old, new, row["at"])
             return
         if old["next_nominal_at"] is None:
             self.violate("I2", f"schedule {schedule_id} decided {decided} times although none was to come")
             return
-        declared = Declared.of(self._schedules[schedule_id])
+        is_given_up = new["rev"] == old["rev"]  # by a change, which counts what the former declaration asked for
+        declared = Declared.of((self._former_schedules if is_given_up else self._schedules)[schedule_id])
         first = datetime.fromisoformat(old["next_nominal_at"])
         last = datetime.fromisoformat(new["last_nominal_at"])
         expected = times_between(declared, first, last + timedelta(microseconds=1))
         if len(expected) != decided:
             self.violate("I2", f"schedule {schedule_id} made {decided} decisions for the {len(expected)} times {first} .. {last}")
-        if new["next_nominal_at"] is not None:
+        if is_given_up:
+            left = times_between(declared, last + timedelta(microseconds=1), row["at"] - LONGEST_JITTER)
+            if left:
+                self.violate("I2", f"a change of schedule {schedule_id} did not count {left[0]}")
+        elif new["next_nominal_at"] is not None:
             following = datetime.fromisoformat(new["next_nominal_at"])
             between = times_between(declared, last + timedelta(microseconds=1), following)
             if between:
                 self.violate("I2", f"schedule {schedule_id} goes on with {following} and leaves out {between[0]}")
 
-    def _check_change(self, new: Row, at: datetime) -> None:
-        """A change of a schedule goes on with a time that it asks for, and passes over none that is still to come."""
+    def _check_change(self, old: Row, new: Row, at: datetime) -> None:
+        """A change of a schedule goes on with a time that it asks for, passes over none that is still to come, and loses none that was due."""
         if new["next_nominal_at"] is None:
             return
         declared = Declared.of(self._schedules[new["schedule_id"]])
@@ -205,6 +213,9 @@ class Watch:
             self.violate("I2", f"schedule {new['schedule_id']} goes on with {following}, which it does not ask for")
         last = new["last_nominal_at"]
         first = at if last is None else max(at, datetime.fromisoformat(last))
+        undecided = old["next_nominal_at"] and datetime.fromisoformat(old["next_nominal_at"])
+        if undecided and undecided < min(following, at - LONGEST_JITTER) and (last is None or datetime.fromisoformat(last) < undecided):
+            self.violate("I2", f"schedule {new['schedule_id']} goes on with {following} and has not decided {undecided}")
         passed_over = times_between(declared, first + timedelta(microseconds=1), following)
         if passed_over:
             self.violate("I2", f"schedule {new['schedule_id']} goes on with {following} and passes over {passed_over[0]}")

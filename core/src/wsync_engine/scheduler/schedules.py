@@ -27,7 +27,7 @@ from wsync_engine.model.run import OverlapPolicy, Trigger
 from wsync_engine.scheduler.overlap import Admission, RunRequest, admit
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, shard_of, statements, timing_of, write_events
 from wsync_engine.scheduler.runs import drop_waiting
-from wsync_engine.scheduler.timing import Nominal, Timing, check_timing, first_nominal
+from wsync_engine.scheduler.timing import Nominal, Timing, check_timing, first_nominal, given_up, is_same_rule
 from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
 __all__ = [
@@ -184,7 +184,8 @@ def _refuse_twins(specs: Sequence[ScheduleSpec]) -> None:
 def change_schedule(
     conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id: UUID, spec: ScheduleSpec, *, actor: str, if_version: int | None = None
 ) -> StoredSchedule:
-    """Change everything but the name. New times lose and repeat nothing; without new times next and phase stay as they are.
+    """Change everything but the name. New times repeat nothing; without new times next and phase stay as they are. What was due by now and
+    undecided, and is not asked for any more, is counted as missed.
 
     :param if_version: refuse if the schedule is not at this spec_version any more.
     :raises ConfigError: as for `create_schedule`; there is no such schedule.
@@ -206,7 +207,7 @@ def change_schedule(
     keep_syncs(conn, {spec.sync_id})
     following = _kept(clock)
     if not old["paused"] and timing != timing_of(old):
-        following = _following_of_change(timing, old, clock, now)
+        following = _following_of_change(timing, old, _give_up(conn, timing, old, clock, now=now, actor=actor), now)
         if spec.max_runs is not None and clock["fired"] >= spec.max_runs:
             following = None
     rev = _set_clock(conn, schedule_id, following)
@@ -214,19 +215,31 @@ def change_schedule(
     return _stored(schedule_id, version, rev=rev, following=following)
 
 
+def _give_up(conn: psycopg.Connection[Any], timing: Timing, old: Row, clock: Row, *, now: datetime, actor: str) -> Row:
+    """Count the overdue times that a change gives up; returns the clock as it is then."""
+    if clock["next_nominal_at"] is None or clock["next_nominal_at"] > now:
+        return clock
+    try:
+        gone = given_up(timing_of(old), timing, next_nominal_at=clock["next_nominal_at"], now=now)
+    except ConfigError:  # a zone that is not there any more: the change may be what mends it
+        return clock
+    if not gone.count:
+        return clock
+    ids = {"tenant_id": clock["tenant_id"], "schedule_id": clock["schedule_id"]}
+    conn.execute(_SQL["clock_give_up"], {"schedule_id": clock["schedule_id"], "count": gone.count, "last_at": gone.last_at})
+    write_events(conn, [Event(kind="schedule.missed", detail={"count": gone.count, "reason": "changed", "actor": actor}, **ids)])
+    return {**clock, "last_nominal_at": gone.last_at or clock["last_nominal_at"]}
+
+
 def _following_of_change(timing: Timing, old: Row, clock: Row, now: datetime) -> Nominal | None:
     undecided_at = clock["next_nominal_at"]
-    if undecided_at is not None and undecided_at <= now and _when(timing) == _when(timing_of(old)):
+    if undecided_at is not None and undecided_at <= now and is_same_rule(timing, timing_of(old)):
         # What the new declaration asks for as well stays due, however late it is: only a fire decides it.
         just_before = undecided_at - timedelta(microseconds=1)
         return first_nominal(timing, after=just_before, due_after=just_before)
     # Back by the jitter, so that a nominal time that is still waiting for its due time is not lost; never to before the schedule was.
     after = max(clock["last_nominal_at"] or old["created_at"], now - timedelta(milliseconds=timing.jitter_ms))
     return first_nominal(timing, after=after, due_after=now)
-
-
-def _when(timing: Timing) -> tuple[Any, ...]:
-    return timing.kind, timing.cron, timing.zone, timing.every_ms, timing.anchor_at, timing.once_at
 
 
 def pause_schedule(conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id: UUID, *, note: str | None, actor: str) -> StoredSchedule:

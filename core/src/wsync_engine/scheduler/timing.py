@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from itertools import islice, takewhile
 from typing import Literal
 from uuid import UUID
 
@@ -19,12 +20,25 @@ from wsync_engine.scheduler.interval import interval_fires, jitter
 from wsync_engine.scheduler.zones import zone_named
 from wsync_sdk.errors import ConfigError
 
-__all__ = ["Decision", "Nominal", "Timing", "check_timing", "decide", "first_nominal", "nominal_times"]
+__all__ = [
+    "Decision",
+    "GivenUp",
+    "Nominal",
+    "Timing",
+    "check_timing",
+    "decide",
+    "first_nominal",
+    "given_up",
+    "is_same_rule",
+    "nominal_times",
+]
 
 MAX_FIRES = 100
 """Nominal times fired in one transaction; the rest stays due."""
 MAX_STEPS = 5_000
 """Nominal times looked at in one transaction, so that a year's outage of a per-second schedule stalls nobody."""
+MOST_GIVEN_UP = 100_000
+"""Nominal times that a change counts one by one: two months of minutes, and two seconds of work."""
 EARLY = timedelta(seconds=2)
 """A claim this much ahead of Postgres' clock is accepted: Redis decided that it is due."""
 _BATCH = 64
@@ -66,6 +80,14 @@ class Decision:
     coalesced: int
     last_nominal_at: datetime | None
     next: Nominal | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenUp:
+    """Nominal times that nobody asks for any more; `last_at` is the latest of them that no kept one precedes."""
+
+    count: int = 0
+    last_at: datetime | None = None
 
 
 def check_timing(timing: Timing) -> None:
@@ -123,6 +145,46 @@ def decide(timing: Timing, *, next_nominal_at: datetime, runs: int, now: datetim
     keep = len(open_times) if timing.catchup_mode == "all" else int(not unfinished)
     fire = tuple(open_times[max(0, len(open_times) - keep) :])
     return Decision(fire=fire, missed=missed, coalesced=len(open_times) - len(fire), last_nominal_at=last, next=following)
+
+
+def is_same_rule(one: Timing, other: Timing) -> bool:
+    """Whether two timings ask for the same instants, but for where they begin and end."""
+    return all(getattr(one, name) == getattr(other, name) for name in ("kind", "cron", "zone", "every_ms", "anchor_at", "once_at"))
+
+
+def given_up(old: Timing, new: Timing, *, next_nominal_at: datetime, now: datetime) -> GivenUp:
+    """What a change from `old` to `new` gives up of the times from `next_nominal_at` on that are due by `now` and undecided: under another
+    rule all of them, under the same one those that lie before its start or after its end now.
+
+    :param next_nominal_at: the stored next nominal time of `old`.
+    """
+    next_nominal_at = next_nominal_at.astimezone(UTC)  # in a zone, what is added to it would be wall-clock time
+    if not is_same_rule(old, new):
+        return _all_due(old, next_nominal_at, now)
+    if (old.start_at, old.end_at) == (new.start_at, new.end_at):
+        return GivenUp()
+    due = list(_due(old, next_nominal_at, now))
+    before = [x for x in due if new.start_at is not None and x < new.start_at]
+    after = [x for x in due if new.end_at is not None and x > new.end_at]
+    return GivenUp(count=len(before) + len(after), last_at=before[-1] if before else None)
+
+
+def _all_due(timing: Timing, next_nominal_at: datetime, now: datetime) -> GivenUp:
+    count, first, last_at = 0, next_nominal_at, None
+    if timing.kind == "interval":
+        # Those whose successor has come as well are due: jitter never reaches so far. There may be millions, and they need not be looked at.
+        every = timedelta(milliseconds=timing.every_ms or 0)
+        until = now if timing.end_at is None else min(now, timing.end_at)
+        count = max(0, (until - next_nominal_at) // every)
+        first = next_nominal_at + count * every
+        last_at = first - every if count else None
+    rest = list(_due(timing, first, now))
+    return GivenUp(count=count + len(rest), last_at=rest[-1] if rest else last_at)
+
+
+def _due(timing: Timing, next_nominal_at: datetime, now: datetime) -> Iterator[datetime]:
+    due = takewhile(lambda found: found.due_at <= now, _nominals(timing, [next_nominal_at]))
+    return (found.nominal_at for found in islice(due, MOST_GIVEN_UP))
 
 
 def nominal_times(timing: Timing, after: datetime, n: int) -> list[datetime]:

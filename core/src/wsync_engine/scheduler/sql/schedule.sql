@@ -128,3 +128,9 @@ SET rev = rev + 1, next_nominal_at = :next_nominal_at, next_due_at = :next_due_a
     last_nominal_at = coalesce(CAST(:last_nominal_at AS timestamptz), last_nominal_at)
 WHERE schedule_id = :schedule_id
 RETURNING rev;
+
+-- name: clock_give_up
+-- Times that a change gives up are decided by it; the caller holds the clock.
+UPDATE wsync.schedule_clock
+SET missed = missed + CAST(:count AS bigint), last_nominal_at = coalesce(CAST(:last_at AS timestamptz), last_nominal_at)
+WHERE schedule_id = :schedule_id;
