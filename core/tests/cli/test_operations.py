@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
 
 from wsync_engine.model.ids import uuid7
+from wsync_engine.scheduler.backfill import step_backfill
 
 from .conftest import TEXT, Run
 
@@ -220,6 +222,27 @@ def test_a_past_range_is_filled_up_listed_and_cancelled(file: Path, run: Run) ->
     assert (refused.exit_code, cancelled.exit_code) == (2, 0)
     assert objects(run("schedules", "backfills", "--json"))[0]["state"] == "cancelled"
     assert run("schedules", "cancel-backfill", begun.stdout.strip()[-8:]).exit_code == 2
+
+
+@pytest.mark.parametrize("whose", ["its own", "of the sync, before it"])
+def test_a_backfill_that_waits_for_a_decision_says_so_and_what_to_do(file: Path, run: Run, database: Any, whose: str) -> None:
+    file.write_text(with_schedule("{every: 1d, anchor: 2026-01-01T00:00:00Z}"))
+    run("apply", file)
+    if whose != "its own":
+        run("sync", "run", "customers")
+    backfill_id = run("schedules", "backfill", "customers", "--from", "2026-01-01", "--to", "2026-02-01").stdout.strip()
+    with psycopg.connect(database.engine_url, autocommit=True) as engine:
+        step_backfill(engine, UUID(backfill_id), 1)
+        (run_id,) = engine.execute("UPDATE wsync.run SET state = 'blocked' WHERE state = 'queued' RETURNING run_id").fetchone() or ()
+
+    shown = run("schedules", "backfills")
+    listed = objects(run("schedules", "backfills", "--json"))[0]
+    run("runs", "discard", run_id)
+
+    assert "  waits  " in shown.stdout
+    assert f"next: `wsync-engine runs show {run_id}`, then `wsync-engine runs approve {run_id}`" in shown.stderr
+    assert (listed["state"], listed["blocked_run_id"]) == ("active", str(run_id))
+    assert objects(run("schedules", "backfills", "--json"))[0]["blocked_run_id"] is None
 
 
 def test_a_run_that_ended_without_success_is_tried_again_with_its_parameters(file: Path, run: Run, database: Any) -> None:

@@ -216,8 +216,15 @@ def backfills(tenant: Tenant = None, as_json: Json = False) -> None:
         rows = service.list_backfills(session.api, session.tenant_id)
     if as_json:
         print_objects(rows)
-    else:
-        table(rows, ("backfill_id", "schedule", "state", "from_at", "to_at", "cursor_at", "made", "skipped", "open", "note"))
+        return
+    shown = [{**row, "state": "waits" if row["blocked_run_id"] else row["state"]} for row in rows]
+    table(shown, ("backfill_id", "schedule", "state", "from_at", "to_at", "cursor_at", "made", "skipped", "open", "note"))
+    for row in rows:
+        if run_id := row["blocked_run_id"]:
+            say(f"backfill {row['backfill_id']} waits until somebody decides about run {run_id}, which a guard blocked")
+            say(
+                f"next: `wsync-engine runs show {run_id}`, then `wsync-engine runs approve {run_id}` or `wsync-engine runs discard {run_id}`"
+            )
 
 
 @schedules.command("cancel-backfill")

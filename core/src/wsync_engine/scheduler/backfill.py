@@ -123,7 +123,9 @@ def cancel_backfill(
 
 
 def list_backfills(conn: psycopg.Connection[Any], tenant_id: UUID, *, count: int = 20) -> list[Row]:
-    """The newest first, with how many of their runs are open; in the tenant's transaction."""
+    """The newest first, with how many of their runs are open, and `blocked_run_id`, the run that a person has to decide about before one that is
+    active goes on; in the tenant's transaction.
+    """
     return select(conn, _SQL["backfill_list"], {"tenant_id": tenant_id, "count": count})
 
 

@@ -40,10 +40,16 @@ WHERE r.backfill_id = :backfill_id AND r.state = ANY(CAST(:states AS wsync.run_s
 ORDER BY r.run_id;
 
 -- name: backfill_list
+-- With the run whose decision an active one waits for: its own, or that of the sync which its runs wait behind.
 SELECT b.backfill_id, s.name AS schedule, b.state, b.from_at, b.to_at, b.cursor_at, b.made, b.skipped, b.max_open, b.overlap, b.note,
     b.created_by, b.created_at, b.ended_at,
     (SELECT count(*) FROM wsync.run AS r
-        WHERE r.backfill_id = b.backfill_id AND r.state IN ('buffered', 'queued', 'running', 'cancelling', 'blocked')) AS open
+        WHERE r.backfill_id = b.backfill_id AND r.state IN ('buffered', 'queued', 'running', 'cancelling', 'blocked')) AS open,
+    CASE WHEN b.state = 'active' THEN coalesce(
+        (SELECT r.run_id FROM wsync.run AS r WHERE r.backfill_id = b.backfill_id AND r.state = 'blocked' ORDER BY r.run_id LIMIT 1),
+        (SELECT r.run_id FROM wsync.run AS r
+            WHERE r.overlap_key = s.overlap_key AND r.exclusive AND r.state = 'blocked' AND EXISTS (
+                SELECT FROM wsync.run AS w WHERE w.backfill_id = b.backfill_id AND w.state = 'buffered'))) END AS blocked_run_id
 FROM wsync.backfill AS b
 JOIN wsync.schedule AS s ON s.schedule_id = b.schedule_id
 WHERE b.tenant_id = :tenant_id
