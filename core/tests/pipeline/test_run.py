@@ -289,6 +289,103 @@ def test_a_dry_run_writes_nothing_and_its_approval_is_refused_once_it_is_stale(w
     assert world.sink.calls == []
 
 
+def beside(step: str, call: Callable[[], object]) -> Callable[[str], None]:
+    """What another process does when a run comes to this step for the first time."""
+    calls = [call]
+
+    def faults(name: str) -> None:
+        if name == step and calls:
+            calls.pop()()
+
+    return faults
+
+
+def test_a_run_beside_which_another_delivered_plans_anew_and_sends_only_what_is_left(world: World) -> None:
+    world.run()
+    change(world)
+    world.sink.calls.clear()
+
+    outcome = world.run(beside("after_change_log", world.run_beside))
+
+    assert (outcome.state, outcome.counts["upserts"], outcome.counts["unchanged"]) == ("succeeded", 0, 100)
+    assert sum(len(rows) for _, rows in world.sink.calls) == 20
+    assert world.sink.contents == world.source.rows
+    assert world.scalar("SELECT count(*) FROM wsync.run_event WHERE kind = 'plan.stale'") == 1
+
+
+def test_a_run_beside_one_that_delivers_waits_in_the_queue_and_then_goes_on(world: World) -> None:
+    late = world.new_run(is_beside=True)
+    waits: list[float | None] = []
+
+    def try_to_deliver() -> None:
+        with pytest.raises(RetryableError, match="another run of the sync is delivering") as waiting:
+            execute(world.job(late))
+        waits.append(waiting.value.retry_after_s)
+
+    first = world.run(beside("after_start_delivery", try_to_deliver))
+    second = execute(world.job(late))
+
+    assert waits == [5.0]  # with a wait that was asked for, no attempt is used
+    assert (first.state, first.counts["accepted"]) == ("succeeded", 100)
+    assert (second.state, second.counts["upserts"], second.counts["unchanged"]) == ("succeeded", 0, 100)
+
+
+def test_what_a_run_left_that_ended_beside_another_is_folded_before_that_one_delivers(world: World) -> None:
+    ended = world.new_run(is_beside=True)
+
+    def deliver_and_die() -> None:
+        with pytest.raises(Crash):
+            execute(world.job(ended, crash_at("before_finish", 1)))
+        world.engine.execute("UPDATE wsync.run SET state = 'failed', finished_at = now() WHERE run_id = %s", (ended,))
+
+    outcome = world.run(beside("after_change_log", deliver_and_die))
+
+    assert (outcome.state, outcome.counts["upserts"]) == ("succeeded", 0)
+    assert world.scalar("SELECT folded_at IS NOT NULL FROM wsync.run WHERE run_id = %s", ended)
+
+
+def test_a_run_waits_for_a_terminated_one_whose_process_may_still_write(world: World) -> None:
+    terminated = world.new_run(is_beside=True)
+
+    def deliver_until_it_is_terminated() -> None:
+        with pytest.raises(Crash):
+            execute(world.job(terminated, crash_at("after_write", 2)))
+        world.engine.execute(
+            "UPDATE wsync.run SET state = 'cancelled', cancel_reason = 'terminated', lease_until = now() + interval '1 minute' WHERE run_id = %s",
+            (terminated,),
+        )
+
+    run_id = world.new_run()
+    with pytest.raises(RetryableError, match="another run of the sync is delivering"):
+        execute(world.job(run_id, beside("after_change_log", deliver_until_it_is_terminated)))
+    world.engine.execute("UPDATE wsync.run SET lease_until = NULL WHERE run_id = %s", (terminated,))
+
+    assert execute(world.job(run_id)).state == "succeeded"
+    assert world.sink.contents == world.source.rows
+
+
+@pytest.mark.parametrize("step", ["plan", "extract", "after_publish", "diff"])
+def test_wherever_the_process_dies_that_plans_anew_nothing_of_the_former_plan_is_sent(world: World, step: str) -> None:
+    world.run()
+    change(world)
+    run_id = world.new_run()
+    passed: list[str] = []
+
+    def faults(name: str) -> None:
+        if name == "after_change_log":
+            world.run_beside()
+        if name == step and "after_change_log" in passed:
+            raise Crash(step)
+        passed.append(name)
+
+    with pytest.raises(Crash):
+        execute(world.job(run_id, faults))
+    outcome = execute(world.job(run_id))
+
+    assert (outcome.state, outcome.counts["upserts"]) == ("succeeded", 0)
+    assert world.sink.contents == world.source.rows
+
+
 def test_a_missing_snapshot_file_blocks_the_sync_instead_of_sending_all_again(world: World) -> None:
     world.run()
     world.sink.calls.clear()

@@ -174,13 +174,13 @@ class World:
         self.engine.close()
         self.api.close()
 
-    def new_run(self, *, dry_run: bool = False, adopt: bool = False) -> UUID:
+    def new_run(self, *, dry_run: bool = False, adopt: bool = False, is_beside: bool = False) -> UUID:
         run_id = uuid7()
         self.engine.execute(
             "INSERT INTO wsync.run (run_id, tenant_id, shard, sync_id, connection_id, credential_id, overlap_key, trigger, nominal_at,"
             " due_at, ready_at, priority, exclusive, state, dry_run, adopt)"
             " VALUES (%s, %s, 0, %s, %s, %s, %s, 'manual', now(), now(), now(), 1, %s, 'queued', %s, %s)",
-            (run_id, self.tenant_id, self.sync_id, uuid7(), uuid7(), self.sync_id, not dry_run, dry_run, adopt),
+            (run_id, self.tenant_id, self.sync_id, uuid7(), uuid7(), self.sync_id, not (dry_run or is_beside), dry_run, adopt),
         )
         return run_id
 
@@ -209,6 +209,10 @@ class World:
 
     def run(self, faults: Callable[[str], None] = no_faults) -> Outcome:
         return execute(self.job(self.new_run(), faults))
+
+    def run_beside(self) -> Outcome:
+        """As under the policy `allow_all`, while another run of the sync is executed."""
+        return execute(self.job(self.new_run(is_beside=True)))
 
     def failed_run(self) -> WsyncError:
         """A run that fails, and is ended as a child does it."""

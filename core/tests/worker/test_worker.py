@@ -169,6 +169,26 @@ def test_a_run_that_is_terminated_by_a_later_one_stops_and_the_later_one_does_no
     assert (world.run_row(first)["state"], world.run_row(first)["cancel_reason"], row["state"]) == ("cancelled", "terminated", "succeeded")
 
 
+def test_two_runs_of_one_sync_beside_each_other_both_succeed_and_deliver_one_after_the_other(world: Any) -> None:
+    world.add_sync(rows=60, overlap="allow_all")
+    options = {"sync_id": world.sync_id, "schedule_id": world.schedule_id, "actor": "test"}
+    with connect(world.database.api_url, application_name="test") as api, tenant_transaction(api, world.tenant_id):
+        made = [trigger_run(api, world.tenant_id, **options) for _ in range(2)]
+    world.shut("write")
+    world.start_worker(slots=2)
+    announce(world.index, runs=[x.run for x in made if x.run])
+    world.until_reached("write")
+    is_told = "SELECT FROM wsync.run WHERE state = 'queued' AND attempt = 0 AND error = 'another run of the sync is delivering'"
+    world.until(lambda: bool(world.engine.execute(is_told).fetchall()))
+
+    world.open("write")
+    rows = [world.until_state(x.run_id, "succeeded", "failed") for x in made]
+
+    assert [(row["state"], row["attempt"]) for row in rows] == [("succeeded", 0)] * 2
+    assert sorted(row["counts"]["accepted"] for row in rows) == [0, 60]
+    assert sorted(i for chunk in world.sent() for i in chunk["ids"]) == list(range(60))
+
+
 def test_a_worker_drains_when_it_is_asked_to_from_elsewhere(world: Any) -> None:
     worker = world.start_worker()
     world.until(lambda: world.engine.execute("SELECT 1 FROM wsync.worker").fetchone())

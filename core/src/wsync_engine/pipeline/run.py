@@ -57,6 +57,21 @@ def execute(job: Job) -> Outcome:
     fold_predecessors(job)
     record = job.books.load()
     if record.delivery is None:
+        blocked = _begin_delivery(job, record)
+        if blocked is not None:
+            return blocked
+        record = job.books.load()
+    if record.adopt:
+        _adopt(job, record)
+    else:
+        _deliver(job, record)
+    return conclude(job, None)
+
+
+def _begin_delivery(job: Job, record: RunRecord) -> Outcome | None:
+    """Up to where the first write may come; returns that it must not, where a guard or the run itself says so."""
+    attempt = 1
+    while True:
         if record.change_log is None:
             _check_mode(job)
             _prepare(job, adopt=record.adopt)
@@ -66,14 +81,19 @@ def execute(job: Job) -> Outcome:
             job.books.block(reasons)
             return Outcome(state="blocked", reason="; ".join(reasons), counts=record.counts)
         job.context.border()
-        job.books.start_delivery(job.sync_id)
-        job.context.faults("after_start_delivery")
-        record = job.books.load()
-    if record.adopt:
-        _adopt(job, record)
-    else:
-        _deliver(job, record)
-    return conclude(job, None)
+        try:
+            job.books.start_delivery(job.sync_id)
+        except PlanExpired:
+            # A run that was executed beside this one has delivered since: what is left to do is found out anew.
+            if attempt == MOST_PLANS:
+                raise
+            job.books.event("plan.stale", {"attempt": attempt})
+            attempt += 1
+            fold_predecessors(job)
+            record = replace(record, change_log=None)
+        else:
+            job.context.faults("after_start_delivery")
+            return None
 
 
 # -- plan and extract

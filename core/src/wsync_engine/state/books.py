@@ -15,11 +15,13 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 
-from wsync_sdk import FatalError, RetryableError, RowRange, StateError, WsyncError
+from wsync_sdk import FatalError, PlanExpired, RetryableError, RowRange, StateError, WsyncError
 
 __all__ = ["Ack", "Cipher", "NewRejection", "PublishedSplit", "RunBooks", "RunRecord", "SentChunk", "Settlement", "SnapshotRow"]
 
 TERMINAL = ("succeeded", "partial", "failed", "cancelled")
+DELIVERY_WAIT_S = 5.0
+"""Until a run looks again whether the one that delivers has ended."""
 
 
 class Cipher(Protocol):
@@ -119,6 +121,13 @@ class SnapshotRow:
     manifest: dict[str, Any] | None
     resync: int
     forgotten: int
+
+
+def _stale_plan(*, is_approved: bool) -> WsyncError:
+    message = "stale plan: another run has changed the snapshot since"
+    if is_approved:
+        return FatalError(message, next_step="run the sync again")
+    return PlanExpired(message, next_step="nothing: it is planned again", retry_after_s=DELIVERY_WAIT_S)
 
 
 def _error_columns(error: WsyncError | None) -> tuple[str | None, str | None, str | None]:
@@ -226,16 +235,17 @@ class RunBooks:
     # -- plan and extract
 
     def begin_plan(self) -> int:
-        """Open a new plan generation; what earlier ones staged no longer counts."""
+        """Open a new plan generation; what earlier ones staged or compared no longer counts."""
         with self._fenced("plan.started") as cursor:
             row = cursor.execute(
-                "UPDATE wsync.run SET plan_generation = plan_generation + 1, plan = NULL, phase = 'plan'"
+                "UPDATE wsync.run SET plan_generation = plan_generation + 1, plan = NULL, change_log = NULL, phase = 'plan'"
                 " WHERE run_id = %s AND delivery IS NULL RETURNING plan_generation",
                 (self.run_id,),
             ).fetchone()
             if row is None:
                 raise StateError("a run that may have sent rows never plans again", next_step="report this")
             cursor.execute("DELETE FROM wsync.split WHERE run_id = %s", (self.run_id,))
+            cursor.execute("DELETE FROM wsync.rejection WHERE tenant_id = %s AND run_id = %s", (self.tenant_id, self.run_id))
             return int(row[0])
 
     def store_handle(self, handle: bytes) -> None:
@@ -292,28 +302,49 @@ class RunBooks:
     # -- deliver
 
     def start_delivery(self, sync_id: UUID) -> int:
-        """Let this run deliver: compare the snapshot it started from, and raise the sync's delivery number, in one transaction.
+        """Let this run deliver: compare the snapshot it started from, and raise the sync's delivery number, in one transaction. One run of a
+        sync delivers at a time, also where others may be executed beside it.
 
-        :raises FatalError: the snapshot has moved on since the plan ("stale plan").
+        :raises RetryableError: another run of the sync delivers, or may still; this one goes on after it.
+        :raises PlanExpired: the snapshot has moved on since the plan ("stale plan"), or will when what another run left is folded.
+        :raises FatalError: so it has, and somebody approved just this plan.
         """
         with self._fenced("delivery.started") as cursor:
             cursor.execute("SELECT delivery FROM wsync.sync WHERE sync_id = %s FOR NO KEY UPDATE", (sync_id,))
             row = cursor.execute(
-                "SELECT coalesce(s.version, 0) = r.base_version, r.delivery FROM wsync.run r"
+                "SELECT r.delivery, coalesce(s.version, 0) = r.base_version, r.approved_by IS NOT NULL FROM wsync.run r"
                 " LEFT JOIN wsync.snapshot s ON s.sync_id = r.sync_id WHERE r.run_id = %s",
                 (self.run_id,),
             ).fetchone()
             assert row is not None
-            if row[1] is not None:
-                return int(row[1])
-            if not row[0]:
-                raise FatalError("stale plan: another run has changed the snapshot since", next_step="run the sync again")
+            delivery, is_current, is_approved = row
+            if delivery is not None:
+                return int(delivery)
+            is_folded = self._is_alone(cursor, sync_id)
+            if not (is_current and is_folded):
+                raise _stale_plan(is_approved=is_approved)
             number = cursor.execute(
                 "UPDATE wsync.sync SET delivery = delivery + 1 WHERE sync_id = %s RETURNING delivery", (sync_id,)
             ).fetchone()
             assert number is not None
             cursor.execute("UPDATE wsync.run SET delivery = %s, phase = 'deliver' WHERE run_id = %s", (number[0], self.run_id))
             return int(number[0])
+
+    def _is_alone(self, cursor: psycopg.Cursor[Any], sync_id: UUID) -> bool:
+        """Whether all that other runs of the sync delivered is folded; the caller holds the sync.
+
+        :raises RetryableError: one of them is not at its end, or was terminated and its process may still live.
+        """
+        rows = cursor.execute(
+            "SELECT state = ANY(%s::wsync.run_state[]) AND (cancel_reason IS DISTINCT FROM 'terminated' OR coalesce(lease_until <= wsync.clock(), true))"
+            " FROM wsync.run WHERE sync_id = %s AND run_id <> %s AND delivery IS NOT NULL AND folded_at IS NULL",
+            (list(TERMINAL), sync_id, self.run_id),
+        ).fetchall()
+        if not all(is_ended for (is_ended,) in rows):
+            raise RetryableError(
+                "another run of the sync is delivering", next_step="nothing: this one goes on after it", retry_after_s=DELIVERY_WAIT_S
+            )
+        return not rows
 
     def store_token(self, token: bytes) -> None:
         """Store what `Sink.begin` gave, before the first write."""
