@@ -35,7 +35,6 @@ COMMENT ON TABLE wsync.schedule_spec IS 'former definitions of schedules; the pr
 CREATE INDEX run_backfill ON wsync.run (backfill_id) WHERE backfill_id IS NOT NULL
     AND state IN ('buffered', 'queued', 'running', 'cancelling', 'blocked');
 CREATE INDEX run_ended ON wsync.run (finished_at) WHERE state IN ('succeeded', 'partial', 'failed', 'cancelled');
-CREATE INDEX run_unfolded ON wsync.run (sync_id) WHERE delivery IS NOT NULL AND folded_at IS NULL;  -- who may be delivering, or has left acks
 CREATE INDEX run_blocked ON wsync.run (heartbeat_at) WHERE state = 'blocked';
 
 ALTER TABLE wsync.backfill
