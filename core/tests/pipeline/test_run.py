@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from wsync_engine.model.sync import Guards
@@ -22,12 +23,13 @@ from wsync_sdk import (
     FatalError,
     Rejection,
     RetryableError,
+    Split,
     StateError,
     WriteResult,
     WsyncError,
 )
 
-from .world import Crash, World, change, crash_at
+from .world import SCHEMA, Crash, TableSource, World, change, crash_at
 
 STEPS = [
     "plan",
@@ -384,6 +386,21 @@ def test_wherever_the_process_dies_that_plans_anew_nothing_of_the_former_plan_is
 
     assert (outcome.state, outcome.counts["upserts"]) == ("succeeded", 0)
     assert world.sink.contents == world.source.rows
+
+
+def test_the_rejections_of_a_plan_that_is_made_anew_are_not_kept_beside_the_new_ones(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(split: Split, offset: int = 0) -> Iterator[pa.RecordBatch]:
+        yield from TableSource.read(world.source, split, offset)
+        if split.index == 0:
+            yield pa.RecordBatch.from_pylist([{"id": None, "name": "nobody"}], schema=SCHEMA)
+
+    monkeypatch.setattr(world.source, "read", read)
+    run_id = world.new_run()
+
+    outcome = execute(world.job(run_id, beside("after_change_log", world.run_beside)))
+
+    assert (outcome.state, outcome.counts["refused"]) == ("partial", 1)
+    assert world.scalar("SELECT count(*) FROM wsync.rejection WHERE run_id = %s", run_id) == 1
 
 
 def test_a_missing_snapshot_file_blocks_the_sync_instead_of_sending_all_again(world: World) -> None:
