@@ -41,7 +41,8 @@ from wsync_engine.model.declaration import sync_spec_to_json
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.sync import Mode, SyncSpec
 from wsync_engine.scheduler.loop import Scheduler
-from wsync_engine.scheduler.schedules import ScheduleSpec, announce, create_schedules
+from wsync_engine.scheduler.schedules import announce, create_schedules
+from wsync_engine.scheduler.spec import ScheduleSpec
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.state import database as state
 from wsync_engine.worker.child import ChildSetup

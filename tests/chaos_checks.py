@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
-from wsync_engine.scheduler.schedules import ScheduleSpec
+from wsync_engine.scheduler.spec import ScheduleSpec
 
 from .chaos_producers import COUNTERS, Plan, Producer, Step
 from .chaos_world import TABLES, World

@@ -17,7 +17,8 @@ import psycopg
 
 from wsync_engine.scheduler import schedules
 from wsync_engine.scheduler.rows import Row, select
-from wsync_engine.scheduler.schedules import ScheduleSpec, StoredSchedule, announce, trigger_run
+from wsync_engine.scheduler.schedules import StoredSchedule, announce, trigger_run
+from wsync_engine.scheduler.spec import ScheduleSpec
 from wsync_engine.state.database import tenant_transaction
 from wsync_sdk.errors import RetryableError
 

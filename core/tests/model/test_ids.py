@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from uuid import RFC_4122, UUID
 
 from wsync_engine.model import ids
-from wsync_engine.model.ids import uuid7
+from wsync_engine.model.ids import uuid7, uuid7s
 
 
 def test_an_id_is_a_version_7_uuid_of_this_millisecond() -> None:
@@ -24,6 +24,15 @@ def test_ids_of_one_process_only_grow() -> None:
     made = [uuid7() for _ in range(20_000)]
 
     assert made == sorted(set(made))
+
+
+def test_many_ids_at_once_are_in_order_among_the_others() -> None:
+    before, made, after = uuid7(), uuid7s(5_000), uuid7()
+
+    assert [before, *made, after] == sorted({before, *made, after})
+    assert len(made) == 5_000
+    assert {(x.version, x.variant) for x in made} == {(7, RFC_4122)}
+    assert uuid7s(0) == []
 
 
 def test_ids_grow_when_the_clock_is_set_back_and_when_a_millisecond_is_full() -> None:

@@ -13,7 +13,8 @@ from psycopg.rows import dict_row
 from wsync_engine.index.due_index import Index, connect
 from wsync_engine.model.ids import uuid7
 from wsync_engine.scheduler.loop import Scheduler
-from wsync_engine.scheduler.schedules import ScheduleSpec, StoredSchedule, create_schedule
+from wsync_engine.scheduler.schedules import StoredSchedule, create_schedule
+from wsync_engine.scheduler.spec import ScheduleSpec
 from wsync_engine.state import database as state
 
 START = datetime(2026, 11, 2, 12, 0, tzinfo=UTC)

@@ -13,7 +13,8 @@ from wsync_engine.model.run import OverlapPolicy
 from wsync_engine.scheduler.backfill import cancel_backfill, create_backfill, list_backfills, step_backfill
 from wsync_engine.scheduler.fire import fire
 from wsync_engine.scheduler.runs import claim_runs, finish_run
-from wsync_engine.scheduler.schedules import ScheduleSpec, announce, change_schedule, delete_schedule, pause_schedule
+from wsync_engine.scheduler.schedules import announce, change_schedule, delete_schedule, pause_schedule
+from wsync_engine.scheduler.spec import ScheduleSpec
 from wsync_engine.scheduler.sweeper import sweep
 from wsync_sdk.errors import ConfigError
 

@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 from wsync_engine.scheduler.fire import fire
-from wsync_engine.scheduler.schedules import ScheduleSpec, change_schedule, delete_schedule, pause_schedule
+from wsync_engine.scheduler.schedules import change_schedule, delete_schedule, pause_schedule
+from wsync_engine.scheduler.spec import ScheduleSpec
 from wsync_engine.state import database as state
 
 

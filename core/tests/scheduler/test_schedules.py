@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,16 +14,16 @@ from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import OverlapPolicy
 from wsync_engine.scheduler.fire import fire
 from wsync_engine.scheduler.schedules import (
-    ScheduleSpec,
     announce,
     change_schedule,
-    check_params,
     create_schedule,
+    create_schedules,
     delete_schedule,
     pause_schedule,
     resume_schedule,
     trigger_run,
 )
+from wsync_engine.scheduler.spec import ScheduleSpec, check_params
 from wsync_engine.state import database as state
 from wsync_sdk.errors import ConfigError, StateError
 
@@ -52,6 +52,54 @@ def test_registering_again_is_no_change_also_for_an_interval_without_an_anchor(w
     again = world.write(create_schedule, declared, actor="ann")
 
     assert (again.schedule_id, again.entry, again.is_new) == (first.schedule_id, first.entry, False)
+
+
+def bulk(world: Any) -> list[ScheduleSpec]:
+    """Any two differ in each field but `sync_id`, and where one has no value another has one."""
+    sync_id = world.new_sync()
+    later = world.now + timedelta(days=1)
+    first = ScheduleSpec(name="cron", sync_id=sync_id, kind="cron", cron="0 5 * * *", zone="Europe/Berlin", max_runs=3)
+    second = ScheduleSpec(
+        name="interval",
+        sync_id=sync_id,
+        kind="interval",
+        every_ms=90_000,
+        anchor_at=later,
+        priority=2,
+        jitter_ms=5_000,
+        overlap="buffer_all",
+        max_buffer=7,
+        catchup_ms=60_000,
+        catchup_mode="all",
+        start_at=later,
+        end_at=later + timedelta(days=9),
+        max_attempts=9,
+        backoff_base_ms=20_000,
+        backoff_cap_ms=800_000,
+        attempt_timeout_ms=1_000_000,
+        total_timeout_ms=2_000_000,
+        stall_ms=70_000,
+        pause_after_failures=4,
+    )
+    return [first, second, replace(first, name="once", kind="once", cron=None, zone=None, once_at=later, max_runs=None)]
+
+
+@pytest.mark.parametrize("chosen", [(0,), (1,), (2,), (0, 1), (1, 0), (0, 1, 2)])
+def test_of_many_at_once_each_is_stored_as_it_was_declared(world: Any, chosen: tuple[int, ...]) -> None:
+    different = bulk(world)
+    specs = [different[at] for at in chosen]
+
+    made = world.write(create_schedules, specs, actor="ann")
+
+    stored = {row["name"]: row for row in world.rows("SELECT * FROM wsync.schedule JOIN wsync.schedule_clock USING (schedule_id)")}
+    assert [stored[spec.name]["schedule_id"] for spec in specs] == [x.schedule_id for x in made]
+    for spec, one in zip(specs, made, strict=True):
+        assert {name: stored[spec.name][name] for name in asdict(spec)} == asdict(spec)
+        assert (stored[spec.name]["next_nominal_at"], stored[spec.name]["next_due_at"]) == (one.next_nominal_at, one.entry.due_at)
+
+
+def test_none_at_once_is_none(world: Any) -> None:
+    assert world.write(create_schedules, [], actor="ann") == []
 
 
 def test_registered_by_many_at_once_there_is_one(world: Any) -> None:

@@ -22,7 +22,8 @@ from wsync_engine.index.wakes import Wakes
 from wsync_engine.model.ids import uuid7
 from wsync_engine.scheduler.loop import Scheduler
 from wsync_engine.scheduler.runs import claim_runs
-from wsync_engine.scheduler.schedules import ScheduleSpec, announce, create_schedule, trigger_run
+from wsync_engine.scheduler.schedules import announce, create_schedule, trigger_run
+from wsync_engine.scheduler.spec import ScheduleSpec
 from wsync_engine.services.shards import CLUSTER_SHARDS, settle_shards
 from wsync_engine.state import database as state
 from wsync_sdk.errors import ConfigError, RetryableError, StateError

@@ -14,7 +14,8 @@ import pytest
 
 from wsync_engine.model.declaration import ConnectionSpec, Declaration, ScheduleDeclaration, sync_spec_from_json
 from wsync_engine.model.run import Priority
-from wsync_engine.scheduler.schedules import ScheduleSpec, create_schedule, trigger_run
+from wsync_engine.scheduler.schedules import create_schedule, trigger_run
+from wsync_engine.scheduler.spec import ScheduleSpec
 from wsync_engine.services.apply import apply
 from wsync_engine.services.changes import Change, FieldChange
 from wsync_engine.services.plan_notes import FIRES_NO_MORE

@@ -15,7 +15,8 @@ from wsync_engine.model.run import OverlapPolicy
 from wsync_engine.scheduler import backfill as backfills
 from wsync_engine.scheduler import schedules
 from wsync_engine.scheduler.caps import announce_cap, set_cap
-from wsync_engine.scheduler.schedules import ScheduleSpec, announce
+from wsync_engine.scheduler.schedules import announce
+from wsync_engine.scheduler.spec import ScheduleSpec
 from wsync_engine.services import runs
 from wsync_engine.state.database import tenant_transaction
 from wsync_sdk import RetryableError, WsyncError

@@ -149,7 +149,7 @@ class World:
         self.has_told_index = False
         self.load_lock_ends_ms = 0
         self._loser: Line | None = None
-        self._ids = ids_from(lambda: self.clock.epoch_ms, self.rng.getrandbits)
+        self._ids = ids_from(lambda: self.clock.epoch_ms, self.rng.randbytes)
         self._ids.__enter__()
         self.tenants = [uuid7() for _ in range(self.rng.choice((1, 2)))]
         self.syncs = [self._new_sync(tenant_id) for tenant_id in self.tenants for _ in range(2)]

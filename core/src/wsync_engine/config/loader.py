@@ -16,7 +16,7 @@ from wsync_engine.model.declaration import Declaration, ScheduleDeclaration, Syn
 from wsync_engine.model.refusal import Misplaced, refusal_words
 from wsync_engine.plugins import PluginHost
 from wsync_engine.scheduler.cron import parse_cron
-from wsync_engine.scheduler.schedules import check_params
+from wsync_engine.scheduler.spec import check_params
 from wsync_engine.scheduler.zones import zone_named
 from wsync_engine.services.connections import check_config, roles_of
 from wsync_sdk.errors import ConfigError

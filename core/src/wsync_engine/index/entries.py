@@ -10,11 +10,12 @@ from uuid import UUID
 __all__ = ["Cap", "Claimed", "DefaultCaps", "Difference", "DueEntry", "Kind", "ReadyRun", "due_member", "instant_of", "ms_of"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
 
 
 def ms_of(at: datetime) -> int:
     """Milliseconds since 1970, rounded up: the index never calls due what is not yet."""
-    return -((_EPOCH - at) // timedelta(milliseconds=1))
+    return -((_EPOCH - at) // _MS)
 
 
 def instant_of(at_ms: int) -> datetime:

@@ -18,7 +18,7 @@ from wsync_engine.index.entries import DueEntry, ReadyRun
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import OPEN_STATES, OverlapPolicy, RunState, Trigger
 from wsync_engine.scheduler.overlap import Admission, RunRequest, admit
-from wsync_engine.scheduler.rows import Event, Row, select, shard_of, statements, write_events
+from wsync_engine.scheduler.rows import Event, Row, select, shard_of, statements, timing_of, write_events
 from wsync_engine.scheduler.runs import request_cancel
 from wsync_engine.scheduler.schedules import keep_syncs
 from wsync_engine.scheduler.timing import Timing, nominal_times
@@ -85,7 +85,7 @@ def create_backfill(
             "a mirror can't be filled up: each run would delete what is not in its own result",
             next_step="use mode `upsert`, or run the sync as it is: its next run brings everything",
         )
-    timing = Timing(**{name: found[0][name] for name in _TIMING})
+    timing = timing_of(found[0])
     if not _times(timing, from_at, to_at, 1):
         raise ConfigError("the schedule has no times in this range", next_step=_where_times_are(timing))
     conn.execute(_SCHEDULE["version_keep"], {"schedule_id": schedule_id})

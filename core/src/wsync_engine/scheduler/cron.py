@@ -12,7 +12,7 @@ import re
 from bisect import bisect_left
 from calendar import monthrange
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import NoReturn
@@ -26,6 +26,7 @@ FIRST_YEAR, LAST_YEAR = 2, 9_998
 END_OF_CALENDAR = 10**12  # later than any day, minute or second that has a date
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
+_LENGTHS = {month: (28, 29) if month == 2 else (monthrange(2001, month)[1],) for month in range(1, 13)}
 _LAST_DAY = date(LAST_YEAR, 12, 31).toordinal() - _EPOCH_ORDINAL
 _ALIASES = {
     "@hourly": "0 * * * *",
@@ -61,13 +62,13 @@ _FIELDS = (
 )
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Values:
-    """What one field matches; `nth` holds (weekday, k) of `d#k`, `last` is day of month's `L`."""
+    """What one field, or an item of it, matches; `nth` holds (weekday, k) of `d#k`, `last` is day of month's `L`."""
 
-    star: bool
-    numbers: set[int] = field(default_factory=set)
-    nth: set[tuple[int, int]] = field(default_factory=set)
+    star: bool = False
+    numbers: frozenset[int] = frozenset()
+    nth: frozenset[tuple[int, int]] = frozenset()
     last: bool = False
 
 
@@ -129,12 +130,11 @@ def parse_cron(expr: str) -> Cron:
     """
     parts = _split(expr)
     minute, hour, day, month, weekday = (_parse_field(spec, text, at) for spec, (text, at) in zip(_FIELDS, parts, strict=True))
-    masks = {(first, length): _mask(day, weekday, first=first, length=length) for first in range(7) for length in (28, 29, 30, 31)}
     cron = Cron(
         wildcard=minute.star or hour.star,
         minutes=tuple(h * 60 + m for h in sorted(hour.numbers) for m in sorted(minute.numbers)),
-        months=frozenset(month.numbers),
-        masks=masks,
+        months=month.numbers,
+        masks=_masks(day, weekday),
     )
     if not _can_match(cron):
         raise ConfigError(
@@ -146,8 +146,13 @@ def parse_cron(expr: str) -> Cron:
 
 def _can_match(cron: Cron) -> bool:
     # In the calendar's 400-year cycle every month begins on every weekday, February also in leap years: shapes decide.
-    lengths = {month: (28, 29) if month == 2 else (monthrange(2001, month)[1],) for month in cron.months}
-    return any(cron.masks[first, length] for month in lengths for length in lengths[month] for first in range(7))
+    return any(cron.masks[first, length] for month in cron.months for length in _LENGTHS[month] for first in range(7))
+
+
+@lru_cache(maxsize=1_024)
+def _masks(day: _Values, weekday: _Values) -> dict[tuple[int, int], int]:
+    """Of every shape that a month can have; most expressions ask for the same days, so that only their first one pays for it."""
+    return {(first, length): _mask(day, weekday, first=first, length=length) for first in range(7) for length in (28, 29, 30, 31)}
 
 
 def _mask(day: _Values, weekday: _Values, *, first: int, length: int) -> int:
@@ -184,24 +189,28 @@ def _refuse(spec: _Field, item: str, at: int, problem: str, remedy: str) -> NoRe
 
 
 def _parse_field(spec: _Field, text: str, at: int) -> _Values:
-    values = _Values(star=text.startswith("*"))
+    found = []
     for item in text.split(","):
-        _parse_item(spec, item, at, values)
+        found.append(_parse_item(spec, item, at))
         at += len(item) + 1
-    return values
+    return _Values(
+        star=text.startswith("*"),
+        numbers=frozenset(number for values in found for number in values.numbers),
+        nth=frozenset(nth for values in found for nth in values.nth),
+        last=any(values.last for values in found),
+    )
 
 
-def _parse_item(spec: _Field, item: str, at: int, values: _Values) -> None:
+def _parse_item(spec: _Field, item: str, at: int) -> _Values:
     nth = _NTH.fullmatch(item) if spec.name == "day of week" else None
     if nth:
         k = _number(nth["nth"])
         if not 1 <= k <= 5:
             _refuse(spec, item, at, "asks for a week that no month has", "write `d#1` to `d#5`")
-        values.nth.add((_value(spec, nth["day"], item, at) % 7, k))
-    elif item == "L" and spec.name == "day of month":
-        values.last = True
-    else:
-        values.numbers.update(_range(spec, item, at))
+        return _Values(nth=frozenset({(_value(spec, nth["day"], item, at) % 7, k)}))
+    if item == "L" and spec.name == "day of month":
+        return _Values(last=True)
+    return _Values(numbers=frozenset(_range(spec, item, at)))
 
 
 def _range(spec: _Field, item: str, at: int) -> Iterator[int]:

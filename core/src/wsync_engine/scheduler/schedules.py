@@ -6,12 +6,10 @@ larger one. After the commit the caller hands the result to `announce`: best eff
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
-from operator import attrgetter
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 import orjson
@@ -21,23 +19,29 @@ from psycopg.types.json import Jsonb
 
 from wsync_engine.index.due_index import Index
 from wsync_engine.index.entries import DueEntry, ReadyRun
-from wsync_engine.model.durations import duration_text
-from wsync_engine.model.ids import uuid7
+from wsync_engine.model.ids import uuid7s
 from wsync_engine.model.run import OverlapPolicy, Trigger
 from wsync_engine.scheduler.overlap import Admission, RunRequest, admit
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, shard_of, statements, timing_of, write_events
 from wsync_engine.scheduler.runs import drop_waiting
-from wsync_engine.scheduler.timing import Nominal, Timing, check_timing, first_nominal, given_up, is_same_rule
+from wsync_engine.scheduler.spec import (
+    ScheduleSpec,
+    anchored,
+    check_params,
+    checked_timing,
+    refuse_contradictions,
+    refuse_new_contradictions,
+    shared_and_own,
+)
+from wsync_engine.scheduler.timing import Nominal, Timing, first_nominal, given_up, is_same_rule
 from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
 __all__ = [
     "ANNOUNCE_TIMEOUT_S",
-    "ScheduleSpec",
     "StoredSchedule",
     "Triggered",
     "announce",
     "change_schedule",
-    "check_params",
     "create_schedule",
     "create_schedules",
     "delete_schedule",
@@ -52,37 +56,6 @@ ANNOUNCE_TIMEOUT_S = 0.06
 _SQL = statements("schedule")
 _RUN = statements("run")
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduleSpec:
-    """What a person declares; the names are the columns of `wsync.schedule`. An interval without an anchor begins when it is created."""
-
-    name: str
-    sync_id: UUID
-    kind: Literal["cron", "interval", "once"]
-    cron: str | None = None
-    zone: str | None = None
-    every_ms: int | None = None
-    anchor_at: datetime | None = None
-    once_at: datetime | None = None
-    priority: int = 1
-    jitter_ms: int = 0
-    overlap: str = "skip"
-    max_buffer: int = 100
-    catchup_ms: int = 3_600_000
-    catchup_mode: Literal["latest", "all"] = "latest"
-    start_at: datetime | None = None
-    end_at: datetime | None = None
-    max_runs: int | None = None
-    max_attempts: int = 3
-    backoff_base_ms: int = 10_000
-    backoff_cap_ms: int = 900_000
-    attempt_timeout_ms: int = 21_600_000
-    total_timeout_ms: int = 86_400_000
-    stall_ms: int = 600_000
-    pause_after_failures: int | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,30 +114,34 @@ def create_schedules(conn: psycopg.Connection[Any], tenant_id: UUID, specs: Sequ
 
     :raises ConfigError: one of them is wrong, or its name is taken by another declaration or by another of `specs`.
     """
+    if not specs:
+        return []
     now, shards = _time(conn)
-    timings = [_checked(spec, uuid7(), now) for spec in specs]
+    specs = [anchored(spec, now) for spec in specs]
+    timings = [checked_timing(spec, schedule_id) for spec, schedule_id in zip(specs, uuid7s(len(specs)), strict=True)]
     for spec in specs:
-        _refuse_contradictions(spec)
+        refuse_contradictions(spec)
     _refuse_twins(specs)
     _check_syncs(conn, specs)
     following = [first_nominal(timing, after=now, due_after=now) for timing in timings]
-    wanted = [
-        {
-            **dict(zip(_FIELDS, _field_values(spec), strict=True)),
-            "schedule_id": timing.schedule_id,
-            "anchor_at": timing.anchor_at,
-            **_next_columns(x),
-        }
-        for spec, timing, x in zip(specs, timings, following, strict=True)
-    ]
-    as_json = orjson.dumps(wanted, default=dict).decode()  # default: for other mappings than dict
-    columns = {"wanted": as_json, "tenant_id": tenant_id, "shard": shard_of(tenant_id, shards), "actor": actor}
+    columns = {**_wanted(specs, timings, following), "tenant_id": tenant_id, "shard": shard_of(tenant_id, shards), "actor": actor}
     there_before = {row["schedule_id"] for row in select(conn, _SQL["schedule_insert"], columns)}
     keep_syncs(conn, {spec.sync_id for spec, timing in zip(specs, timings, strict=True) if timing.schedule_id not in there_before})
     return [
         _same_or_refused(conn, tenant_id, spec) if timing.schedule_id in there_before else _created(timing.schedule_id, spec, x)
         for spec, timing, x in zip(specs, timings, following, strict=True)
     ]
+
+
+def _wanted(specs: Sequence[ScheduleSpec], timings: Sequence[Timing], following: Sequence[Nominal | None]) -> dict[str, str]:
+    """The parameters `shared` and `own` of the insertion."""
+    shared, names, rows = shared_and_own(specs)
+    names += ("schedule_id", "next_nominal_at", "next_due_at")
+    own = [
+        dict(zip(names, (*row, timing.schedule_id, *((x.nominal_at, x.due_at) if x else (None, None))), strict=True))
+        for row, timing, x in zip(rows, timings, following, strict=True)
+    ]
+    return {name: orjson.dumps(value, default=dict).decode() for name, value in (("shared", shared), ("own", own))}  # dict: of any mapping
 
 
 def _created(schedule_id: UUID, spec: ScheduleSpec, following: Nominal | None) -> StoredSchedule:
@@ -198,9 +175,8 @@ def change_schedule(
         raise StateError("the schedule was changed by someone else", next_step="read it again, then repeat the change")
     if spec.kind == "interval" and spec.anchor_at is None:
         spec = replace(spec, anchor_at=old["anchor_at"] or now)
-    timing = _checked(spec, schedule_id, now)
-    if _judged(spec) != tuple(old[name] for name in _JUDGED):  # what an older engine took is no reason to refuse another change
-        _refuse_contradictions(spec)
+    timing = checked_timing(spec, schedule_id)
+    refuse_new_contradictions(spec, old)
     columns = {**asdict(spec), **_sync(conn, spec), "params": Jsonb(dict(spec.params)), "schedule_id": schedule_id}
     conn.execute(_SQL["version_keep"], {"schedule_id": schedule_id})
     version = select(conn, _SQL["schedule_change"], columns)[0]["spec_version"]
@@ -359,37 +335,6 @@ def _triggered(admission: Admission) -> Triggered:
     return Triggered(run_id=admission.open_run_id, run=None, is_new=False, is_refused=admission.reason == "buffer_full")
 
 
-def check_params(declared: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Refuse values for what the sync's query does not have, and values that can't be stored.
-
-    :raises ConfigError: the sync declares no such parameter; the value is none of text, number and boolean.
-    """
-    for name, value in given.items():
-        if name not in declared:
-            known = ", ".join(f"`{x}`" for x in declared) or "none"
-            raise ConfigError(
-                f"the sync has no parameter `{name}`", next_step=f"declare it under the sync's `parameters`; there are: {known}"
-            )
-        if not _is_storable(value):
-            raise ConfigError(
-                f"parameter `{name}` has a value that a query can't be given",
-                next_step="give a text, a whole number of 64 bits, a finite number or a boolean",
-            )
-
-
-def _is_storable(value: object) -> bool:
-    match value:
-        case bool() | None:
-            return True
-        case int():
-            return -(2**63) <= value < 2**63
-        case float():
-            return math.isfinite(value)
-        case str():
-            return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
-    return False
-
-
 def _triggered_before(conn: psycopg.Connection[Any], tenant_id: UUID, idem_key: str) -> Triggered | None:
     found = select(conn, _RUN["run_by_idem_key"], {"tenant_id": tenant_id, "idem_key": idem_key})
     if not found:
@@ -402,34 +347,6 @@ def _triggered_before(conn: psycopg.Connection[Any], tenant_id: UUID, idem_key: 
 def _time(conn: psycopg.Connection[Any]) -> tuple[datetime, int]:
     row = select(conn, _SQL["time_now"], {})[0]
     return instant(row, "now"), int(row["shards"] or 1)
-
-
-def _checked(spec: ScheduleSpec, schedule_id: UUID, now: datetime) -> Timing:
-    """The timing of what can be stored; an interval without an anchor begins now."""
-    if spec.overlap not in _POLICIES:
-        raise ConfigError(f"there is no overlap policy `{spec.overlap}`", next_step=f"there are: {', '.join(_POLICIES)}")
-    if not spec.name:
-        raise ConfigError("a schedule needs a name", next_step="set `name`")
-    values = dict(zip(_TIMING, _timing_values(spec), strict=True))
-    if spec.kind == "interval" and spec.anchor_at is None:
-        values["anchor_at"] = now
-    timing = Timing(schedule_id=schedule_id, **values)
-    check_timing(timing)
-    return timing
-
-
-def _refuse_contradictions(spec: ScheduleSpec) -> None:
-    """Values that have no meaning beside others, and would be ignored."""
-    if spec.zone is not None and spec.kind != "cron":
-        raise ConfigError(
-            f"schedule `{spec.name}`: `zone` goes with `cron`, not with the kind `{spec.kind}`", next_step="leave `zone` out, or set `cron`"
-        )
-    if spec.attempt_timeout_ms > spec.total_timeout_ms:
-        attempt, total = duration_text(spec.attempt_timeout_ms), duration_text(spec.total_timeout_ms)
-        raise ConfigError(
-            f"schedule `{spec.name}`: `attempt_timeout_ms` ({attempt}) is longer than `total_timeout_ms` ({total})",
-            next_step="shorten `attempt_timeout_ms`, or raise `total_timeout_ms`",
-        )
 
 
 def _check_syncs(conn: psycopg.Connection[Any], specs: Sequence[ScheduleSpec]) -> None:
@@ -515,15 +432,6 @@ def _set_clock(
 ) -> int:
     columns = {"schedule_id": schedule_id, "last_nominal_at": last_nominal_at, **_next_columns(following)}
     return int(select(conn, _SQL["clock_set"], columns)[0]["rev"])
-
-
-_POLICIES = tuple(policy.value for policy in OverlapPolicy)
-_TIMING = tuple(item.name for item in fields(Timing) if item.name != "schedule_id")
-_timing_values = attrgetter(*_TIMING)
-_JUDGED = ("kind", "zone", "attempt_timeout_ms", "total_timeout_ms")
-_judged = attrgetter(*_JUDGED)
-_FIELDS = tuple(item.name for item in fields(ScheduleSpec))
-_field_values = attrgetter(*_FIELDS)
 
 
 def _stored(schedule_id: UUID, version: int, *, rev: int, following: Nominal | None, is_new: bool = False) -> StoredSchedule:

@@ -110,6 +110,8 @@ def check_timing(timing: Timing) -> None:
 
 def first_nominal(timing: Timing, *, after: datetime, due_after: datetime) -> Nominal | None:
     """The first nominal time later than `after` that is due later than `due_after`: for a new, changed or resumed schedule."""
+    if not timing.jitter_ms:  # then it is due when it is asked for
+        return next((Nominal(at, at) for at in nominal_times(timing, max(after, due_after), 1)), None)
     for found in _nominals(timing, nominal_times(timing, after, 1)):
         if found.due_at > due_after:
             return found

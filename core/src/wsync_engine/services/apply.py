@@ -26,7 +26,8 @@ from wsync_engine.model.run import Priority
 from wsync_engine.plugins import PluginHost
 from wsync_engine.scheduler.rows import Row, select
 from wsync_engine.scheduler.runs import request_cancel
-from wsync_engine.scheduler.schedules import ScheduleSpec, announce, change_schedule, create_schedule, delete_schedule
+from wsync_engine.scheduler.schedules import announce, change_schedule, create_schedule, delete_schedule
+from wsync_engine.scheduler.spec import ScheduleSpec
 from wsync_engine.secrets.keyring import Keyring, TenantCipher
 from wsync_engine.secrets.references import tenant_folders
 from wsync_engine.services.catalog import (

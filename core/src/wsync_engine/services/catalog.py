@@ -13,7 +13,7 @@ from uuid import UUID
 import psycopg
 
 from wsync_engine.scheduler.rows import Row, instant, select, statements
-from wsync_engine.scheduler.schedules import ScheduleSpec
+from wsync_engine.scheduler.spec import ScheduleSpec
 from wsync_engine.secrets.keyring import TenantCipher
 from wsync_engine.state.statements import load_statements
 from wsync_sdk.errors import ConfigError

@@ -8,7 +8,7 @@ from datetime import datetime
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.refusal import Misplaced
 from wsync_engine.scheduler.rows import Row, timing_of
-from wsync_engine.scheduler.schedules import ScheduleSpec
+from wsync_engine.scheduler.spec import ScheduleSpec
 from wsync_engine.scheduler.timing import check_timing, first_nominal
 from wsync_engine.services.changes import Change
 

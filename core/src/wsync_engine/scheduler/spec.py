@@ -1,0 +1,161 @@
+"""What a person declares of a schedule, and what is refused of it: values in, values out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
+from operator import attrgetter
+from typing import Any, Literal
+from uuid import UUID
+
+from wsync_engine.model.durations import duration_text
+from wsync_engine.model.run import OverlapPolicy
+from wsync_engine.scheduler.timing import Timing, check_timing
+from wsync_sdk.errors import ConfigError
+
+__all__ = [
+    "ScheduleSpec",
+    "anchored",
+    "check_params",
+    "checked_timing",
+    "refuse_contradictions",
+    "refuse_new_contradictions",
+    "shared_and_own",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleSpec:
+    """What a person declares; the names are the columns of `wsync.schedule`. An interval without an anchor begins when it is created."""
+
+    name: str
+    sync_id: UUID
+    kind: Literal["cron", "interval", "once"]
+    cron: str | None = None
+    zone: str | None = None
+    every_ms: int | None = None
+    anchor_at: datetime | None = None
+    once_at: datetime | None = None
+    priority: int = 1
+    jitter_ms: int = 0
+    overlap: str = "skip"
+    max_buffer: int = 100
+    catchup_ms: int = 3_600_000
+    catchup_mode: Literal["latest", "all"] = "latest"
+    start_at: datetime | None = None
+    end_at: datetime | None = None
+    max_runs: int | None = None
+    max_attempts: int = 3
+    backoff_base_ms: int = 10_000
+    backoff_cap_ms: int = 900_000
+    attempt_timeout_ms: int = 21_600_000
+    total_timeout_ms: int = 86_400_000
+    stall_ms: int = 600_000
+    pause_after_failures: int | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_params(declared: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuse values for what the sync's query does not have, and values that can't be stored.
+
+    :raises ConfigError: the sync declares no such parameter; the value is none of text, number and boolean.
+    """
+    for name, value in given.items():
+        if name not in declared:
+            known = ", ".join(f"`{x}`" for x in declared) or "none"
+            raise ConfigError(
+                f"the sync has no parameter `{name}`", next_step=f"declare it under the sync's `parameters`; there are: {known}"
+            )
+        if not _is_storable(value):
+            raise ConfigError(
+                f"parameter `{name}` has a value that a query can't be given",
+                next_step="give a text, a whole number of 64 bits, a finite number or a boolean",
+            )
+
+
+def _is_storable(value: object) -> bool:
+    match value:
+        case bool() | None:
+            return True
+        case int():
+            return -(2**63) <= value < 2**63
+        case float():
+            return math.isfinite(value)
+        case str():
+            return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return False
+
+
+def anchored(spec: ScheduleSpec, now: datetime) -> ScheduleSpec:
+    """An interval without an anchor begins now."""
+    return replace(spec, anchor_at=now) if spec.kind == "interval" and spec.anchor_at is None else spec
+
+
+def checked_timing(spec: ScheduleSpec, schedule_id: UUID) -> Timing:
+    """The timing of what can be stored.
+
+    :raises ConfigError: the name, the overlap policy or the timing is wrong.
+    """
+    if spec.overlap not in _POLICIES:
+        raise ConfigError(f"there is no overlap policy `{spec.overlap}`", next_step=f"there are: {', '.join(_POLICIES)}")
+    if not spec.name:
+        raise ConfigError("a schedule needs a name", next_step="set `name`")
+    timing = Timing(
+        schedule_id=schedule_id,
+        kind=spec.kind,
+        cron=spec.cron,
+        zone=spec.zone,
+        every_ms=spec.every_ms,
+        anchor_at=spec.anchor_at,
+        once_at=spec.once_at,
+        jitter_ms=spec.jitter_ms,
+        start_at=spec.start_at,
+        end_at=spec.end_at,
+        max_runs=spec.max_runs,
+        catchup_ms=spec.catchup_ms,
+        catchup_mode=spec.catchup_mode,
+    )
+    check_timing(timing)
+    return timing
+
+
+def refuse_contradictions(spec: ScheduleSpec) -> None:
+    """Values that have no meaning beside others, and would be ignored."""
+    if spec.zone is not None and spec.kind != "cron":
+        raise ConfigError(
+            f"schedule `{spec.name}`: `zone` goes with `cron`, not with the kind `{spec.kind}`", next_step="leave `zone` out, or set `cron`"
+        )
+    if spec.attempt_timeout_ms > spec.total_timeout_ms:
+        attempt, total = duration_text(spec.attempt_timeout_ms), duration_text(spec.total_timeout_ms)
+        raise ConfigError(
+            f"schedule `{spec.name}`: `attempt_timeout_ms` ({attempt}) is longer than `total_timeout_ms` ({total})",
+            next_step="shorten `attempt_timeout_ms`, or raise `total_timeout_ms`",
+        )
+
+
+def refuse_new_contradictions(spec: ScheduleSpec, old: Mapping[str, Any]) -> None:
+    """As `refuse_contradictions`, but for those that a stored schedule has already: what an older engine took is no reason to refuse another
+    change.
+    """
+    if any(getattr(spec, name) != old[name] for name in _JUDGED):
+        refuse_contradictions(spec)
+
+
+def shared_and_own(specs: Sequence[ScheduleSpec]) -> tuple[dict[str, Any], tuple[str, ...], list[tuple[Any, ...]]]:
+    """(values that all have, names of the other fields, their values of each): what is the same in all of them is written and read once.
+
+    :param specs: at least one.
+    """
+    rows = [_values(spec) for spec in specs]
+    is_shared = [column.count(column[0]) == len(column) for column in zip(*rows, strict=True)]
+    shared = {name: value for name, value, same in zip(_FIELDS, rows[0], is_shared, strict=True) if same}
+    own = [at for at, same in enumerate(is_shared) if not same]
+    return shared, tuple(_FIELDS[at] for at in own), [tuple([row[at] for at in own]) for row in rows]
+
+
+_POLICIES = tuple(policy.value for policy in OverlapPolicy)
+_JUDGED = ("kind", "zone", "attempt_timeout_ms", "total_timeout_ms")
+_FIELDS = tuple(item.name for item in fields(ScheduleSpec))
+_values = attrgetter(*_FIELDS)
