@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -349,6 +350,30 @@ def test_a_server_that_is_not_there_is_a_retryable_error() -> None:
         Index(connect("redis://127.0.0.1:1/0")).claim_due(1)
     with pytest.raises(RetryableError):
         Wakes(connect("redis://127.0.0.1:1/0"), WAKE_SCHEDULERS).wait(1)
+
+
+def test_over_a_new_connection_the_server_is_asked_who_it_is_before_anything_is_done(
+    index: Index, client: redis.Redis, redis_url: str
+) -> None:
+    index.claim_due(1)
+    other = connect(redis_url)
+
+    def times_asked() -> int:
+        return int(other.info("commandstats")["cmdstat_info"]["calls"])
+
+    own = times_asked() + 1
+    index.claim_due(1)
+    assert times_asked() == own
+    other.client_kill_filter(_id=client.client_id())
+    with suppress(RetryableError):
+        index.first_waiting((0,))  # nothing that is said to an incarnation
+
+    own = times_asked() + 1
+    index.claim_due(1)
+    index.claim_due(1)
+
+    assert times_asked() == own + 1
+    other.close()
 
 
 def test_an_address_that_cannot_be_read_is_refused_without_repeating_it() -> None:

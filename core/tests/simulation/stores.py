@@ -17,6 +17,7 @@ import redis
 from psycopg.pq import TransactionStatus
 
 from wsync_engine.index import scripts
+from wsync_engine.index.connection import Connections
 from wsync_engine.index.due_index import LOAD_LOCK_MS
 from wsync_engine.index.layout import key
 
@@ -312,6 +313,7 @@ class SimulatedRedis(redis.Redis):
         self.process = process
         self.role = role
         self._server = world.server_number
+        self.connections = Connections()
         self._script_by_digest = world.script_by_digest
 
     def execute_command(self, *arguments: Any, **options: Any) -> Any:
@@ -337,6 +339,7 @@ class SimulatedRedis(redis.Redis):
     def _check_server(self) -> None:
         if self._server != self.world.server_number:  # the one that we were connected to is gone
             self._server = self.world.server_number
+            self.connections.count += 1
             raise self.lose()
 
     def _do(self, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Any:

@@ -14,12 +14,24 @@ from redis.retry import Retry
 
 from wsync_sdk.errors import ConfigError, RetryableError
 
-__all__ = ["Client", "connect", "execute", "is_cluster_url", "memory_policies", "node_of", "run_id_of"]
+__all__ = ["Client", "Connections", "connect", "connections_made", "execute", "is_cluster_url", "memory_policies", "node_of", "run_id_of"]
 
 Client: TypeAlias = redis.Redis | RedisCluster
 DEFAULT_PORT = 6379
 _CLUSTER = re.compile(r"^rediss?\+cluster://", re.ASCII)
 _NEXT_STEP = "write WSYNC_REDIS_URL as redis://host:port/0, or redis+cluster://host:port,host:port"
+
+
+class Connections:
+    """Counts the connections that a client makes: the server at the other end of a new one may be another than before."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, connection: Any) -> None:
+        """For redis-py: a connection is there; it greets the server."""
+        self.count += 1
+        connection.on_connect()
 
 
 def is_cluster_url(url: str) -> bool:
@@ -37,7 +49,10 @@ def connect(url: str, *, timeout_s: float = 5.0) -> Client:
     try:
         if is_cluster_url(url):
             return _connect_cluster(url, options)
-        return redis.Redis.from_url(url, **options, retry=Retry(NoBackoff(), 0))
+        connections = Connections()
+        client = redis.Redis.from_url(url, **options, retry=Retry(NoBackoff(), 0), redis_connect_func=connections)
+        client.connections = connections  # type: ignore[attr-defined]
+        return client
     except ValueError:  # its text may repeat the password
         raise ConfigError("the index's address can't be read", next_step=_NEXT_STEP) from None
     except (RedisClusterException, RedisError) as exc:
@@ -68,6 +83,12 @@ def node_of(client: Client, key: str) -> str:
     :raises redis.RedisError: nobody holds its slot.
     """
     return str(_node(client, key).name) if isinstance(client, RedisCluster) else ""
+
+
+def connections_made(client: Client) -> int:
+    """How many connections a client has made so far. 0 of a cluster's: there `node_of` tells that another server has the key."""
+    connections: Connections | None = getattr(client, "connections", None)
+    return 0 if connections is None else connections.count
 
 
 def run_id_of(client: Client, key: str) -> str:

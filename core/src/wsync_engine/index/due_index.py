@@ -14,7 +14,7 @@ from uuid import UUID
 
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
-from wsync_engine.index.connection import Client, connect, execute, memory_policies, node_of, run_id_of
+from wsync_engine.index.connection import Client, connect, connections_made, execute, memory_policies, node_of, run_id_of
 from wsync_engine.index.entries import Cap, Claimed, DefaultCaps, Difference, DueEntry, ReadyRun, due_member, ms_of
 from wsync_engine.index.layout import OLD_KEYS, RUN_KEYS, WAKE_SCHEDULERS, key, old_key, shard_of, worker_channel
 from wsync_engine.index.scripts import run_script
@@ -98,6 +98,7 @@ class Index:
         self._default_caps = default_caps.argument
         self._patience_ms = patience_ms
         self._incarnation = ""
+        self._connections = 0
         self._is_loading = False
         self._turn = 0
 
@@ -131,6 +132,7 @@ class Index:
         with _translated("attach index"):
             self._node = self._node_name()
             stored = self._client.get(self._key("inc"))
+            self._connections = connections_made(self._client)
             server = self._server_run_id()
         found = stored.decode("ascii") if isinstance(stored, bytes) else ""
         incarnation, _, _phase = found.rpartition(":")
@@ -154,6 +156,7 @@ class Index:
             self._node = self._node_name()
             if not self._client.set(self._key("load"), b"1", nx=True, px=LOAD_LOCK_MS):
                 return False
+            self._connections = connections_made(self._client)
             self._incarnation = f"{uuid.uuid4().hex}:{self._server_run_id()}"
             self._client.set(self._key("inc"), f"{self._incarnation}:loading")
             self._is_loading = True
@@ -355,7 +358,7 @@ class Index:
         return self._run(script, [*RUN_KEYS, *extra], [self._default_caps, *arguments])
 
     def _run(self, script: str, keys: Sequence[str], arguments: Sequence[str | int | bytes]) -> Any:
-        if not self._incarnation:
+        if not self._incarnation or self._is_elsewhere():
             self.attach()
         try:
             return self._call(script, keys, arguments)
@@ -365,14 +368,19 @@ class Index:
         self.attach()  # it may have been rebuilt since we looked: then nobody has to wait for the next sweep
         return self._call(script, keys, arguments)
 
+    def _is_elsewhere(self) -> bool:
+        """Whether we may talk to another server than the one whose incarnation we learned: the shard moved, or the connection is a new one."""
+        with _translated("find the shard"):
+            return self._connections != connections_made(self._client) or self._node != self._node_name()
+
     def _call(self, script: str, keys: Sequence[str], arguments: Sequence[str | int | bytes]) -> Any:
         clock = "" if self._clock is None else str(self._clock())
         names = [self._key(name) for name in ("inc", *keys)]
         try:
             with _translated(script):
                 reply = run_script(self._client, script, names, [self._incarnation, clock, *arguments])
-                if self._node != self._node_name():
-                    self.detach()  # the shard has moved to another server meanwhile: is it complete there?
+                if self._is_elsewhere():
+                    self.detach()  # is the index complete there?
                 return reply
         except (RebuildNeeded, RetryableError):
             self.detach()  # after a lost connection the server may be another one; asking again costs two short commands
