@@ -49,8 +49,9 @@ from wsync_engine.worker.child import ChildSetup
 from wsync_engine.worker.host import Host, Listener
 from wsync_engine.worker.live import WakeListener
 from wsync_engine.worker.messages import Assignment, Ended, Tick
+from wsync_engine.worker.options import WorkerOptions
 from wsync_engine.worker.slots import Slot
-from wsync_engine.worker.supervisor import Worker, WorkerOptions
+from wsync_engine.worker.supervisor import Worker
 
 BATCH = 2_000
 SLOTS = 16

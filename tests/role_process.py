@@ -16,7 +16,8 @@ from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.state import database
 from wsync_engine.telemetry import log_to_stderr
 from wsync_engine.worker.connectors import InstalledPlugins
-from wsync_engine.worker.supervisor import Worker, WorkerOptions
+from wsync_engine.worker.options import WorkerOptions
+from wsync_engine.worker.supervisor import Worker
 from wsync_sdk import AddressPolicy
 
 

@@ -18,7 +18,8 @@ from wsync_engine.index.shards import Shards
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.state import database
 from wsync_engine.worker.connectors import InstalledPlugins
-from wsync_engine.worker.supervisor import Worker, WorkerOptions
+from wsync_engine.worker.options import WorkerOptions
+from wsync_engine.worker.supervisor import Worker
 from wsync_sdk import AddressPolicy
 
 

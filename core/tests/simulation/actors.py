@@ -17,8 +17,9 @@ from wsync_engine.state.books import Ack, RunBooks, SentChunk
 from wsync_engine.worker.child import ChildSetup, RunInProgress
 from wsync_engine.worker.host import Clocks, Host
 from wsync_engine.worker.messages import NO_ERROR, Assignment, Ended, Tick
+from wsync_engine.worker.options import WorkerOptions
 from wsync_engine.worker.slots import Slot
-from wsync_engine.worker.supervisor import Worker, WorkerOptions
+from wsync_engine.worker.supervisor import Worker
 from wsync_sdk import RetryableError, RowRange, StateError
 
 from .baton import Actor, Process

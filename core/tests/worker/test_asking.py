@@ -12,8 +12,9 @@ from wsync_engine.state import database as state
 from wsync_engine.worker.child import ChildSetup
 from wsync_engine.worker.host import Host, Listener
 from wsync_engine.worker.messages import Assignment, Ended, Tick
+from wsync_engine.worker.options import WorkerOptions
 from wsync_engine.worker.slots import Slot
-from wsync_engine.worker.supervisor import Worker, WorkerOptions
+from wsync_engine.worker.supervisor import Worker
 
 from .conftest import KEY
 

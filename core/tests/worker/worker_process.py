@@ -12,7 +12,8 @@ from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.state import database
 from wsync_engine.worker.connectors import InstalledPlugins
 from wsync_engine.worker.host import Host
-from wsync_engine.worker.supervisor import Worker, WorkerOptions
+from wsync_engine.worker.options import WorkerOptions
+from wsync_engine.worker.supervisor import Worker
 from wsync_engine.worker.task_groups import TaskGroups
 
 

@@ -135,7 +135,8 @@ def _worker_of(
     from wsync_engine.state.database import connect
     from wsync_engine.storage import storage_id
     from wsync_engine.worker.connectors import InstalledPlugins
-    from wsync_engine.worker.supervisor import Worker, WorkerOptions
+    from wsync_engine.worker.options import WorkerOptions
+    from wsync_engine.worker.supervisor import Worker
 
     options = WorkerOptions(
         api_url=urls.api,

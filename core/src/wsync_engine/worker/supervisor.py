@@ -11,11 +11,9 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from types import FrameType
 from typing import Any
 from uuid import UUID
@@ -30,88 +28,29 @@ from wsync_engine.index.shards import Shards
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import RunError
 from wsync_engine.pipeline.context import no_faults
-from wsync_engine.scheduler.runs import LEASE_S, Beat, ClaimedRun, Held, claim_runs, finish_runs, heartbeat
+from wsync_engine.scheduler.runs import Beat, ClaimedRun, Held, claim_runs, finish_runs, heartbeat
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.telemetry import metrics
+from wsync_engine.worker.backoff import Backoff
 from wsync_engine.worker.child import ChildSetup
 from wsync_engine.worker.connectors import Opener
-from wsync_engine.worker.endings import Ending, ending_of_death, ending_of_report, failed, given_back
-from wsync_engine.worker.host import Clocks, Host, Listener
+from wsync_engine.worker.endings import Ending, failed, given_back
+from wsync_engine.worker.host import Host, Listener
 from wsync_engine.worker.live import LiveProgress
-from wsync_engine.worker.messages import Assignment, Cancel, CancelReason, Drain, Ended, Lost, Renewed, Yield
+from wsync_engine.worker.messages import Assignment
+from wsync_engine.worker.options import WorkerOptions
+from wsync_engine.worker.slot_pool import SlotPool
 from wsync_engine.worker.slots import Slot, Tenure
 from wsync_engine.worker.store import Orders, Presence, leave, load_assignments, note_stuck, show_presence
 from wsync_sdk.errors import RetryableError, StateError, WsyncError
 
-__all__ = ["Worker", "WorkerOptions"]
+__all__ = ["Worker"]
 
-MIB = 1024 * 1024
 TIMER_S = 1.0
 MOST_FINISHES = 64
-CHILD_PAUSE_S = 0.5
-"""A child that dies at its start is not replaced in a circle."""
-LOST_GRACE_S = 2.0
-"""A run that is gone may have been ended by its child a moment ago: its last word is on the way."""
-LONGEST_BACKOFF_S = 2.0
 LONGEST_CALL_S = 9.0
 THIS_MACHINE = Host()
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerOptions:
-    """How a worker works.
-
-    :param api_url: the children's login. :param storage_id: of the storage; a worker with another one than the installation's claims nothing; None: not compared.
-    :param lease_s: a heartbeat comes six times in it, sink calls start in the first two thirds.
-    :param drain_timeout_s: how long runs may go on after the first signal. :param stop_grace_s: from asking a run to end until its process is killed.
-    :param memory_limit_bytes: of one child. :param queues: whose runs it takes. :param turn_s: how long a run keeps its slot while others of its priority are in line.
-    :param recycle_bytes: a child that is larger after a run is replaced, and one that has three quarters of what it may.
-    """
-
-    api_url: str = field(repr=False)
-    storage_url: str
-    storage_id: str | None = None
-    slots: int = 2
-    lease_s: float = LEASE_S
-    drain_timeout_s: float = 30.0
-    stop_grace_s: float = 30.0
-    drain_grace_s: float = 9.0
-    memory_limit_bytes: int = 2_048 * MIB
-    recycle_bytes: int = 768 * MIB
-    runs_per_child: int = 100
-    crash_backoff_s: float = 1.0
-    queues: tuple[int, ...] = (0,)
-    turn_s: float = 60.0
-    secret_folders: tuple[Path, ...] = ()
-
-
-class _Backoff:
-    """Whether to ask a server again, after it failed: from `again_s` on, by the monotonic clock."""
-
-    def __init__(self, server: str, clocks: Clocks) -> None:
-        self._server = server
-        self._clocks = clocks
-        self._failures = 0
-        self.again_s = 0.0
-
-    @property
-    def is_over(self) -> bool:
-        return self._clocks.monotonic_s() >= self.again_s
-
-    def failed(self, exc: Exception) -> None:
-        self._failures += 1
-        limit_s: float = min(LONGEST_BACKOFF_S, 0.05 * 2.0 ** min(self._failures, 10))
-        self.again_s = self._clocks.monotonic_s() + limit_s * self._clocks.draw(0.5, 1)
-        if isinstance(exc, psycopg.Error | WsyncError):
-            _log.warning("worker.waiting", server=self._server, error=type(exc).__name__, failures=self._failures)
-        else:
-            _log.error("worker.failed", server=self._server, error=type(exc).__name__, next_step="report this: the worker goes on")
-
-    def succeeded(self) -> None:
-        if self._failures:
-            _log.info("worker.recovered", server=self._server, failures=self._failures)
-        self._failures = 0
 
 
 def _unreadable(exc: Exception) -> RunError:
@@ -163,19 +102,17 @@ class Worker:
         self._connect = connect
         self._keyring = keyring
         self._setup = ChildSetup(api_url=options.api_url, storage_url=options.storage_url, opener=opener, faults=faults)
-        self._slots: list[Slot] = []
-        self._endings: list[Ending] = []
-        self._stuck: list[Tenure] = []
+        self._pool = SlotPool(options, host)
         self._connection: psycopg.Connection[Any] | None = None
-        self._postgres_backoff = _Backoff("postgres", host.clocks)
-        self._index_backoff = _Backoff("redis", host.clocks)
+        self._postgres_backoff = Backoff("postgres", host.clocks)
+        self._index_backoff = Backoff("redis", host.clocks)
         self._live = LiveProgress(client, len(index), monotonic_s=host.clocks.monotonic_s)
         self._listener: Listener | None = None
         self._on_ready = on_ready
         self._stops = 0
         self._drain_until_s: float | None = None
         self._refusal: str | None = None
-        self._beat_at_s = self._watch_at_s = self._ask_at_s = self._room_at_s = 0.0
+        self._beat_at_s = self._ask_at_s = self._room_at_s = 0.0
 
     # -- life
 
@@ -185,7 +122,7 @@ class Worker:
         self._listener = self._host.listen(self._client, worker_channel(self.worker_id))
         before = self._handle_signals()
         try:
-            self._slots = [self._host.new_slot(self._setup) for _ in range(self._options.slots)]
+            self._pool.open(self._setup)
             _log.info("worker.started", worker_id=str(self.worker_id), slots=self._options.slots)
             while not self._is_done():
                 self._step()
@@ -214,12 +151,10 @@ class Worker:
     def _is_done(self) -> bool:
         if self._drain_until_s is None:
             return False
-        is_idle = not self._endings and all(slot.tenure is None for slot in self._slots)
-        return is_idle or self._clocks.monotonic_s() > self._drain_until_s + self._options.drain_grace_s + self._options.lease_s
+        return self._pool.is_idle or self._clocks.monotonic_s() > self._drain_until_s + self._options.drain_grace_s + self._options.lease_s
 
     def _close(self) -> None:
-        for slot in self._slots:
-            slot.end(timeout_s=5)
+        self._pool.close()
         if self._listener is not None:
             self._listener.close()
         with suppress(psycopg.Error, WsyncError):  # else it is recognised as gone by its heartbeat
@@ -227,8 +162,9 @@ class Worker:
         self._drop_connection()
 
     def _step(self) -> None:
-        self._listen()
-        self._watch()
+        if self._pool.listen(is_draining=self._drain_until_s is not None):
+            self._ask_at_s = 0.0
+        self._pool.watch()
         self._drain()
         if self._postgres_backoff.is_over:
             try:
@@ -249,113 +185,31 @@ class Worker:
             on_ready()
 
     def _show_progress(self) -> None:
-        tenures = self._tenures()
+        tenures = self._pool.tenures()
         tenant_by_run = {tenure.assignment.run_id: tenure.assignment.tenant_id for tenure in tenures}
         self._live.show(tenant_by_run, {tenure.assignment.run_id: tenure.counters for tenure in tenures})
 
     def _rest(self) -> None:
         assert self._listener is not None
-        if self._host.wait(self._listener, self._slots, self._rest_s()):
+        if self._host.wait(self._listener, self._pool.slots, self._rest_s()):
             self._ask_at_s = 0.0
             if self._listener.clear():
                 self._beat_at_s = 0.0
 
     def _rest_s(self) -> float:
         now_s = self._clocks.monotonic_s()
-        kills = [tenure.kill_at_s - now_s for tenure in self._tenures() if tenure.kill_at_s is not None]
+        kills = [tenure.kill_at_s - now_s for tenure in self._pool.tenures() if tenure.kill_at_s is not None]
         asks = [self._ask_at_s - now_s] if self._ask_at_s > now_s else []
         return max(0.01, min([TIMER_S, self._options.lease_s / 6, *asks, *kills]))
-
-    # -- children
-
-    def _tenures(self) -> list[Tenure]:
-        return [slot.tenure for slot in self._slots if slot.tenure is not None]
-
-    def _listen(self) -> None:
-        """What the children said; those that died get successors."""
-        for slot in self._slots:
-            is_alive = slot.is_alive  # asked first: what it said before it died is read below
-            for message in slot.messages():
-                if isinstance(message, Ended):
-                    self._take_end(slot, message)
-                elif slot.tenure is not None:
-                    slot.tenure.take_counters(message.counters, self._clocks.monotonic_s())
-            if not is_alive:
-                self._replace_dead(slot)
-
-    def _take_end(self, slot: Slot, ended: Ended) -> None:
-        tenure, slot.tenure = slot.tenure, None
-        if tenure is None:
-            return
-        self._ask_at_s = 0.0
-        slot.runs_done += 1
-        metrics.RUNS_ENDED.labels(ended.state or ended.kind).inc()
-        metrics.RUN_SECONDS.observe(self._clocks.monotonic_s() - tenure.started_at_s)
-        self._endings.append(ending_of_report(ended))
-        largest_bytes = min(self._options.recycle_bytes, self._options.memory_limit_bytes * 3 // 4)
-        if slot.runs_done >= self._options.runs_per_child or slot.rss_bytes() > largest_bytes:
-            slot.start()
-
-    def _replace_dead(self, slot: Slot) -> None:
-        tenure, slot.tenure = slot.tenure, None
-        if tenure is not None:
-            how = slot.how_it_died()
-            if tenure.stopping is None and slot.is_out_of_memory:
-                tenure.stopping = "memory"
-            _log.warning("child.died", run_id=str(tenure.assignment.run_id), how=how, asked_to_end=tenure.stopping)
-            metrics.CHILD_EXITS.labels(slot.exit_signal).inc()
-            metrics.RUNS_ENDED.labels("died").inc()
-            self._endings.append(ending_of_death(tenure, how, crash_backoff_s=self._options.crash_backoff_s))
-        if self._drain_until_s is None and self._clocks.monotonic_s() >= slot.started_at_s + CHILD_PAUSE_S:
-            slot.start()
-
-    def _watch(self) -> None:
-        """Kill what is due to be killed; once a second also look at time and memory."""
-        now_s = self._clocks.monotonic_s()
-        for slot in self._slots:
-            if slot.tenure is not None and slot.tenure.kill_at_s is not None and now_s >= slot.tenure.kill_at_s:
-                slot.kill()
-        if now_s < self._watch_at_s:
-            return
-        self._watch_at_s = now_s + TIMER_S
-        for slot in self._slots:
-            tenure = slot.tenure
-            if tenure is None or tenure.stopping is not None:
-                continue
-            if slot.rss_bytes() > self._options.memory_limit_bytes:
-                tenure.stopping, tenure.kill_at_s = "memory", now_s
-                slot.kill()
-            elif now_s >= tenure.ends_at_s:
-                self._end_run(slot, tenure, "timeout")
-            elif now_s >= tenure.moved_at_s + tenure.stall_s:
-                self._stuck.append(tenure)
-                metrics.STUCK.inc()
-                self._end_run(slot, tenure, "stalled")
-
-    def _end_run(self, slot: Slot, tenure: Tenure, reason: CancelReason) -> None:
-        run_id, epoch = tenure.assignment.run_id, tenure.assignment.epoch
-        tenure.stopping = reason
-        tenure.kill_at_s = self._clocks.monotonic_s() + self._options.stop_grace_s
-        slot.tell(Cancel(run_id=run_id, epoch=epoch, reason=reason))
 
     def _drain(self) -> None:
         now_s = self._clocks.monotonic_s()
         if self._stops and self._drain_until_s is None:
             self._drain_until_s = now_s + self._options.drain_timeout_s
             self._beat_at_s = 0.0
-            _log.info("worker.draining", runs=len(self._tenures()))
-        if self._drain_until_s is None or (self._stops < 2 and now_s < self._drain_until_s):
-            return
-        for slot in self._slots:
-            tenure = slot.tenure
-            if tenure is None:
-                continue
-            if tenure.stopping is None:
-                tenure.stopping, tenure.kill_at_s = "drain", now_s + self._options.drain_grace_s
-                slot.tell(Drain(run_id=tenure.assignment.run_id, epoch=tenure.assignment.epoch))
-            if self._stops >= 2:
-                tenure.kill_at_s = now_s
-                slot.kill()
+            _log.info("worker.draining", runs=len(self._pool.tenures()))
+        if self._drain_until_s is not None and (self._stops >= 2 or now_s >= self._drain_until_s):
+            self._pool.drain(at_once=self._stops >= 2)
 
     # -- Postgres
 
@@ -364,13 +218,13 @@ class Worker:
         if self._clocks.monotonic_s() < self._beat_at_s:
             return
         sent_s = self._clocks.boot_time_s()
-        tenures = [(slot, slot.tenure) for slot in self._slots if slot.tenure is not None and not slot.tenure.is_lost]
+        tenures = list(self._pool.held())
         beats = [Beat(run_id=x.assignment.run_id, epoch=x.assignment.epoch, progress=x.counters or None) for _, x in tenures]
-        beats += [Beat(run_id=ending.run_id, epoch=ending.epoch) for ending in self._endings if ending.is_ours]
+        beats += [Beat(run_id=ending.run_id, epoch=ending.epoch) for ending in self._pool.endings if ending.is_ours]
         conn = self._postgres()
-        while self._stuck:
-            note_stuck(conn, self._stuck[-1])
-            del self._stuck[-1]
+        while self._pool.stuck:
+            note_stuck(conn, self._pool.stuck[-1])
+            del self._pool.stuck[-1]
         held = {answer.run_id: answer for answer in heartbeat(conn, self.worker_id, beats, lease_s=self._options.lease_s)} if beats else {}
         self._heed(show_presence(conn, self._presence()))
         self._beat_at_s = self._clocks.monotonic_s() + self._options.lease_s / 6
@@ -396,15 +250,12 @@ class Worker:
         self._refusal = refusal
 
     def _take_answer(self, slot: Slot, tenure: Tenure, answer: Held | None, sent_s: float) -> None:
-        run_id, epoch = tenure.assignment.run_id, tenure.assignment.epoch
         if answer is None:
-            tenure.stopping, tenure.kill_at_s = "lost", self._clocks.monotonic_s() + LOST_GRACE_S
-            metrics.FENCED.inc()
-            slot.tell(Lost(run_id=run_id, epoch=epoch))
+            self._pool.lose(slot, tenure)
             return
-        slot.tell(Renewed(run_id=run_id, epoch=epoch, write_until_s=self._write_until_s(sent_s)))
+        self._pool.renew(slot, tenure, write_until_s=self._write_until_s(sent_s))
         if answer.is_cancelled and tenure.stopping is None:
-            self._end_run(slot, tenure, "timeout" if answer.cancel_reason == "timeout" else "cancelled")
+            self._pool.cancel(slot, tenure, "timeout" if answer.cancel_reason == "timeout" else "cancelled")
 
     def _write_until_s(self, sent_s: float) -> float:
         return sent_s + self._options.lease_s * 2 / 3
@@ -416,7 +267,7 @@ class Worker:
             pid=os.getpid(),
             version=version("wsync-engine"),
             slots=self._options.slots,
-            running=len(self._tenures()),
+            running=len(self._pool.tenures()),
             is_draining=self._drain_until_s is not None,
             queues=list(self._options.queues),
             refusal=self._refusal,
@@ -424,8 +275,8 @@ class Worker:
 
     def _write_endings(self) -> None:
         self._write_finishes()
-        while self._endings:
-            ending = self._endings[0]
+        while self._pool.endings:
+            ending = self._pool.endings[0]
             try:
                 queued = ending.write(self._postgres())
             except StateError:
@@ -436,11 +287,11 @@ class Worker:
                 _log.error("run.ending_failed", run_id=str(ending.run_id), error=type(exc).__name__, next_step="report this")
             else:
                 self._tell_end(ending, queued)
-            del self._endings[0]
+            del self._pool.endings[0]
 
     def _write_finishes(self) -> None:
         """The common ends, many in one transaction; what can't be written so is written one by one."""
-        while plain := [ending for ending in self._endings if ending.finish is not None][:MOST_FINISHES]:
+        while plain := [ending for ending in self._pool.endings if ending.finish is not None][:MOST_FINISHES]:
             try:
                 done = finish_runs(self._postgres(), [ending.finish for ending in plain if ending.finish is not None])
             except (psycopg.OperationalError, RetryableError):
@@ -448,7 +299,7 @@ class Worker:
             except Exception as exc:
                 _log.warning("runs.ending_failed", runs=len(plain), error=type(exc).__name__)
                 return
-            self._endings = [ending for ending in self._endings if ending not in plain]
+            self._pool.endings = [ending for ending in self._pool.endings if ending not in plain]
             for run_id in done.lost:
                 _log.warning("run.lost", run_id=str(run_id))
             ended = [ending.run_id for ending in plain if ending.run_id not in done.lost]
@@ -474,8 +325,8 @@ class Worker:
             self._index_backoff.failed(exc)
 
     def _take_work(self) -> None:
-        metrics.RUNS.set(len(self._tenures()))
-        free = sum(slot.is_free for slot in self._slots)
+        metrics.RUNS.set(len(self._pool.tenures()))
+        free = len(self._pool.free())
         if self._drain_until_s is not None or self._refusal or not free or self._clocks.monotonic_s() < self._ask_at_s:
             return
         self._ask_at_s = self._clocks.monotonic_s() + TIMER_S
@@ -504,24 +355,13 @@ class Worker:
         One at a time; which run gets the slot is decided by the shares of §7, against which the time in the slot was counted.
         """
         now_s = self._clocks.monotonic_s()
-        if now_s < self._room_at_s or self._drain_until_s is not None or self._refusal or any(slot.is_free for slot in self._slots):
+        if now_s < self._room_at_s or self._drain_until_s is not None or self._refusal or self._pool.free():
             return
         self._room_at_s = now_s + TIMER_S
-        tenures = self._tenures()
-        if any(tenure.is_yielding or tenure.stopping for tenure in tenures):
-            return
         waiting: list[int | None] = []
         self._tell_index(lambda: waiting.append(self._index.first_waiting(self._options.queues)))
-        if not waiting or waiting[0] is None:
-            return
-        tenure = min(tenures, key=lambda x: (x.priority, x.started_at_s), default=None)
-        turn_s = 0.0 if tenure is not None and tenure.priority < waiting[0] else self._options.turn_s
-        if tenure is not None and now_s >= tenure.started_at_s + turn_s:
-            tenure.is_yielding = True
-            metrics.YIELDS.inc()
-            slot = next(slot for slot in self._slots if slot.tenure is tenure)
-            slot.tell(Yield(run_id=tenure.assignment.run_id, epoch=tenure.assignment.epoch))
-            _log.info("run.makes_room", run_id=str(tenure.assignment.run_id), for_priority=waiting[0])
+        if waiting and waiting[0] is not None:
+            self._pool.make_room(waiting[0])
 
     def _assign(self, runs: Sequence[ClaimedRun], write_until_s: float) -> None:
         try:
@@ -535,18 +375,18 @@ class Worker:
                 secret_folders=self._options.secret_folders,
             )
         except (RetryableError, psycopg.Error):
-            self._endings += [given_back(run.run_id, run.epoch) for run in runs]
+            self._pool.endings += [given_back(run.run_id, run.epoch) for run in runs]
             return
-        free = [slot for slot in self._slots if slot.is_free]
+        free = self._pool.free()
         for run in runs:
             self._hand_over(run, assignments[run.run_id], free)
 
     def _hand_over(self, run: ClaimedRun, assignment: Assignment | Exception, free: list[Slot]) -> None:
         if isinstance(assignment, Exception):
-            self._endings.append(failed(run.run_id, run.epoch, _unreadable(assignment)))
+            self._pool.endings.append(failed(run.run_id, run.epoch, _unreadable(assignment)))
             return
         if not free:  # a process died a moment ago
-            self._endings.append(given_back(run.run_id, run.epoch))
+            self._pool.endings.append(given_back(run.run_id, run.epoch))
             return
         free.pop(0).assign(assignment, left_s=self._time_left_s(run), stall_s=run.stall_ms / 1000, priority=run.priority)
 

@@ -1,0 +1,181 @@
+"""A worker's slots: what their children say, and who is asked to end, killed or replaced. One thread; nothing here writes to a store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import structlog
+
+from wsync_engine.telemetry import metrics
+from wsync_engine.worker.child import ChildSetup
+from wsync_engine.worker.endings import Ending, ending_of_death, ending_of_report
+from wsync_engine.worker.host import Host
+from wsync_engine.worker.messages import Cancel, CancelReason, Drain, Ended, Lost, Renewed, Yield
+from wsync_engine.worker.options import WorkerOptions
+from wsync_engine.worker.slots import Slot, Tenure
+
+__all__ = ["SlotPool"]
+
+WATCH_S = 1.0
+CHILD_PAUSE_S = 0.5
+"""A child that dies at its start is not replaced in a circle."""
+LOST_GRACE_S = 2.0
+"""A run that is gone may have been ended by its child a moment ago: its last word is on the way."""
+_log = structlog.get_logger()
+
+
+class SlotPool:
+    """All slots of a worker. `open` before anything else.
+
+    `endings`: of runs that left their slots, to be written by the owner, who takes them out. `stuck`: tenures that stood still, to be noted.
+    """
+
+    def __init__(self, options: WorkerOptions, host: Host) -> None:
+        self._options = options
+        self._host = host
+        self._clocks = host.clocks
+        self._watch_at_s = 0.0
+        self.slots: list[Slot] = []
+        self.endings: list[Ending] = []
+        self.stuck: list[Tenure] = []
+
+    def open(self, setup: ChildSetup) -> None:
+        """Start a child in each slot."""
+        self.slots = [self._host.new_slot(setup) for _ in range(self._options.slots)]
+
+    def close(self) -> None:
+        """Kill all children, and wait for them."""
+        for slot in self.slots:
+            slot.end(timeout_s=5)
+
+    # -- who is where
+
+    def tenures(self) -> list[Tenure]:
+        """The runs that are in slots."""
+        return [slot.tenure for slot in self.slots if slot.tenure is not None]
+
+    def held(self) -> Iterator[tuple[Slot, Tenure]]:
+        """The runs that are in slots and ours, as far as we know."""
+        return ((slot, slot.tenure) for slot in self.slots if slot.tenure is not None and not slot.tenure.is_lost)
+
+    def free(self) -> list[Slot]:
+        """The slots that can take a run."""
+        return [slot for slot in self.slots if slot.is_free]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no run is in a slot, or waits for its ending to be written."""
+        return not self.endings and not self.tenures()
+
+    # -- what children say
+
+    def listen(self, *, is_draining: bool) -> bool:
+        """What the children said; those that died get successors, unless we drain. Returns whether a run ended by itself."""
+        has_ended = False
+        for slot in self.slots:
+            is_alive = slot.is_alive  # asked first: what it said before it died is read below
+            for message in slot.messages():
+                if isinstance(message, Ended):
+                    has_ended |= self._take_end(slot, message)
+                elif slot.tenure is not None:
+                    slot.tenure.take_counters(message.counters, self._clocks.monotonic_s())
+            if not is_alive:
+                self._replace_dead(slot, is_draining=is_draining)
+        return has_ended
+
+    def _take_end(self, slot: Slot, ended: Ended) -> bool:
+        tenure, slot.tenure = slot.tenure, None
+        if tenure is None:
+            return False
+        slot.runs_done += 1
+        metrics.RUNS_ENDED.labels(ended.state or ended.kind).inc()
+        metrics.RUN_SECONDS.observe(self._clocks.monotonic_s() - tenure.started_at_s)
+        self.endings.append(ending_of_report(ended))
+        largest_bytes = min(self._options.recycle_bytes, self._options.memory_limit_bytes * 3 // 4)
+        if slot.runs_done >= self._options.runs_per_child or slot.rss_bytes() > largest_bytes:
+            slot.start()
+        return True
+
+    def _replace_dead(self, slot: Slot, *, is_draining: bool) -> None:
+        tenure, slot.tenure = slot.tenure, None
+        if tenure is not None:
+            how = slot.how_it_died()
+            if tenure.stopping is None and slot.is_out_of_memory:
+                tenure.stopping = "memory"
+            _log.warning("child.died", run_id=str(tenure.assignment.run_id), how=how, asked_to_end=tenure.stopping)
+            metrics.CHILD_EXITS.labels(slot.exit_signal).inc()
+            metrics.RUNS_ENDED.labels("died").inc()
+            self.endings.append(ending_of_death(tenure, how, crash_backoff_s=self._options.crash_backoff_s))
+        if not is_draining and self._clocks.monotonic_s() >= slot.started_at_s + CHILD_PAUSE_S:
+            slot.start()
+
+    # -- who shall end
+
+    def watch(self) -> None:
+        """Kill what is due to be killed; once a second also look at time and memory."""
+        now_s = self._clocks.monotonic_s()
+        for slot in self.slots:
+            if slot.tenure is not None and slot.tenure.kill_at_s is not None and now_s >= slot.tenure.kill_at_s:
+                slot.kill()
+        if now_s < self._watch_at_s:
+            return
+        self._watch_at_s = now_s + WATCH_S
+        for slot in self.slots:
+            if slot.tenure is not None and slot.tenure.stopping is None:
+                self._judge(slot, slot.tenure, now_s)
+
+    def _judge(self, slot: Slot, tenure: Tenure, now_s: float) -> None:
+        if slot.rss_bytes() > self._options.memory_limit_bytes:
+            tenure.stopping, tenure.kill_at_s = "memory", now_s
+            slot.kill()
+        elif now_s >= tenure.ends_at_s:
+            self.cancel(slot, tenure, "timeout")
+        elif now_s >= tenure.moved_at_s + tenure.stall_s:
+            self.stuck.append(tenure)
+            metrics.STUCK.inc()
+            self.cancel(slot, tenure, "stalled")
+
+    def cancel(self, slot: Slot, tenure: Tenure, reason: CancelReason) -> None:
+        """Ask a run to end; its process is killed when it has not after the grace."""
+        tenure.stopping = reason
+        tenure.kill_at_s = self._clocks.monotonic_s() + self._options.stop_grace_s
+        slot.tell(Cancel(run_id=tenure.assignment.run_id, epoch=tenure.assignment.epoch, reason=reason))
+
+    def drain(self, *, at_once: bool) -> None:
+        """Ask all runs to go back to the queue; their processes are killed after a grace, or at once."""
+        now_s = self._clocks.monotonic_s()
+        for slot in self.slots:
+            tenure = slot.tenure
+            if tenure is None:
+                continue
+            if tenure.stopping is None:
+                tenure.stopping, tenure.kill_at_s = "drain", now_s + self._options.drain_grace_s
+                slot.tell(Drain(run_id=tenure.assignment.run_id, epoch=tenure.assignment.epoch))
+            if at_once:
+                tenure.kill_at_s = now_s
+                slot.kill()
+
+    def lose(self, slot: Slot, tenure: Tenure) -> None:
+        """The run is another holder's: its process has to end."""
+        tenure.stopping, tenure.kill_at_s = "lost", self._clocks.monotonic_s() + LOST_GRACE_S
+        metrics.FENCED.inc()
+        slot.tell(Lost(run_id=tenure.assignment.run_id, epoch=tenure.assignment.epoch))
+
+    def renew(self, slot: Slot, tenure: Tenure, *, write_until_s: float) -> None:
+        """The lease was renewed: sink calls may start until then, by the host's boot time."""
+        slot.tell(Renewed(run_id=tenure.assignment.run_id, epoch=tenure.assignment.epoch, write_until_s=write_until_s))
+
+    def make_room(self, for_priority: int) -> None:
+        """Ask a run that has had its turn, or one that is less urgent, to go back to the queue at its next border. One at a time."""
+        now_s = self._clocks.monotonic_s()
+        held = [(slot, slot.tenure) for slot in self.slots if slot.tenure is not None]
+        if not held or any(tenure.is_yielding or tenure.stopping for _, tenure in held):
+            return
+        slot, tenure = min(held, key=lambda x: (x[1].priority, x[1].started_at_s))
+        turn_s = 0.0 if tenure.priority < for_priority else self._options.turn_s
+        if now_s < tenure.started_at_s + turn_s:
+            return
+        tenure.is_yielding = True
+        metrics.YIELDS.inc()
+        slot.tell(Yield(run_id=tenure.assignment.run_id, epoch=tenure.assignment.epoch))
+        _log.info("run.makes_room", run_id=str(tenure.assignment.run_id), for_priority=for_priority)
