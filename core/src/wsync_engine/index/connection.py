@@ -28,8 +28,12 @@ class Connections:
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(self, connection: Any) -> None:
-        """For redis-py: a connection is there; it greets the server."""
+    def note(self, _connection: Any) -> None:
+        """For a cluster's client of redis-py: a connection is there."""
+        self.count += 1
+
+    def greet(self, connection: Any) -> None:
+        """For a server's client of redis-py: a connection is there, and greets."""
         self.count += 1
         connection.on_connect()
 
@@ -50,7 +54,7 @@ def connect(url: str, *, timeout_s: float = 5.0) -> Client:
         if is_cluster_url(url):
             return _connect_cluster(url, options)
         connections = Connections()
-        client = redis.Redis.from_url(url, **options, retry=Retry(NoBackoff(), 0), redis_connect_func=connections)
+        client = redis.Redis.from_url(url, **options, retry=Retry(NoBackoff(), 0), redis_connect_func=connections.greet)
         client.connections = connections  # type: ignore[attr-defined]
         return client
     except ValueError:  # its text may repeat the password
@@ -74,7 +78,10 @@ def _connect_cluster(url: str, options: dict[str, Any]) -> RedisCluster:
         options["ssl"] = True
     startup = [cast(Any, ClusterNode)(node.hostname, node.port or DEFAULT_PORT) for node in nodes]
     # One retry: the table of the slots is read anew after an error; whatever else fails is left to our own.
-    return RedisCluster(startup_nodes=startup, retry=Retry(NoBackoff(), 1), **options)
+    connections = Connections()
+    client = RedisCluster(startup_nodes=startup, retry=Retry(NoBackoff(), 1), redis_connect_func=connections.note, **options)
+    client.connections = connections  # type: ignore[attr-defined]
+    return client
 
 
 def node_of(client: Client, key: str) -> str:
@@ -86,7 +93,7 @@ def node_of(client: Client, key: str) -> str:
 
 
 def connections_made(client: Client) -> int:
-    """How many connections a client has made so far. 0 of a cluster's: there `node_of` tells that another server has the key."""
+    """How many connections a client has made so far, to whichever server."""
     connections: Connections | None = getattr(client, "connections", None)
     return 0 if connections is None else connections.count
 
