@@ -70,14 +70,20 @@ def test_a_childs_group_goes_with_it(handed_over: Path, world: Any) -> None:
     assert [group.name for group in handed_over.iterdir() if group.is_dir()] == []
 
 
-def test_groups_of_workers_that_were_killed_are_removed_and_those_in_use_stay(handed_over: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
+def test_groups_of_workers_that_were_killed_are_removed_and_those_of_living_ones_stay(handed_over: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living, subprocess.Popen(["true"]) as gone:
+        gone.wait()
         TaskGroups(handed_over, limit_bytes=100 * MIB).add(living.pid)
-        (handed_over / "wsync-task-1").mkdir()
+        of_gone = [handed_over / f"wsync-task-{name}" for name in (f"{gone.pid}-1", str(gone.pid), "x")]
+        # The other worker's child has ended for want of memory, and it has not looked yet.
+        of_living = [handed_over / f"wsync-task-{living.pid}-1", handed_over / f"wsync-task-{os.getpid()}-{living.pid}"]
+        for group in (*of_gone, of_living[0]):
+            group.mkdir()
 
         TaskGroups(handed_over, limit_bytes=100 * MIB)
 
-        assert [group.name for group in handed_over.iterdir() if group.is_dir()] == [f"wsync-task-{living.pid}"]
+        assert {group for group in handed_over.iterdir() if group.is_dir()} == set(of_living)
+        of_living[0].rmdir()
         living.kill()
 
 

@@ -11,6 +11,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from psutil import pid_exists
+
 from wsync_sdk.errors import ConfigError
 
 __all__ = ["TaskGroups"]
@@ -32,9 +34,7 @@ class TaskGroups:
         self._ended: set[int] = set()
         try:
             self._check()
-            for left_over in folder.glob(f"{_PREFIX}*"):
-                with suppress(OSError):  # another worker's, with a child in it
-                    left_over.rmdir()
+            self._sweep()
             self.add(None)
         except OSError as exc:
             raise _unusable(folder, _REASONS.get(exc.errno or 0, os.strerror(exc.errno or 0))) from None
@@ -47,6 +47,13 @@ class TaskGroups:
         if "memory" not in (self._folder / "cgroup.controllers").read_text().split():
             raise _unusable(self._folder, "the controller `memory` is not handed over to it")
         (self._folder / "cgroup.subtree_control").write_text("+memory")
+
+    def _sweep(self) -> None:
+        for group in self._folder.glob(f"{_PREFIX}*"):
+            worker = group.name.removeprefix(_PREFIX).partition("-")[0]
+            if not (worker.isdigit() and pid_exists(int(worker))):  # a worker that lives has yet to read how its child ended
+                with suppress(OSError):  # a child is still in it
+                    group.rmdir()
 
     def add(self, process_id: int | None) -> None:
         """Put a process into a group of its own; None: only try it.
@@ -94,7 +101,7 @@ class TaskGroups:
             self._ended.discard(process_id)
 
     def _group(self, process_id: int) -> Path:
-        return self._folder / f"{_PREFIX}{process_id}"
+        return self._folder / f"{_PREFIX}{os.getpid()}-{process_id}"
 
 
 def _write_if_possible(file: Path, text: str) -> None:
