@@ -18,6 +18,7 @@ from wsync_engine.pipeline.fold import Verdicts, fold_partition
 from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.manifest import KeyColumn, Manifest
 from wsync_engine.pipeline.mapping import HASH, REFUSAL, compile_mapping
+from wsync_engine.secrets.values import ValueSealer
 from wsync_sdk import REFUSED_COLUMNS, ConfigError, RowRange, Split
 
 BUDGET = Budget()
@@ -32,6 +33,9 @@ class TableSource:
 
     def read(self, split: Split, offset: int = 0) -> Iterator[pa.RecordBatch]:
         yield from self.table.to_batches(max_chunksize=2)
+
+
+SEALER = ValueSealer([bytes(32)])
 
 
 def spec(**changes: Any) -> SyncSpec:
@@ -95,13 +99,13 @@ class World:
             offer_before_us=now_us,
             log=log,
         )
-        counts = diff_partition(task, withhold_deletes=staged.unreadable_keys > 0, scratch=self.folder, budget=BUDGET)
+        counts = diff_partition(task, SEALER, withhold_deletes=staged.unreadable_keys > 0, scratch=self.folder, budget=BUDGET)
         changes = pq.read_table(log).to_pylist()
         given = [(0, len(changes) - 1, "accepted")] if verdicts is None and changes else verdicts or []
         acked = [(RowRange(first, last), verdict) for first, last, verdict in given if verdict != "sent"]
         sent = [RowRange(first, last) for first, last, _ in given]
         target = self.folder / f"snapshot-{self.count}.parquet"
-        fold_partition(task, Verdicts(acked=acked, sent=sent), target, now_us=now_us, scratch=self.folder, budget=BUDGET)
+        fold_partition(task, Verdicts(acked=acked, sent=sent), target, SEALER, now_us=now_us, scratch=self.folder, budget=BUDGET)
         self.snapshot = target
         return counts, changes
 

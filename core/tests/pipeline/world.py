@@ -17,6 +17,7 @@ from wsync_engine.pipeline.deliver import RetryPolicy
 from wsync_engine.pipeline.finish import conclude
 from wsync_engine.pipeline.job import Job, Outcome
 from wsync_engine.pipeline.run import execute
+from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.state.books import RunBooks
 from wsync_engine.storage import LocalStorage
 from wsync_sdk import (
@@ -99,6 +100,7 @@ class RecordingSink(Sink):
         self.lose_replies = 0
         self.calls_per_s: float | None = None
         self.continues: list[int] = []
+        self.needs_before: frozenset[str] = frozenset()
         self.refuse_begin: WsyncError | None = None
         self.fail: WsyncError | None = None
         self.verdict: Callable[[Chunk], WriteResult] | None = None
@@ -108,7 +110,7 @@ class RecordingSink(Sink):
 
     def streams(self) -> Sequence[StreamSpec]:
         limits = StreamLimits(max_rows=7, concurrency=3, calls_per_s=self.calls_per_s)
-        return [StreamSpec(name="people", title="People", operations=frozenset(Operation), limits=limits)]
+        return [StreamSpec(name="people", title="People", operations=frozenset(Operation), limits=limits, needs_before=self.needs_before)]
 
     def begin(self, run: RunRef, target: Target) -> bytes:
         if self.refuse_begin is not None:
@@ -136,14 +138,6 @@ class RecordingSink(Sink):
         return WriteResult(accepted_rows=chunk.rows)
 
 
-class PlainCipher:
-    def encrypt(self, data: bytes) -> bytes:
-        return data
-
-    def decrypt(self, data: bytes) -> bytes:
-        return data
-
-
 class World:
     """A sync with its warehouse, sink and state; `run` makes a run and executes it, again after each crash."""
 
@@ -151,6 +145,7 @@ class World:
         self.source = TableSource({n: f"name {n}" for n in range(100)})
         self.sink = RecordingSink()
         self.destination = "s/recording"
+        self.cipher = Keyring.throwaway().tenant(uuid7())
         self.storage = LocalStorage(root=folder, tenant_id="t")
         self.spec = SyncSpec(
             name="people", source="w", sink="s", query="SELECT", key=("id",), stream="people", mode=Mode.MIRROR, guards=Guards()
@@ -201,7 +196,7 @@ class World:
             destination=self.destination,
             books=RunBooks(self.api, tenant_id=self.tenant_id, run_id=run_id, epoch=row[0], worker_id=row[1]),
             storage=self.storage,
-            cipher=PlainCipher(),
+            cipher=self.cipher,
             context=RunContext(tag="test", faults=faults),
             seed="seed",
             retry=RetryPolicy(tries=3, first_wait_s=0.0),

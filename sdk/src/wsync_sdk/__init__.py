@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         Target,
         TransactionalSink,
         WriteResult,
+        before_type,
     )
     from wsync_sdk.source import (
         REFUSED_COLUMNS,
@@ -111,6 +112,7 @@ __all__ = [
     "WriteResult",
     "WsyncError",
     "batches_from_rows",
+    "before_type",
     "hookimpl",
 ]
 
@@ -154,6 +156,7 @@ _NAMES = {
         "Target",
         "TransactionalSink",
         "WriteResult",
+        "before_type",
     ),
     "source": (
         "REFUSED_COLUMNS",

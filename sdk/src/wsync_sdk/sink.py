@@ -9,7 +9,11 @@ of one call and says truthfully what became of each row. A `Sink` must not conne
 several threads at once, up to `StreamLimits.concurrency`; every other method by one.
 
 A changes batch has the column `OP` (string: `upsert` or `delete`) first, then one column per mapped field, named as in the stream (nested fields are
-structs), the key's columns among them. In a delete only the key is set; if the stream declares `needs_before`, the column `BEFORE` (struct) is last.
+structs), the key's columns among them. In a delete only the key is set.
+
+If the stream declares `needs_before`, the column `BEFORE` is last, of the type `before_type`: of each such field that is mapped, a list with the JSON text of
+every value that the destination may still hold from this sync's earlier changes of the key. It is one value as a rule, two or more after changes
+whose outcome was never known. NULL: nothing is known, because the key is new, or was last sent before the stream declared the field.
 """
 
 from __future__ import annotations
@@ -47,10 +51,16 @@ __all__ = [
     "Target",
     "TransactionalSink",
     "WriteResult",
+    "before_type",
 ]
 
 OP = "wsync_op"
 BEFORE = "wsync_before"
+
+
+def before_type(fields: Sequence[str]) -> pa.DataType:
+    """The type of the column `BEFORE` for these fields, named with their dots: a struct with a list of JSON texts for each."""
+    return pa.struct([pa.field(name, pa.list_(pa.string())) for name in fields])
 
 
 class Operation(StrEnum):
@@ -100,7 +110,8 @@ class StreamSpec:
     :param fields: those known by name. :param open_fields: fields beyond these are taken as they come.
     :param key: names of the key's fields; empty: the sync's own key is used.
     :param operations: what can be done; a `mirror` sync needs DELETE.
-    :param needs_before: fields whose last acknowledged value a delete or update needs.
+    :param needs_before: fields, dots nest, whose former values a change needs, to take them away: they come in the column `BEFORE`, and the engine keeps
+        them encrypted. Fields that a mapping does not have are passed over.
     """
 
     name: str

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wsync_sdk import OP, FatalError, RowRange
+from wsync_engine.pipeline.before import BeforeField
+from wsync_sdk import BEFORE, OP, FatalError, RowRange, before_type
 
 __all__ = ["ChangeLogReader"]
 
@@ -15,16 +17,17 @@ __all__ = ["ChangeLogReader"]
 class ChangeLogReader:
     """Rows of one change log file; forward reads keep at most two row groups in memory.
 
-    :param schema: the stream's fields, with which batches are given (`OP` first).
+    :param schema: the stream's fields, with which batches are given (`OP` first). :param before: fields whose before-values it holds (`BEFORE` last).
     :raises FatalError: the file is missing or damaged.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, before: Sequence[BeforeField] = ()) -> None:
         try:
             self._file = pq.ParquetFile(path, memory_map=False)
         except (OSError, pa.ArrowInvalid) as exc:
             raise FatalError("the run's change log is missing or damaged", next_step="run the sync again") from exc
-        self.schema = pa.schema([pa.field(OP, pa.string(), nullable=False), *schema])
+        fields = [pa.field(OP, pa.string(), nullable=False), *schema]
+        self.schema = pa.schema([*fields, pa.field(BEFORE, before_type([field.path for field in before]))] if before else fields)
         counts = [self._file.metadata.row_group(group).num_rows for group in range(self._file.metadata.num_row_groups)]
         self._starts = [sum(counts[:group]) for group in range(len(counts) + 1)]
         self.rows: int = self._starts[-1]

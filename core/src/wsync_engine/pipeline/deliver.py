@@ -26,6 +26,7 @@ from wsync_engine.pipeline.chunking import cut, halves, leaves, remaining, verdi
 from wsync_engine.pipeline.context import RunContext
 from wsync_engine.state.books import Ack, Cipher, NewRejection, RunBooks, SentChunk
 from wsync_sdk import (
+    BEFORE,
     Chunk,
     Fence,
     PluginError,
@@ -276,6 +277,8 @@ class _Partition:
 
     def _rejection(self, row: int, code: str, message: str, *, retryable: bool) -> NewRejection:
         payload = self._reader.read(RowRange(row, row))
+        if BEFORE in payload.schema.names:  # what was refused is the row
+            payload = payload.drop_columns([BEFORE])
         return NewRejection(
             rejection_id=uuid7(),
             partition=self._partition,

@@ -16,12 +16,14 @@ from pathlib import Path
 import duckdb
 
 from wsync_engine.model.sync import Duplicates, Mode
+from wsync_engine.pipeline.before import SEALED, BeforeField, before_struct, sealing
 from wsync_engine.pipeline.canonical import canonical_value, partition_of_key
 from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.manifest import KeyColumn, Manifest
 from wsync_engine.pipeline.mapping import HASH, PARTITION, REFUSAL
 from wsync_engine.pipeline.sql import PARQUET, identifier, path_list, text
-from wsync_sdk import OP, ConfigError, Operation
+from wsync_engine.state.books import Sealer
+from wsync_sdk import BEFORE, OP, ConfigError, Operation
 
 __all__ = [
     "DiffCounts",
@@ -42,7 +44,7 @@ class DiffInput:
     """What one partition's diff reads and where it writes.
 
     :param stage: its staged files, maybe none. :param fields: the stream's top-level fields. :param offer_before_us: rejected changes whose
-        backoff ends later (microseconds since 1970) are held back.
+        backoff ends later (microseconds since 1970) are held back. :param before: fields whose values the snapshot keeps.
     """
 
     partition: int
@@ -55,6 +57,7 @@ class DiffInput:
     duplicates: Duplicates
     offer_before_us: int
     log: Path
+    before: tuple[BeforeField, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,20 +89,20 @@ class DiffCounts:
         return cls(**{name: counts[name] for name in cls.__dataclass_fields__})
 
 
-def snapshot_columns(key: Sequence[KeyColumn]) -> str:
+def snapshot_columns(key: Sequence[KeyColumn], *, has_before: bool = False) -> str:
     """Columns of a snapshot file as a DDL list, for an empty one."""
     keys = ", ".join(f"{identifier(column.name)} {column.type}" for column in key)
-    return f"{keys}, {HASH} UUID, wsync_unsure BOOLEAN, wsync_rejected_hash UUID, wsync_rejections INTEGER, wsync_offer_at BIGINT"
+    return f"{keys}, {HASH} UUID, wsync_unsure BOOLEAN, wsync_rejected_hash UUID, wsync_rejections INTEGER, wsync_offer_at BIGINT{f', {SEALED} BLOB' if has_before else ''}"
 
 
-def diff_partition(task: DiffInput, *, withhold_deletes: bool, scratch: Path, budget: Budget) -> DiffCounts:
+def diff_partition(task: DiffInput, sealer: Sealer, *, withhold_deletes: bool, scratch: Path, budget: Budget) -> DiffCounts:
     """Write the partition's change log and say what it holds.
 
     :param withhold_deletes: some rows' keys could not be read, so nobody knows who left the result: count deletes, but log none.
     """
-    with opened(scratch, budget) as connection:
+    with opened(scratch, budget) as connection, sealing(connection, task.before, sealer):
         load_stage(connection, task)
-        load_snapshot(connection, task.snapshot, task.manifest, task.key, task.partition)
+        load_snapshot(connection, task)
         has_repeated = settle_duplicates(connection, task)
         counts = _count(connection, task, has_repeated=has_repeated)
         if withhold_deletes:
@@ -121,27 +124,36 @@ def load_stage(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> None:
     )
 
 
-def load_snapshot(
-    connection: duckdb.DuckDBPyConnection, path: Path | None, manifest: Manifest, key: Sequence[KeyColumn], partition: int
-) -> None:
+def load_snapshot(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> None:
     """View `snapshot`: the partition's entries; from the file of a coarser partition only those that belong here."""
-    if path is None:
-        connection.execute(f"CREATE TEMP TABLE snapshot ({snapshot_columns(key)})")
+    if task.snapshot is None:
+        connection.execute(f"CREATE TEMP TABLE snapshot ({snapshot_columns(task.key, has_before=bool(task.before))})")
         return
-    if manifest.key and tuple(manifest.key) != tuple(key):
+    manifest = task.manifest
+    if manifest.key and tuple(manifest.key) != tuple(task.key):
         raise ConfigError(
             "the key's fields or types are not those of the snapshot",
             next_step="give the key its former fields and types again, or declare a sync of another name",
         )
-    texts = [f"coalesce({canonical_value(identifier(column.name), column.type)}, '')" for column in key]
+    texts = [f"coalesce({canonical_value(identifier(column.name), column.type)}, '')" for column in task.key]
     # What was never acknowledged is not at the sink, whatever else is in doubt.
     doubt = (
         f"REPLACE (({HASH} IS NOT NULL OR wsync_unsure) AS wsync_unsure, CAST(0 AS BIGINT) AS wsync_offer_at)" if manifest.is_unsure else ""
     )
+    file = f"read_parquet({path_list([task.snapshot])}, hive_partitioning = false)"
+    without, before = _before_column(connection, file, is_needed=bool(task.before))
     connection.execute(
-        f"CREATE TEMP VIEW snapshot AS SELECT * {doubt} FROM read_parquet({path_list([path])}, hive_partitioning = false)"
-        f" WHERE {partition_of_key(texts, manifest.partitions)} = {partition}"
+        f"CREATE TEMP VIEW snapshot AS SELECT * {without} {doubt}{before} FROM {file}"
+        f" WHERE {partition_of_key(texts, manifest.partitions)} = {task.partition}"
     )
+
+
+def _before_column(connection: duckdb.DuckDBPyConnection, file: str, *, is_needed: bool) -> tuple[str, str]:
+    """(what leaves out the before-values, what adds them): the file was written for another stream, or before this one asked for them."""
+    is_there = SEALED in {name for name, *_ in connection.execute(f"DESCRIBE SELECT * FROM {file}").fetchall()}
+    if is_there == is_needed:
+        return "", ""
+    return (f"EXCLUDE ({SEALED})", "") if is_there else ("", f", CAST(NULL AS BLOB) AS {SEALED}")
 
 
 def _keys(task: DiffInput, table: str = "") -> str:
@@ -258,13 +270,16 @@ def _row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[int, ...]:
 
 def _write_log(connection: duckdb.DuckDBPyConnection, task: DiffInput, *, with_deletes: bool) -> None:
     fields = ", ".join(f"s.{identifier(name)}" for name in task.fields)
+    before = f", {before_struct(task.before, f'o.{SEALED}')} AS {BEFORE}" if task.before else ""
     upserts = (
-        f"SELECT {text(Operation.UPSERT)} AS {OP}, {fields}, s.{HASH} FROM offered s LEFT JOIN snapshot o ON {_on(task, 's', 'o')}"
+        f"SELECT {text(Operation.UPSERT)} AS {OP}, {fields}, s.{HASH}{before} FROM offered s LEFT JOIN snapshot o ON {_on(task, 's', 'o')}"
         f" WHERE NOT coalesce({_SAME}, false) AND NOT coalesce({_held_back(task)}, false)"
     )
     queries = [upserts]
     if with_deletes:
-        queries.append(f"SELECT {text(Operation.DELETE)} AS {OP}, {_keys(task)}, CAST(NULL AS UUID) AS {HASH} FROM ({_departed(task)})")
+        queries.append(
+            f"SELECT {text(Operation.DELETE)} AS {OP}, {_keys(task)}, CAST(NULL AS UUID) AS {HASH}{before} FROM ({_departed(task)}) o"
+        )
     connection.execute(
         f"COPY (SELECT * FROM ({' UNION ALL BY NAME '.join(queries)}) ORDER BY {_keys(task)})"
         f" TO {text(str(task.log))} ({PARQUET}, ROW_GROUP_SIZE {LOG_ROW_GROUP})"

@@ -158,6 +158,7 @@ def _fold(job: Job, run_id: UUID, record: RunRecord) -> tuple[int, dict[str, Any
             log.diff_input(partition, job.storage),
             verdict,
             target,
+            job.cipher.sealer(),
             now_us=int(time.time() * 1_000_000),
             scratch=scratch_of(job),
             budget=job.budget,

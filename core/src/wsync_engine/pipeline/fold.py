@@ -17,11 +17,13 @@ import duckdb
 import pyarrow as pa
 
 from wsync_engine.model.sync import Mode
+from wsync_engine.pipeline.before import SEALED, known_after_send, known_when_accepted, sealing
 from wsync_engine.pipeline.chunking import leaves, remaining
 from wsync_engine.pipeline.diff import DiffInput, load_snapshot, load_stage
 from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.mapping import HASH
 from wsync_engine.pipeline.sql import PARQUET, identifier, text
+from wsync_engine.state.books import Sealer
 from wsync_sdk import OP, RowRange
 
 __all__ = ["Verdicts", "fold_partition"]
@@ -55,14 +57,14 @@ class Verdicts:
         return not self.acked and not self.sent
 
 
-def fold_partition(task: DiffInput, verdicts: Verdicts, target: Path, *, now_us: int, scratch: Path, budget: Budget) -> int:
+def fold_partition(task: DiffInput, verdicts: Verdicts, target: Path, sealer: Sealer, *, now_us: int, scratch: Path, budget: Budget) -> int:
     """Write the partition's next snapshot file; returns its rows.
 
     :raises FatalError: the stage, log or old snapshot file is missing or damaged.
     """
-    with opened(scratch, budget) as connection:
+    with opened(scratch, budget) as connection, sealing(connection, task.before, sealer):
         load_stage(connection, task)
-        load_snapshot(connection, task.snapshot, task.manifest, task.key, task.partition)
+        load_snapshot(connection, task)
         _load_judged(connection, task, verdicts)
         connection.execute(f"COPY ({_kept(task)} UNION ALL BY NAME {_judged_entries(task, now_us)}) TO {text(str(target))} ({PARQUET})")
         row = connection.execute(f"SELECT count(*) FROM read_parquet({text(str(target))})").fetchone()
@@ -80,9 +82,10 @@ def _load_judged(connection: duckdb.DuckDBPyConnection, task: DiffInput, verdict
         }
     )
     connection.register("verdict_range", table)
-    keys = ", ".join(f"l.{identifier(column.name)}" for column in task.key)
+    names = dict.fromkeys([column.name for column in task.key] + [field.path.split(".")[0] for field in task.before])
+    columns = ", ".join(f"l.{identifier(name)}" for name in names)
     connection.execute(
-        f"CREATE TEMP VIEW judged AS SELECT {keys}, l.{OP}, l.{HASH}, v.verdict"
+        f"CREATE TEMP VIEW judged AS SELECT {columns}, l.{OP}, l.{HASH}, v.verdict"
         f" FROM read_parquet({text(str(task.log))}, file_row_number = true, hive_partitioning = false) l"
         " ASOF JOIN verdict_range v ON l.file_row_number >= v.first_row WHERE l.file_row_number <= v.last_row"
     )
@@ -115,6 +118,17 @@ def _judged_entries(task: DiffInput, now_us: int) -> str:
         f" CAST(CASE j.verdict WHEN 'rejected' THEN {again} + 1 WHEN 'unsure' THEN coalesce(o.wsync_rejections, 0) ELSE 0 END AS INTEGER)"
         " AS wsync_rejections,"
         f" CASE j.verdict WHEN 'rejected' THEN {now_us} + {backoff} WHEN 'unsure' THEN o.wsync_offer_at END AS wsync_offer_at"
+        f"{_known_before(task)}"
         f" FROM judged j LEFT JOIN snapshot o ON {_match(task, 'j', 'o')}"
         f" WHERE NOT (j.verdict = 'accepted' AND j.{OP} = 'delete')"
+    )
+
+
+def _known_before(task: DiffInput) -> str:
+    if not task.before:
+        return ""
+    accepted, unsure = known_when_accepted(task.before, "j"), known_after_send(task.before, "j", f"o.{SEALED}")
+    return (
+        f", CASE WHEN j.{OP} = 'upsert' AND j.verdict = 'accepted' THEN {accepted}"
+        f" WHEN j.{OP} = 'upsert' AND j.verdict = 'unsure' THEN {unsure} ELSE o.{SEALED} END AS {SEALED}"
     )

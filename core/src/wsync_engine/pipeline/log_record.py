@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from wsync_engine.model.sync import Duplicates, Mode
+from wsync_engine.pipeline.before import BeforeField, before_fields
 from wsync_engine.pipeline.diff import DiffInput
 from wsync_engine.pipeline.manifest import KeyColumn, Manifest
 from wsync_engine.storage import LocalStorage
@@ -23,6 +24,7 @@ class LogRecord:
     :param files: one per partition. :param stage: per partition the staged files it was made from.
     :param destination, stream: where the log goes, whatever the sync says by the time it is delivered.
     :param base: the snapshot it was compared with, seen in `partitions`. :param schema: of the stream's fields.
+    :param before: fields of the stream whose before-values it holds.
     """
 
     partitions: int
@@ -34,6 +36,7 @@ class LogRecord:
     mode: Mode
     destination: str
     stream: str
+    before: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
@@ -47,6 +50,7 @@ class LogRecord:
             "mode": str(self.mode),
             "destination": self.destination,
             "stream": self.stream,
+            "before": list(self.before),
         }
 
     @classmethod
@@ -62,7 +66,13 @@ class LogRecord:
             mode=Mode(document["mode"]),
             destination=document["destination"],
             stream=document["stream"],
+            before=tuple(document.get("before", ())),
         )
+
+    @property
+    def before_fields(self) -> tuple[BeforeField, ...]:
+        """The fields whose before-values it holds."""
+        return before_fields(self.before, self.schema)
 
     def diff_input(self, partition: int, storage: LocalStorage) -> DiffInput:
         """The files of one partition, as the fold reads them."""
@@ -78,4 +88,5 @@ class LogRecord:
             duplicates=Duplicates(),
             offer_before_us=0,
             log=storage.absolute(self.files[partition]),
+            before=self.before_fields,
         )

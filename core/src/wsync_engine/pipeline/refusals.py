@@ -33,7 +33,7 @@ def refusals_of(task: DiffInput, cipher: Cipher, scratch: Path, budget: Budget, 
     fields = ", ".join(identifier(name) for name in task.fields)
     with opened(scratch, budget) as connection:
         load_stage(connection, task)
-        load_snapshot(connection, task.snapshot, task.manifest, task.key, task.partition)
+        load_snapshot(connection, task)
         settle_duplicates(connection, task)
         refused = arrow_table(connection, f"SELECT {REFUSAL}, {fields} FROM stage WHERE {REFUSAL} IS NOT NULL LIMIT {limit}")
         repeated = connection.sql(

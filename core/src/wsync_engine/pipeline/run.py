@@ -13,6 +13,7 @@ from pathlib import Path
 
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.sync import Mode
+from wsync_engine.pipeline.before import before_fields
 from wsync_engine.pipeline.change_log import ChangeLogReader
 from wsync_engine.pipeline.deliver import Delivery, deliver_partition
 from wsync_engine.pipeline.diff import DiffCounts, DiffInput, diff_partition
@@ -229,6 +230,7 @@ def _diff(job: Job, manifest: Manifest, mapping: CompiledMapping, generation: in
     totals = DiffCounts()
     files: list[str] = []
     rejections: list[NewRejection] = []
+    before = before_fields(job.sink.stream(job.spec.stream).needs_before, mapping.schema)
     stage: dict[str, list[str]] = {}
     for partition in range(manifest.partitions):
         job.context.check()
@@ -246,9 +248,10 @@ def _diff(job: Job, manifest: Manifest, mapping: CompiledMapping, generation: in
             duplicates=job.spec.duplicates,
             offer_before_us=_NEVER_LATER_US if adopt else int(time.time() * 1_000_000),
             log=log,
+            before=before,
         )
         withhold = (unreadable > 0 or adopt) and job.spec.mode is Mode.MIRROR
-        counts = diff_partition(task, withhold_deletes=withhold, scratch=scratch_of(job), budget=job.budget)
+        counts = diff_partition(task, job.cipher.sealer(), withhold_deletes=withhold, scratch=scratch_of(job), budget=job.budget)
         job.context.count("partitions_compared", 1)
         if adopt:  # what left the result stays in the snapshot, for the next run to delete
             counts = replace(counts, withheld_deletes=0)
@@ -268,6 +271,7 @@ def _diff(job: Job, manifest: Manifest, mapping: CompiledMapping, generation: in
         mode=job.spec.mode,
         destination=job.destination,
         stream=job.spec.stream,
+        before=tuple(field.path for field in before),
     )
     job.books.store_change_log(record.to_json(), {"read": read_rows, **totals.to_counts()}, rejections)
     job.context.faults("after_change_log")
@@ -339,7 +343,7 @@ def _send(job: Job, record: RunRecord) -> None:
         call_timeout_s=TRANSACTION_S if isinstance(job.sink, TransactionalSink) else job.call_timeout_s,
     )
     for partition, name in enumerate(log.files):
-        reader = ChangeLogReader(job.storage.absolute(name), log.schema)
+        reader = ChangeLogReader(job.storage.absolute(name), log.schema, log.before_fields)
         try:
             deliver_partition(delivery, reader, partition)
         finally:

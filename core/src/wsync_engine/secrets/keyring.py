@@ -18,6 +18,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from wsync_engine.secrets.values import ValueSealer
 from wsync_sdk.errors import ConfigError
 
 __all__ = ["Keyring", "TenantCipher"]
@@ -70,6 +71,10 @@ class TenantCipher:
             return self._fernet.rotate(data)
         except InvalidToken:
             raise _wrong_key() from None
+
+    def sealer(self) -> ValueSealer:
+        """For many small values; a new one for each batch."""
+        return ValueSealer([base64.urlsafe_b64decode(key) for key in self._keys])
 
     def __repr__(self) -> str:
         return "TenantCipher(***)"

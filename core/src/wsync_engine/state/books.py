@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 
 from wsync_sdk import FatalError, PlanExpired, RetryableError, RowRange, StateError, WsyncError
 
-__all__ = ["Ack", "Cipher", "NewRejection", "PublishedSplit", "RunBooks", "RunRecord", "SentChunk", "Settlement", "SnapshotRow"]
+__all__ = ["Ack", "Cipher", "NewRejection", "PublishedSplit", "RunBooks", "RunRecord", "Sealer", "SentChunk", "Settlement", "SnapshotRow"]
 
 TERMINAL = ("succeeded", "partial", "failed", "cancelled")
 DELIVERY_WAIT_S = 5.0
@@ -33,6 +33,22 @@ class Cipher(Protocol):
 
     def decrypt(self, data: bytes) -> bytes:
         """What was encrypted."""
+        ...
+
+    def sealer(self) -> Sealer:
+        """For a batch of small values."""
+        ...
+
+
+class Sealer(Protocol):
+    """Encrypts many small values for one tenant."""
+
+    def seal(self, values: Sequence[bytes | None]) -> list[bytes | None]:
+        """Each value in a form that only `open` with this tenant's key can read; None stays None."""
+        ...
+
+    def open(self, values: Sequence[bytes | None]) -> list[bytes | None]:
+        """What was sealed."""
         ...
 
 

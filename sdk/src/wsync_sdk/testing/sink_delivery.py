@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from wsync_sdk.sink import OP, Chunk, Fence, Operation, RowRange, RunRef, Sink, StreamSpec, Target, WriteResult
+from wsync_sdk.sink import BEFORE, OP, Chunk, Fence, Operation, RowRange, RunRef, Sink, StreamSpec, Target, WriteResult, before_type
 from wsync_sdk.testing.harness import SinkHarness
 from wsync_sdk.testing.rules import absent, differing_rows, require
 
@@ -30,10 +31,19 @@ def delete(key: Row) -> dict[str, Any]:
     return {OP: Operation.DELETE.value, **key}
 
 
-def changes_of(rows: Sequence[Row], schema: pa.Schema) -> pa.RecordBatch:
-    """Rows as changes: upserts, unless they say otherwise."""
-    table = [{OP: row.get(OP, Operation.UPSERT.value), **{name: row.get(name) for name in schema.names}} for row in rows]
-    return pa.RecordBatch.from_pylist(table, schema=pa.schema([pa.field(OP, pa.string()), *schema]))
+def changes_of(rows: Sequence[Row], schema: pa.Schema, before: Sequence[str] = ()) -> pa.RecordBatch:
+    """Rows as changes: upserts, unless they say otherwise. With fields in `before` they have the column `BEFORE`."""
+    known = {BEFORE: None} if before else {}
+    table = [
+        {OP: row.get(OP, Operation.UPSERT.value), **{name: row.get(name) for name in schema.names}, **known, **_before_of(row)}
+        for row in rows
+    ]
+    fields = [pa.field(OP, pa.string()), *schema, *([pa.field(BEFORE, before_type(before))] if before else [])]
+    return pa.RecordBatch.from_pylist(table, schema=pa.schema(fields))
+
+
+def _before_of(row: Row) -> dict[str, Any]:
+    return {BEFORE: row[BEFORE]} if BEFORE in row else {}
 
 
 def target_of(harness: SinkHarness, schema: pa.Schema = PEOPLE, key: tuple[str, ...] = ("id",)) -> Target:
@@ -58,6 +68,12 @@ class Delivery:
         )
         self.token = sink.begin(self.run, target)
         self._next_row: dict[int, int] = {}
+        self._known: dict[tuple[Any, ...], dict[str, list[str]]] = {}
+
+    @property
+    def before(self) -> list[str]:
+        """The fields of the target whose former values the stream asks for."""
+        return sorted(self.stream.needs_before & set(self.target.schema.names))
 
     @property
     def stream(self) -> StreamSpec:
@@ -78,7 +94,7 @@ class Delivery:
         start = self._next_row.get(partition, 0) if first is None else first
         span = RowRange(start, start + len(rows) - 1)
         self._next_row[partition] = span.last + 1
-        changes = changes_of(rows, self.target.schema)
+        changes = changes_of([self._with_before(row) for row in rows] if self.before else rows, self.target.schema, self.before)
         return Chunk(
             key=f"{self.run.run_id}.{partition}.{span.first}-{span.last}",
             run=self.run,
@@ -90,6 +106,16 @@ class Delivery:
             fence=Fence(sync_id=self.run.sync_id, delivery=self.run.delivery, partition=partition, epoch=epoch),
             timeout_s=TIMEOUT_S,
         )
+
+    def _with_before(self, row: Row) -> Row:
+        """The row with what was sent of its key before, as the engine remembers it."""
+        key = tuple(row.get(name) for name in self.target.key)
+        known = self._known.get(key)
+        if row.get(OP) == Operation.DELETE:
+            self._known.pop(key, None)
+        else:
+            self._known[key] = {name: [json.dumps(row[name], default=str)] for name in self.before if row.get(name) is not None}
+        return {BEFORE: known, **row}
 
     def write(self, rows: Sequence[Row], *, partition: int = 0, epoch: int = 1, first: int | None = None) -> None:
         """Send rows, in as many chunks as the stream's limits ask for."""
