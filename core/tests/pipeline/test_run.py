@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from wsync_engine.model.sync import Guards
+from wsync_engine.pipeline import finish
 from wsync_engine.pipeline.context import Cancelled, no_faults
 from wsync_engine.pipeline.finish import conclude
 from wsync_engine.pipeline.run import execute
@@ -21,6 +23,7 @@ from wsync_engine.storage import LocalStorage
 from wsync_sdk import (
     ConfigError,
     FatalError,
+    PlanExpired,
     Rejection,
     RetryableError,
     Split,
@@ -360,9 +363,102 @@ def test_a_run_waits_for_a_terminated_one_whose_process_may_still_write(world: W
     run_id = world.new_run()
     with pytest.raises(RetryableError, match="another run of the sync is delivering"):
         execute(world.job(run_id, beside("after_change_log", deliver_until_it_is_terminated)))
+    for _ in range(2):  # nor does whoever looks again fold what may still be written
+        with pytest.raises(RetryableError, match="another run of the sync is delivering"):
+            execute(world.job(run_id))
+    assert not world.scalar("SELECT folded_at IS NOT NULL FROM wsync.run WHERE run_id = %s", terminated)
     world.engine.execute("UPDATE wsync.run SET lease_until = NULL WHERE run_id = %s", (terminated,))
 
     assert execute(world.job(run_id)).state == "succeeded"
+    assert world.sink.contents == world.source.rows
+
+
+def test_an_older_reading_is_not_delivered_after_a_newer_one_that_found_nothing_to_do(world: World) -> None:
+    world.run()
+    before = dict(world.source.rows)
+    change(world)
+
+    def turn_back() -> None:
+        world.source.rows = before
+        assert world.run_beside().counts["upserts"] == 0
+
+    outcome = world.run(beside("after_change_log", turn_back))
+
+    assert (outcome.state, outcome.counts["upserts"], outcome.counts["deletes"]) == ("succeeded", 0, 0)
+    assert world.sink.contents == before
+
+
+def test_a_dry_run_is_not_approved_after_a_run_that_found_nothing_to_do(world: World) -> None:
+    world.run()
+    run_id = world.new_run(dry_run=True)
+    execute(world.job(run_id))
+    world.run()
+    world.engine.execute("UPDATE wsync.run SET state = 'queued', dry_run = false, approved_by = 'ann' WHERE run_id = %s", (run_id,))
+
+    with pytest.raises(FatalError, match="stale plan"):
+        execute(world.job(run_id))
+
+
+def test_a_run_does_not_ask_the_source_while_another_delivers(world: World) -> None:
+    late = world.new_run(is_beside=True)
+    plans: list[int] = []
+
+    def come_late() -> None:
+        with pytest.raises(RetryableError, match="another run of the sync is delivering"):
+            execute(world.job(late))
+        plans.append(world.source.plans)
+
+    world.run(beside("after_start_delivery", come_late))
+
+    assert plans == [1]
+
+
+def test_no_guard_judges_a_plan_that_is_made_anew(world: World) -> None:
+    world.run()
+    for key in range(60):
+        del world.source.rows[key]
+    generous = replace(world.spec, guards=Guards(max_delete_percent=None))
+
+    def delete_them() -> None:
+        guarded, world.spec = world.spec, generous
+        assert world.run_beside().counts["deletes"] == 60
+        world.spec = guarded
+
+    outcome = world.run(beside("after_change_log", delete_them))
+
+    assert (outcome.state, outcome.counts["deletes"]) == ("succeeded", 0)
+
+
+def test_a_run_that_others_overtake_again_and_again_uses_an_attempt(world: World) -> None:
+    def overtake(name: str) -> None:
+        if name == "after_change_log":
+            world.run_beside()
+
+    with pytest.raises(RetryableError, match="stale plan") as overtaken:
+        execute(world.job(world.new_run(), overtake))
+
+    assert overtaken.value.retry_after_s is None
+    assert not isinstance(overtaken.value, PlanExpired)
+
+
+def test_two_runs_that_fold_the_same_predecessor_both_go_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run()
+    change(world)
+    died = world.new_run(is_beside=True)
+    with pytest.raises(Crash):
+        execute(world.job(died, crash_at("before_finish", 1)))
+    world.engine.execute("UPDATE wsync.run SET state = 'failed', finished_at = now() WHERE run_id = %s", (died,))
+    fold_partition = finish.fold_partition
+    others = [world.run_beside]
+
+    def fold_late(*arguments: Any, **options: Any) -> int:
+        if others:  # this one has read what there is to fold, and is slower
+            assert others.pop()().state == "succeeded"
+        return fold_partition(*arguments, **options)
+
+    monkeypatch.setattr(finish, "fold_partition", fold_late)
+
+    assert world.run().state == "succeeded"
     assert world.sink.contents == world.source.rows
 
 

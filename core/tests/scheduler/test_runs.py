@@ -210,6 +210,23 @@ def test_a_throttled_run_uses_no_attempt_and_waits_as_long_as_asked(world: Any, 
     assert row(world, run_id)["attempt"] == 0
 
 
+def test_a_run_that_waits_for_its_turn_does_not_wait_as_long_as_after_a_failure(world: Any, run_id: UUID) -> None:
+    world.engine.execute("UPDATE wsync.schedule SET backoff_base_ms = 3600000, backoff_cap_ms = 7200000")
+    claim_runs(world.engine, [run_id], WORKER)
+
+    again = retry_run(
+        world.engine,
+        run_id,
+        1,
+        error=RunError(error_class="RetryableError", message="another run of the sync is delivering", next_step="nothing"),
+        retry_after_s=5,
+        is_throttled=True,
+    ).run
+
+    assert again is not None
+    assert timedelta(seconds=5) <= again.ready_at - world.now <= timedelta(seconds=10)
+
+
 def test_a_retry_past_the_runs_deadline_fails_it(world: Any, run_id: UUID) -> None:
     claim_runs(world.engine, [run_id], WORKER)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import psycopg
@@ -221,3 +222,21 @@ def test_a_tenant_is_made_once_and_found_by_its_name(database) -> None:
         assert find_tenant(second, "other") is None
         with pytest.raises(ConfigError, match="no tenant `other`"):
             tenant_named(second, "other")
+
+
+def test_instants_come_in_utc_whatever_the_servers_zone(database) -> None:
+    with connect(database.engine_url, application_name="test") as engine:
+        name = engine.info.dbname
+    with psycopg.connect(database.owner_url, autocommit=True) as owner:
+        owner.execute(sql.SQL("ALTER DATABASE {} SET timezone = 'Europe/Berlin'").format(sql.Identifier(name)))
+    try:
+        with psycopg.connect(database.engine_url) as plain, connect(database.engine_url, application_name="test") as engine:
+            (zone,) = plain.execute("SHOW timezone").fetchone() or ("",)
+            (found,) = engine.execute("SELECT CAST('2026-10-25 00:30Z' AS timestamptz)").fetchone() or (None,)
+    finally:
+        with psycopg.connect(database.owner_url, autocommit=True) as owner:
+            owner.execute(sql.SQL("ALTER DATABASE {} RESET timezone").format(sql.Identifier(name)))
+
+    assert zone == "Europe/Berlin"
+    assert found.utcoffset() == timedelta(0)
+    assert found + timedelta(hours=1) == datetime(2026, 10, 25, 1, 30, tzinfo=UTC)

@@ -78,7 +78,12 @@ def fold_predecessors(job: Job) -> None:
     for run_id in job.books.unfolded(job.sync_id):
         record = job.books.record_of(run_id)
         _ask_sink(job, run_id, record)
-        fold = _fold_or_give_up(job, run_id, record)
+        try:
+            fold = _fold_or_give_up(job, run_id, record)
+        except SnapshotLost:
+            if job.books.is_folded(run_id):  # by another run, which removed what nobody names any more
+                continue
+            raise
         # Another run of the sync (a dry one runs beside) may fold it too: only who swapped the manifest may remove what it replaced.
         if job.books.fold_other(run_id, job.sync_id, fold):
             _tidy(job, run_id, record, fold)

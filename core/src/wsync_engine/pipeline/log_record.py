@@ -24,7 +24,7 @@ class LogRecord:
     :param files: one per partition. :param stage: per partition the staged files it was made from.
     :param destination, stream: where the log goes, whatever the sync says by the time it is delivered.
     :param base: the snapshot it was compared with, seen in `partitions`. :param schema: of the stream's fields.
-    :param before: fields of the stream whose before-values it holds.
+    :param before: fields of the stream whose before-values it holds. :param planned_after: the sync's delivery number at the plan.
     """
 
     partitions: int
@@ -37,6 +37,7 @@ class LogRecord:
     destination: str
     stream: str
     before: tuple[str, ...] = ()
+    planned_after: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
@@ -51,6 +52,7 @@ class LogRecord:
             "destination": self.destination,
             "stream": self.stream,
             "before": list(self.before),
+            "planned_after": self.planned_after,
         }
 
     @classmethod
@@ -67,6 +69,7 @@ class LogRecord:
             destination=document["destination"],
             stream=document["stream"],
             before=tuple(document.get("before", ())),
+            planned_after=document.get("planned_after"),
         )
 
     @property

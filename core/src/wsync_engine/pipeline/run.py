@@ -35,6 +35,7 @@ from wsync_sdk import (
     PlanExpired,
     Query,
     ReadPlan,
+    RetryableError,
     RowRange,
     StateError,
     TransactionalSink,
@@ -75,26 +76,37 @@ def _begin_delivery(job: Job, record: RunRecord) -> Outcome | None:
     while True:
         if record.change_log is None:
             _check_mode(job)
+            if not record.dry_run:
+                job.books.await_turn(job.sync_id)
             _prepare(job, adopt=record.adopt)
             record = job.books.load()
+        planned_after = log_of(record).planned_after
+        if not record.dry_run and attempt < MOST_PLANS and job.books.is_stale(job.sync_id, planned_after):  # no guard need judge it
+            attempt += 1
+            record = _without_plan(job, record, attempt)
+            continue
         reasons = _stops(job, record)
         if reasons:
             job.books.block(reasons)
             return Outcome(state="blocked", reason="; ".join(reasons), counts=record.counts)
         job.context.border()
         try:
-            job.books.start_delivery(job.sync_id)
-        except PlanExpired:
-            # A run that was executed beside this one has delivered since: what is left to do is found out anew.
-            if attempt == MOST_PLANS:
-                raise
-            job.books.event("plan.stale", {"attempt": attempt})
+            job.books.start_delivery(job.sync_id, planned_after)
+        except PlanExpired as exc:
+            if attempt == MOST_PLANS:  # this uses an attempt: else it would ask the source for as long as others deliver
+                raise RetryableError(exc.message, next_step="nothing: it is planned again") from exc
             attempt += 1
-            fold_predecessors(job)
-            record = replace(record, change_log=None)
+            record = _without_plan(job, record, attempt)
         else:
             job.context.faults("after_start_delivery")
             return None
+
+
+def _without_plan(job: Job, record: RunRecord, attempt: int) -> RunRecord:
+    """A run that was executed beside this one has delivered since: what is left to do is found out anew."""
+    job.books.event("plan.stale", {"attempt": attempt - 1})
+    fold_predecessors(job)
+    return replace(record, change_log=None)
 
 
 # -- plan and extract
@@ -119,6 +131,7 @@ def _prepare(job: Job, *, adopt: bool) -> None:
 
 
 def _prepare_once(job: Job, *, adopt: bool) -> None:
+    planned_after = job.books.snapshot(job.sync_id).delivery
     manifest = _current_manifest(job, adopt=adopt)
     job.context.check()
     generation = job.books.begin_plan()
@@ -133,7 +146,7 @@ def _prepare_once(job: Job, *, adopt: bool) -> None:
         raise
     finally:
         job.source.release(plan)
-    _diff(job, manifest.grown(partitions), mapping, generation, adopt=adopt)
+    _diff(job, manifest.grown(partitions), mapping, generation, adopt=adopt, planned_after=planned_after)
 
 
 def _check_mode(job: Job) -> None:
@@ -222,7 +235,7 @@ def _current_manifest(job: Job, *, adopt: bool) -> Manifest:
 # -- diff
 
 
-def _diff(job: Job, manifest: Manifest, mapping: CompiledMapping, generation: int, *, adopt: bool) -> None:
+def _diff(job: Job, manifest: Manifest, mapping: CompiledMapping, generation: int, *, adopt: bool, planned_after: int) -> None:
     splits = job.books.splits(generation)
     unreadable = sum(split.unreadable_keys for split in splits)
     folder = job.storage.log_folder(str(job.books.run_id))
@@ -272,6 +285,7 @@ def _diff(job: Job, manifest: Manifest, mapping: CompiledMapping, generation: in
         destination=job.destination,
         stream=job.spec.stream,
         before=tuple(field.path for field in before),
+        planned_after=planned_after,
     )
     job.books.store_change_log(record.to_json(), {"read": read_rows, **totals.to_counts()}, rejections)
     job.context.faults("after_change_log")

@@ -48,6 +48,7 @@ __all__ = [
 
 LEASE_S = 30.0
 MAX_CRASHES = 3
+THROTTLED_MS = 10_000
 OUT_OF_TIME = RunError(
     error_class="timeout", message="out of time", next_step="raise the schedule's timeout, or make the query or the sink faster"
 )
@@ -246,14 +247,17 @@ def retry_run(
 ) -> Retried:
     """After a failure that may pass: back into the queue with backoff, or failed once attempts or time are used up.
 
-    :param is_throttled: the destination asked for a pause; no attempt is used, only the run's deadline ends it.
+    :param is_throttled: `retry_after_s` was asked for, by the destination or for one's turn; no attempt is used, only the run's deadline ends it.
     :raises StateError: the epoch is old; nothing was written.
     """
     with conn.transaction():
         run = _run_under_clock(conn, run_id)
         policy = select(conn, _SQL["run_policy"], {"run_id": run_id})[0]
         attempt = run["attempt"] + 1
-        wait = backoff(run_id, attempt, base_ms=policy["backoff_base_ms"], cap_ms=policy["backoff_cap_ms"], retry_after_s=retry_after_s)
+        base_ms, cap_ms = policy["backoff_base_ms"], policy["backoff_cap_ms"]
+        if is_throttled:  # how long is known; a little more keeps many from coming back at once
+            base_ms = cap_ms = min(base_ms, THROTTLED_MS)
+        wait = backoff(run_id, attempt, base_ms=base_ms, cap_ms=cap_ms, retry_after_s=retry_after_s)
         ready_at = instant(policy, "now") + wait
         is_late = run["deadline_at"] is not None and ready_at >= run["deadline_at"]
         is_last = not is_throttled and attempt >= policy["max_attempts"]

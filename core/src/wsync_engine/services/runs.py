@@ -172,8 +172,8 @@ def approve_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID
     try:
         with tenant_transaction(conn, tenant_id):
             run = _blocked(conn, tenant_id, run_id)
-            if run["base_version"] is not None and run["base_version"] != run["version"]:
-                raise ConfigError("stale plan: another run has changed the snapshot since", next_step="discard it, and run the sync again")
+            if run["is_overtaken"] or (run["base_version"] is not None and run["base_version"] != run["version"]):
+                raise ConfigError("stale plan: another run of the sync has delivered since", next_step="discard it, and run the sync again")
             if run["is_sync_changed"]:  # its change log was made for another mapping, or another stream
                 raise ConfigError("stale plan: the sync was changed since", next_step="discard it, and run the sync again")
             approved = select(conn, _SQL["run_approve"], {"run_id": run_id, "actor": actor})[0]

@@ -20,6 +20,9 @@ from wsync_sdk import FatalError, PlanExpired, RetryableError, RowRange, StateEr
 __all__ = ["Ack", "Cipher", "NewRejection", "PublishedSplit", "RunBooks", "RunRecord", "Sealer", "SentChunk", "Settlement", "SnapshotRow"]
 
 TERMINAL = ("succeeded", "partial", "failed", "cancelled")
+_IS_OVER = (  # one parameter: TERMINAL. A terminated run's process may live, and write, as long as its lease is not over.
+    "(state = ANY(%s::wsync.run_state[]) AND (cancel_reason IS DISTINCT FROM 'terminated' OR coalesce(lease_until <= wsync.clock(), true)))"
+)
 DELIVERY_WAIT_S = 5.0
 """Until a run looks again whether the one that delivers has ended."""
 
@@ -131,16 +134,18 @@ class SnapshotRow:
     """A sync's snapshot as stored; version 0 and no manifest before the first fold.
 
     :param resync: how often one was asked for. :param forgotten: manifests that have done fewer belong to a destination that the sync has left.
+    :param delivery: number of the sync's last run that was let deliver.
     """
 
     version: int
     manifest: dict[str, Any] | None
     resync: int
     forgotten: int
+    delivery: int
 
 
 def _stale_plan(*, is_approved: bool) -> WsyncError:
-    message = "stale plan: another run has changed the snapshot since"
+    message = "stale plan: another run of the sync has delivered since"
     if is_approved:
         return FatalError(message, next_step="run the sync again")
     return PlanExpired(message, next_step="nothing: it is planned again", retry_after_s=DELIVERY_WAIT_S)
@@ -184,11 +189,11 @@ class RunBooks:
             return self._record(cursor, self.run_id)
 
     def unfolded(self, sync_id: UUID) -> Sequence[UUID]:
-        """Ended runs of the sync that delivered and are not folded yet, oldest first."""
+        """Ended runs of the sync that delivered and are not folded yet, oldest first. Not those that may still write."""
         with self._fenced() as cursor:
             rows = cursor.execute(
                 "SELECT run_id FROM wsync.run WHERE sync_id = %s AND run_id <> %s AND delivery IS NOT NULL AND folded_at IS NULL"
-                " AND state = ANY(%s::wsync.run_state[]) ORDER BY delivery",
+                f" AND {_IS_OVER} ORDER BY delivery",
                 (sync_id, self.run_id, list(TERMINAL)),
             ).fetchall()
         return [row[0] for row in rows]
@@ -202,13 +207,13 @@ class RunBooks:
         """The sync's snapshot now."""
         with self._fenced() as cursor:
             row = cursor.execute(
-                "SELECT coalesce(s.version, 0), s.manifest, y.resync, y.forgotten FROM wsync.sync y LEFT JOIN wsync.snapshot s USING (tenant_id, sync_id)"
+                "SELECT coalesce(s.version, 0), s.manifest, y.resync, y.forgotten, y.delivery FROM wsync.sync y LEFT JOIN wsync.snapshot s USING (tenant_id, sync_id)"
                 " WHERE y.sync_id = %s",
                 (sync_id,),
             ).fetchone()
         if row is None:
             raise StateError("the run's sync does not exist any more", next_step="nothing to do: it was purged")
-        return SnapshotRow(version=row[0], manifest=row[1], resync=row[2], forgotten=row[3])
+        return SnapshotRow(version=row[0], manifest=row[1], resync=row[2], forgotten=row[3], delivery=row[4])
 
     def splits(self, generation: int) -> list[PublishedSplit]:
         """The published splits of one plan."""
@@ -317,23 +322,48 @@ class RunBooks:
 
     # -- deliver
 
-    def start_delivery(self, sync_id: UUID) -> int:
+    def await_turn(self, sync_id: UUID) -> None:
+        """See that nothing is read which is compared anew before it can be delivered.
+
+        :raises RetryableError: another run of the sync delivers, or may still; this one goes on after it.
+        """
+        with self._fenced() as cursor:
+            self._is_alone(cursor, sync_id)
+
+    def is_folded(self, run_id: UUID) -> bool:
+        """Whether somebody has folded another run."""
+        with self._fenced() as cursor:
+            return self._record(cursor, run_id).folded
+
+    def is_stale(self, sync_id: UUID, planned_after: int | None) -> bool:
+        """Whether this run's plan can't be delivered any more, as `start_delivery` would find; nobody approved it."""
+        with self._fenced() as cursor:
+            _, is_current, is_approved = self._standing(cursor, planned_after)
+            return not is_approved and not (is_current and self._is_alone(cursor, sync_id))
+
+    def _standing(self, cursor: psycopg.Cursor[Any], planned_after: int | None) -> tuple[int | None, bool, bool]:
+        """(its delivery, whether no run of the sync was let deliver or folded since its plan, whether somebody approved it)."""
+        row = cursor.execute(
+            "SELECT r.delivery, coalesce(s.version, 0) = r.base_version AND y.delivery = coalesce(%s, y.delivery), r.approved_by IS NOT NULL"
+            " FROM wsync.run r JOIN wsync.sync y USING (tenant_id, sync_id) LEFT JOIN wsync.snapshot s USING (tenant_id, sync_id) WHERE r.run_id = %s",
+            (planned_after, self.run_id),
+        ).fetchone()
+        assert row is not None
+        return row[0], row[1], row[2]
+
+    def start_delivery(self, sync_id: UUID, planned_after: int | None) -> int:
         """Let this run deliver: compare the snapshot it started from, and raise the sync's delivery number, in one transaction. One run of a
         sync delivers at a time, also where others may be executed beside it.
 
+        :param planned_after: the sync's delivery number at the plan: who was let deliver since has read later, also if there was nothing to send.
+            None: not known, an older engine planned it.
         :raises RetryableError: another run of the sync delivers, or may still; this one goes on after it.
         :raises PlanExpired: the snapshot has moved on since the plan ("stale plan"), or will when what another run left is folded.
         :raises FatalError: so it has, and somebody approved just this plan.
         """
         with self._fenced("delivery.started") as cursor:
             cursor.execute("SELECT delivery FROM wsync.sync WHERE sync_id = %s FOR NO KEY UPDATE", (sync_id,))
-            row = cursor.execute(
-                "SELECT r.delivery, coalesce(s.version, 0) = r.base_version, r.approved_by IS NOT NULL FROM wsync.run r"
-                " LEFT JOIN wsync.snapshot s ON s.sync_id = r.sync_id WHERE r.run_id = %s",
-                (self.run_id,),
-            ).fetchone()
-            assert row is not None
-            delivery, is_current, is_approved = row
+            delivery, is_current, is_approved = self._standing(cursor, planned_after)
             if delivery is not None:
                 return int(delivery)
             is_folded = self._is_alone(cursor, sync_id)
@@ -352,8 +382,7 @@ class RunBooks:
         :raises RetryableError: one of them is not at its end, or was terminated and its process may still live.
         """
         rows = cursor.execute(
-            "SELECT state = ANY(%s::wsync.run_state[]) AND (cancel_reason IS DISTINCT FROM 'terminated' OR coalesce(lease_until <= wsync.clock(), true))"
-            " FROM wsync.run WHERE sync_id = %s AND run_id <> %s AND delivery IS NOT NULL AND folded_at IS NULL",
+            f"SELECT {_IS_OVER} FROM wsync.run WHERE sync_id = %s AND run_id <> %s AND delivery IS NOT NULL AND folded_at IS NULL",
             (list(TERMINAL), sync_id, self.run_id),
         ).fetchall()
         if not all(is_ended for (is_ended,) in rows):

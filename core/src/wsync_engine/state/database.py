@@ -34,12 +34,13 @@ REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "
 def connect(url: str, *, application_name: str, idle_in_transaction_s: float = 10.0) -> psycopg.Connection[TupleRow]:
     """Open a connection in autocommit mode: a transaction is what stands inside `with connection.transaction()`.
 
+    Instants come in UTC, whatever the server's zone: arithmetic on those of a zone with daylight saving would be wall-clock arithmetic.
     A dead peer is noticed within 20 s (keepalives 5 s × 3), a lock is waited for 2 s, a transaction that idles is ended by the server.
 
     :raises ConfigError: the address can't be parsed, or the server refuses this login or database.
     :raises RetryableError: the server can't be reached.
     """
-    options = f"-c lock_timeout=2000 -c idle_in_transaction_session_timeout={round(idle_in_transaction_s * 1000)}"
+    options = f"-c timezone=UTC -c lock_timeout=2000 -c idle_in_transaction_session_timeout={round(idle_in_transaction_s * 1000)}"
     try:
         return psycopg.connect(
             url,

@@ -59,6 +59,7 @@ LIMIT 2;
 -- name: run_review
 -- What approve and discard decide on; locked, so that two people can't decide at once.
 SELECT r.run_id, r.schedule_id, r.overlap_key, r.sync_id, r.priority, r.adopt, r.params, r.nominal_at, r.state::text AS state, r.dry_run, r.base_version, coalesce(s.version, 0) AS version,
+    coalesce(CAST(r.change_log ->> 'planned_after' AS bigint), y.delivery) <> y.delivery AS is_overtaken,
     greatest(y.updated_at, k.updated_at) > coalesce(r.started_at, r.created_at) AS is_sync_changed
 FROM wsync.run AS r
 JOIN wsync.sync AS y ON y.tenant_id = r.tenant_id AND y.sync_id = r.sync_id
