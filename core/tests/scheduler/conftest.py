@@ -9,6 +9,7 @@ from uuid import UUID
 import psycopg
 import pytest
 from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
 
 from wsync_engine.index.due_index import Index, connect
 from wsync_engine.model.ids import uuid7
@@ -79,12 +80,13 @@ class World:
             for connection in self._connections:
                 self._tell(connection)
 
-    def new_sync(self) -> UUID:
+    def new_sync(self, *parameters: str) -> UUID:
         sync_id = uuid7()
+        spec = Jsonb({"parameters": dict.fromkeys(parameters)} if parameters else {})
         self.engine.execute(
             "INSERT INTO wsync.sync (sync_id, tenant_id, name, source_connection_id, sink_connection_id, spec, overlap_key)"
-            " VALUES (%s, %s, %s, %s, %s, '{}', %s)",
-            [sync_id, self.tenant_id, str(sync_id), self.connection_id, self.connection_id, sync_id],
+            " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+            [sync_id, self.tenant_id, str(sync_id), self.connection_id, self.connection_id, spec, sync_id],
         )
         return sync_id
 

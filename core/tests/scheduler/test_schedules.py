@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from dataclasses import asdict, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -96,6 +97,61 @@ def test_of_many_at_once_each_is_stored_as_it_was_declared(world: Any, chosen: t
     for spec, one in zip(specs, made, strict=True):
         assert {name: stored[spec.name][name] for name in asdict(spec)} == asdict(spec)
         assert (stored[spec.name]["next_nominal_at"], stored[spec.name]["next_due_at"]) == (one.next_nominal_at, one.entry.due_at)
+
+
+@pytest.mark.parametrize("values", [(1, True), (1, 1.0), (0, False), (-0.0, 0)], ids=repr)
+def test_parameters_that_python_takes_for_the_same_are_kept_apart(world: Any, values: tuple[Any, Any]) -> None:
+    sync_id = world.new_sync("x")
+    specs = [spec(world, sync_id=sync_id, name=f"s{n}", params={"x": value}) for n, value in enumerate(values)]
+    world.write(create_schedules, specs, actor="ann")
+
+    stored = world.rows("SELECT params -> 'x' AS x FROM wsync.schedule ORDER BY name")
+    assert [type(row["x"]) for row in stored] == [type(value) for value in values]
+    assert not any(x.is_new for x in world.write(create_schedules, specs, actor="ann"))
+    with pytest.raises(ConfigError, match="declared differently"):
+        world.write(create_schedule, replace(specs[0], params=specs[1].params), actor="ann")
+
+
+BERLIN = ZoneInfo("Europe/Berlin")
+FIRST_PASS, SECOND_PASS = (datetime(2027, 10, 31, 2, 30, tzinfo=BERLIN, fold=fold) for fold in (0, 1))
+
+
+@pytest.mark.parametrize("field", ["once_at", "anchor_at", "start_at", "end_at"])
+def test_both_passes_of_a_repeated_hour_are_instants_of_their_own(world: Any, field: str) -> None:
+    columns: dict[str, Any] = {
+        "once_at": {"kind": "once", "cron": None, "zone": None},
+        "anchor_at": {"kind": "interval", "cron": None, "zone": None, "every_ms": 60_000},
+    }.get(field, {})
+    sync_id = world.new_sync()
+    specs = [spec(world, **columns, sync_id=sync_id, name=at.tzname(), **{field: at}) for at in (FIRST_PASS, SECOND_PASS)]
+    world.write(create_schedules, specs, actor="ann")
+
+    world.api.execute("SET timezone TO 'Europe/Berlin'")
+    again = world.write(create_schedules, specs, actor="ann")
+
+    assert not any(x.is_new for x in again)
+    stored = world.rows(f"SELECT extract(epoch FROM {field})::int AS at FROM wsync.schedule ORDER BY {field}")
+    assert [row["at"] for row in stored] == [FIRST_PASS.timestamp(), SECOND_PASS.timestamp()]
+
+
+def test_a_change_to_the_other_pass_of_a_repeated_hour_is_one(world: Any) -> None:
+    declared = spec(world, kind="once", cron=None, zone=None, once_at=FIRST_PASS)
+    stored = world.write(create_schedule, declared, actor="ann")
+
+    changed = world.write(change_schedule, stored.schedule_id, replace(declared, once_at=SECOND_PASS), actor="ann")
+
+    assert changed.next_nominal_at - stored.next_nominal_at == timedelta(hours=1)
+
+
+@pytest.mark.parametrize("field", ["once_at", "anchor_at", "start_at", "end_at"])
+def test_an_instant_without_a_zone_is_refused_by_its_name(world: Any, field: str) -> None:
+    wrong = spec(world, **{field: datetime(2027, 1, 1)})  # noqa: DTZ001
+    stored = world.write(create_schedule, spec(world, sync_id=wrong.sync_id), actor="ann")
+
+    with pytest.raises(ConfigError, match=f"`nightly`: `{field}` has no zone"):
+        world.write(create_schedule, wrong, actor="ann")
+    with pytest.raises(ConfigError, match=f"`nightly`: `{field}` has no zone"):
+        world.write(change_schedule, stored.schedule_id, wrong, actor="ann")
 
 
 def test_none_at_once_is_none(world: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -25,10 +25,12 @@ from wsync_engine.scheduler.overlap import Admission, RunRequest, admit
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, shard_of, statements, timing_of, write_events
 from wsync_engine.scheduler.runs import drop_waiting
 from wsync_engine.scheduler.spec import (
+    INSTANTS,
     ScheduleSpec,
     anchored,
     check_params,
     checked_timing,
+    in_utc,
     refuse_contradictions,
     refuse_new_contradictions,
     shared_and_own,
@@ -117,7 +119,7 @@ def create_schedules(conn: psycopg.Connection[Any], tenant_id: UUID, specs: Sequ
     if not specs:
         return []
     now, shards = _time(conn)
-    specs = [anchored(spec, now) for spec in specs]
+    specs = [anchored(in_utc(spec), now) for spec in specs]
     timings = [checked_timing(spec, schedule_id) for spec, schedule_id in zip(specs, uuid7s(len(specs)), strict=True)]
     for spec in specs:
         refuse_contradictions(spec)
@@ -168,6 +170,7 @@ def change_schedule(
     :raises ConfigError: as for `create_schedule`; there is no such schedule.
     :raises StateError: someone changed it meanwhile.
     """
+    spec = in_utc(spec)
     now, _ = _time(conn)
     clock = _locked_clock(conn, schedule_id)
     old = _definition(conn, schedule_id)
@@ -392,25 +395,32 @@ def _definition(conn: psycopg.Connection[Any], schedule_id: UUID) -> Row:
     found = select(conn, _SQL["schedule_get"], {"schedule_id": schedule_id})
     if not found:
         raise ConfigError(f"there is no schedule {schedule_id}", next_step="`wsync-engine schedules list` shows those there are")
-    return found[0]
+    return _in_utc(found[0], INSTANTS)
 
 
 def _locked_clock(conn: psycopg.Connection[Any], schedule_id: UUID) -> Row:
     found = select(conn, _SQL["clock_lock"], {"schedule_id": schedule_id})
     if not found:
         raise ConfigError(f"there is no schedule {schedule_id}", next_step="`wsync-engine schedules list` shows those there are")
-    return found[0]
+    return _in_utc(found[0], ("next_nominal_at", "next_due_at", "last_nominal_at"))
+
+
+def _in_utc(row: Row, names: Sequence[str]) -> Row:
+    """Instants come in the session's zone, in which they neither compare nor add up."""
+    return {**row, **{name: row[name].astimezone(UTC) for name in names if row[name] is not None}}
 
 
 def _same_or_refused(conn: psycopg.Connection[Any], tenant_id: UUID, spec: ScheduleSpec) -> StoredSchedule:
-    found = select(conn, _SQL["schedule_find"], {"tenant_id": tenant_id, "name": spec.name})
+    params = orjson.dumps(spec.params, default=dict).decode()
+    found = select(conn, _SQL["schedule_find"], {"tenant_id": tenant_id, "name": spec.name, "params": params})
     if not found:
         raise RetryableError(f"schedule `{spec.name}` was deleted meanwhile", next_step="create it again", retry_after_s=0.1)
-    old = found[0]
+    old = _in_utc(found[0], INSTANTS)
     declared = asdict(spec)
+    del declared["params"]
     if spec.kind == "interval":
         declared["anchor_at"] = old["anchor_at"]  # registering again does not move the phase
-    if any(old[name] != value for name, value in declared.items()):
+    if not old["has_params"] or any(old[name] != value for name, value in declared.items()):
         raise ConfigError(f"schedule `{spec.name}` exists and is declared differently", next_step="change it instead of creating it")
     clock = _locked_clock(conn, old["schedule_id"])
     return _stored(old["schedule_id"], old["spec_version"], rev=clock["rev"], following=_kept(clock))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any, Literal
 from uuid import UUID
+
+import orjson
 
 from wsync_engine.model.durations import duration_text
 from wsync_engine.model.run import OverlapPolicy
@@ -16,14 +18,19 @@ from wsync_engine.scheduler.timing import Timing, check_timing
 from wsync_sdk.errors import ConfigError
 
 __all__ = [
+    "INSTANTS",
     "ScheduleSpec",
     "anchored",
     "check_params",
     "checked_timing",
+    "in_utc",
     "refuse_contradictions",
     "refuse_new_contradictions",
     "shared_and_own",
 ]
+
+INSTANTS = ("anchor_at", "once_at", "start_at", "end_at")
+"""The fields that are instants."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +95,36 @@ def _is_storable(value: object) -> bool:
     return False
 
 
+def in_utc(spec: ScheduleSpec) -> ScheduleSpec:
+    """The spec with all its instants in UTC. In their zone, Python takes both passes of a repeated hour for the same one.
+
+    :raises ConfigError: an instant has no zone, or has no date in UTC.
+    """
+    anchor, once, start, end = instants = _instants(spec)
+    # Nearly all specs; spelled out, since a loop would cost as much as all the rest of a spec's checks.
+    if (
+        (start is None or start.tzinfo is UTC)
+        and (end is None or end.tzinfo is UTC)
+        and (once is None or once.tzinfo is UTC)
+        and (anchor is None or anchor.tzinfo is UTC)
+    ):
+        return spec
+    converted: dict[str, Any] = {name: _utc(spec, name, at) for name, at in zip(INSTANTS, instants, strict=True) if at is not None}
+    return replace(spec, **converted)
+
+
+def _utc(spec: ScheduleSpec, name: str, at: datetime) -> datetime:
+    if at.utcoffset() is None:
+        raise ConfigError(f"schedule `{spec.name}`: `{name}` has no zone", next_step="pass an aware datetime, for example in UTC")
+    try:
+        return at.astimezone(UTC)
+    except OverflowError as exc:
+        raise ConfigError(
+            f"schedule `{spec.name}`: `{name}` is outside the calendar in UTC",
+            next_step="leave it out, or name an instant that somebody lives to see",
+        ) from exc
+
+
 def anchored(spec: ScheduleSpec, now: datetime) -> ScheduleSpec:
     """An interval without an anchor begins now."""
     return replace(spec, anchor_at=now) if spec.kind == "interval" and spec.anchor_at is None else spec
@@ -150,6 +187,8 @@ def shared_and_own(specs: Sequence[ScheduleSpec]) -> tuple[dict[str, Any], tuple
     """
     rows = [_values(spec) for spec in specs]
     is_shared = [column.count(column[0]) == len(column) for column in zip(*rows, strict=True)]
+    if specs[0].params and is_shared[_PARAMS]:  # so far True and 1 are the same, and 1.0, and -0.0 is 0.0
+        is_shared[_PARAMS] = len({orjson.dumps(spec.params, default=dict) for spec in specs}) == 1
     shared = {name: value for name, value, same in zip(_FIELDS, rows[0], is_shared, strict=True) if same}
     own = [at for at, same in enumerate(is_shared) if not same]
     return shared, tuple(_FIELDS[at] for at in own), [tuple([row[at] for at in own]) for row in rows]
@@ -158,4 +197,6 @@ def shared_and_own(specs: Sequence[ScheduleSpec]) -> tuple[dict[str, Any], tuple
 _POLICIES = tuple(policy.value for policy in OverlapPolicy)
 _JUDGED = ("kind", "zone", "attempt_timeout_ms", "total_timeout_ms")
 _FIELDS = tuple(item.name for item in fields(ScheduleSpec))
+_PARAMS = _FIELDS.index("params")
 _values = attrgetter(*_FIELDS)
+_instants = attrgetter(*INSTANTS)

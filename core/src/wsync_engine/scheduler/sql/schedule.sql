@@ -77,7 +77,8 @@ WITH wanted AS MATERIALIZED (
 SELECT schedule_id FROM wanted EXCEPT SELECT schedule_id FROM made;
 
 -- name: schedule_find
-SELECT s.*
+-- Whether the parameters are the same, their texts say: to Python True is 1, to `jsonb` 1.0 is 1.
+SELECT s.*, CAST(s.params AS text) = CAST(CAST(:params AS jsonb) AS text) AS has_params
 FROM wsync.schedule AS s
 WHERE s.tenant_id = :tenant_id AND s.name = :name AND s.deleted_at IS NULL;
 
