@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import psycopg
 import pytest
 
 from wsync_engine.index.due_index import Index, connect
@@ -177,6 +178,52 @@ def test_registered_by_many_at_once_there_is_one(world: Any) -> None:
     assert len(found) == 12
     assert len({x.schedule_id for x in found}) == 1
     assert {x.entry.rev for x in found} == {1}
+
+
+def test_registering_again_waits_for_nobody_who_holds_clocks(world: Any) -> None:
+    """Else two producers with the same names in two orders, or one and a worker that ends runs, would wait in a circle."""
+    specs = [spec(world, name=str(n)) for n in range(3)]
+    first = world.write(create_schedules, specs, actor="ann")
+    world.api.execute("SET lock_timeout = '2s'")
+
+    with world.engine.transaction():
+        world.engine.execute("SELECT FROM wsync.schedule_clock FOR UPDATE")
+        again = world.write(create_schedules, specs[::-1], actor="ann")
+
+    assert [(x.schedule_id, x.entry, x.is_new) for x in again] == [(x.schedule_id, x.entry, False) for x in first[::-1]]
+
+
+def test_registering_again_costs_as_many_statements_for_many_as_for_one(world: Any) -> None:
+    specs = [spec(world, name=str(n)) for n in range(40)]
+    world.write(create_schedules, specs, actor="ann")
+    said: list[Any] = []
+
+    class Counting(psycopg.Cursor[Any]):
+        def execute(self, query: Any, *arguments: Any, **options: Any) -> Any:
+            said.append(query)
+            return super().execute(query, *arguments, **options)
+
+    world.api.cursor_factory = Counting
+    counts = []
+    for some in (specs[:1], specs):
+        said.clear()
+        world.write(create_schedules, some, actor="ann")
+        counts.append(len(said))
+
+    assert counts[0] == counts[1]
+
+
+def test_an_old_entry_of_a_schedule_that_fired_meanwhile_is_no_news_to_the_index(world: Any) -> None:
+    declared = spec(world, overlap="allow_all")
+    stored = world.write(create_schedule, declared, actor="ann")
+    with state.tenant_transaction(world.api, world.tenant_id):
+        again = create_schedule(world.api, world.tenant_id, declared, actor="ann")
+        world.move(61)
+        announce(world.index, fire(world.engine, [(stored.schedule_id, 1)]).entries)
+
+    announce(world.index, [again.entry])
+
+    assert world.index.check([(stored.schedule_id, 2)]) == []
 
 
 def test_a_name_that_is_declared_differently_is_refused(world: Any) -> None:

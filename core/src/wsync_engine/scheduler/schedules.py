@@ -31,6 +31,7 @@ from wsync_engine.scheduler.spec import (
     check_params,
     checked_timing,
     in_utc,
+    is_declared,
     refuse_contradictions,
     refuse_new_contradictions,
     shared_and_own,
@@ -57,6 +58,7 @@ ANNOUNCE_TIMEOUT_S = 0.06
 """Reply timeout for a producer's index client: with connecting and attaching, an announcement then costs at most about 250 ms."""
 _SQL = statements("schedule")
 _RUN = statements("run")
+_CLOCK_INSTANTS = ("next_nominal_at", "next_due_at")
 _log = structlog.get_logger()
 
 
@@ -129,8 +131,9 @@ def create_schedules(conn: psycopg.Connection[Any], tenant_id: UUID, specs: Sequ
     columns = {**_wanted(specs, timings, following), "tenant_id": tenant_id, "shard": shard_of(tenant_id, shards), "actor": actor}
     there_before = {row["schedule_id"] for row in select(conn, _SQL["schedule_insert"], columns)}
     keep_syncs(conn, {spec.sync_id for spec, timing in zip(specs, timings, strict=True) if timing.schedule_id not in there_before})
+    registered = _registered(conn, tenant_id, [x for x, timing in zip(specs, timings, strict=True) if timing.schedule_id in there_before])
     return [
-        _same_or_refused(conn, tenant_id, spec) if timing.schedule_id in there_before else _created(timing.schedule_id, spec, x)
+        registered[spec.name] if timing.schedule_id in there_before else _created(timing.schedule_id, spec, x)
         for spec, timing, x in zip(specs, timings, following, strict=True)
     ]
 
@@ -402,7 +405,7 @@ def _locked_clock(conn: psycopg.Connection[Any], schedule_id: UUID) -> Row:
     found = select(conn, _SQL["clock_lock"], {"schedule_id": schedule_id})
     if not found:
         raise ConfigError(f"there is no schedule {schedule_id}", next_step="`wsync-engine schedules list` shows those there are")
-    return _in_utc(found[0], ("next_nominal_at", "next_due_at", "last_nominal_at"))
+    return _in_utc(found[0], (*_CLOCK_INSTANTS, "last_nominal_at"))
 
 
 def _in_utc(row: Row, names: Sequence[str]) -> Row:
@@ -410,20 +413,23 @@ def _in_utc(row: Row, names: Sequence[str]) -> Row:
     return {**row, **{name: row[name].astimezone(UTC) for name in names if row[name] is not None}}
 
 
-def _same_or_refused(conn: psycopg.Connection[Any], tenant_id: UUID, spec: ScheduleSpec) -> StoredSchedule:
-    params = orjson.dumps(spec.params, default=dict).decode()
-    found = select(conn, _SQL["schedule_find"], {"tenant_id": tenant_id, "name": spec.name, "params": params})
-    if not found:
-        raise RetryableError(f"schedule `{spec.name}` was deleted meanwhile", next_step="create it again", retry_after_s=0.1)
-    old = _in_utc(found[0], INSTANTS)
-    declared = asdict(spec)
-    del declared["params"]
-    if spec.kind == "interval":
-        declared["anchor_at"] = old["anchor_at"]  # registering again does not move the phase
-    if not old["has_params"] or any(old[name] != value for name, value in declared.items()):
-        raise ConfigError(f"schedule `{spec.name}` exists and is declared differently", next_step="change it instead of creating it")
-    clock = _locked_clock(conn, old["schedule_id"])
-    return _stored(old["schedule_id"], old["spec_version"], rev=clock["rev"], following=_kept(clock))
+def _registered(conn: psycopg.Connection[Any], tenant_id: UUID, specs: Sequence[ScheduleSpec]) -> dict[str, StoredSchedule]:
+    """By name, the schedules that are there already and are declared the same. Their clocks are read, not locked: an entry that is old by the
+    time it is announced is refused by the index for its rev, or dropped at its fire.
+    """
+    params = [orjson.dumps(spec.params, default=dict).decode() for spec in specs]
+    columns = {"tenant_id": tenant_id, "names": [spec.name for spec in specs], "params": params}
+    old_by_name = {row["name"]: row for row in select(conn, _SQL["schedule_find"], columns)} if specs else {}
+    for spec in specs:
+        old = old_by_name.get(spec.name)
+        if old is None:
+            raise RetryableError(f"schedule `{spec.name}` was deleted meanwhile", next_step="create it again", retry_after_s=0.1)
+        if not old["has_params"] or not is_declared(spec, old):
+            raise ConfigError(f"schedule `{spec.name}` exists and is declared differently", next_step="change it instead of creating it")
+    return {
+        name: _stored(old["schedule_id"], old["spec_version"], rev=old["rev"], following=_kept(_in_utc(old, _CLOCK_INSTANTS)))
+        for name, old in old_by_name.items()
+    }
 
 
 def _next_columns(following: Nominal | None) -> dict[str, datetime | None]:

@@ -24,6 +24,7 @@ __all__ = [
     "check_params",
     "checked_timing",
     "in_utc",
+    "is_declared",
     "refuse_contradictions",
     "refuse_new_contradictions",
     "shared_and_own",
@@ -156,6 +157,22 @@ def checked_timing(spec: ScheduleSpec, schedule_id: UUID) -> Timing:
     )
     check_timing(timing)
     return timing
+
+
+def is_declared(spec: ScheduleSpec, old: Mapping[str, Any]) -> bool:
+    """Whether a row of `wsync.schedule` is what `spec` would be stored as, but for the parameters, which Python can't tell. The phase of an
+    interval is not asked for: registering again does not move it.
+
+    :param spec: with its instants in UTC.
+    """
+    for name, value in zip(_FIELDS, _values(spec), strict=True):
+        stored = old[name]
+        if stored == value or name == "params" or (name == "anchor_at" and spec.kind == "interval"):
+            continue
+        # In the session's zone an instant of a repeated hour equals none of another zone.
+        if not (isinstance(stored, datetime) and isinstance(value, datetime) and stored.astimezone(UTC) == value):
+            return False
+    return True
 
 
 def refuse_contradictions(spec: ScheduleSpec) -> None:

@@ -77,10 +77,12 @@ WITH wanted AS MATERIALIZED (
 SELECT schedule_id FROM wanted EXCEPT SELECT schedule_id FROM made;
 
 -- name: schedule_find
--- Whether the parameters are the same, their texts say: to Python True is 1, to `jsonb` 1.0 is 1.
-SELECT s.*, CAST(s.params AS text) = CAST(CAST(:params AS jsonb) AS text) AS has_params
-FROM wsync.schedule AS s
-WHERE s.tenant_id = :tenant_id AND s.name = :name AND s.deleted_at IS NULL;
+-- The schedules of these names with the state of their clocks, in one instant and without a lock. Whether the parameters are the same, their
+-- texts say: to Python True is 1, to `jsonb` 1.0 is 1.
+SELECT s.*, c.rev, c.next_nominal_at, c.next_due_at, CAST(s.params AS text) = CAST(CAST(w.params AS jsonb) AS text) AS has_params
+FROM unnest(CAST(:names AS text[]), CAST(:params AS text[])) AS w (name, params)
+JOIN wsync.schedule AS s ON s.tenant_id = :tenant_id AND s.name = w.name AND s.deleted_at IS NULL
+JOIN wsync.schedule_clock AS c USING (schedule_id);
 
 -- name: schedule_get
 SELECT s.*
