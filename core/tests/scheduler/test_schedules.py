@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import asdict, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -258,6 +258,94 @@ def test_a_value_that_another_one_contradicts_is_refused_and_does_not_block_what
     world.engine.execute(f"UPDATE wsync.schedule SET {', '.join(f'{name} = %({name})s' for name in older)}", older)
 
     assert world.write(change_schedule, stored.schedule_id, replace(declared, priority=2), actor="ann").spec_version == 2
+
+
+WRONG_VALUES: list[tuple[str, Any]] = [
+    *(("priority", value) for value in (-1, 3, True, 1.0, "1", None)),
+    *(("jitter_ms", value) for value in (-1, 3_600_001)),
+    *(("catchup_ms", value) for value in (9_999, 10**18)),
+    *(("max_buffer", value) for value in (0, 1_001)),
+    *(("max_runs", value) for value in (0, 2**31)),
+    *(("max_attempts", value) for value in (0, 2**31)),
+    *((name, value) for name in ("backoff_base_ms", "backoff_cap_ms") for value in (-1, 2**31)),
+    *((name, value) for name in ("stall_ms", "pause_after_failures") for value in (0, 2**31)),
+    *((name, value) for name in ("attempt_timeout_ms", "total_timeout_ms") for value in (0, 2**63)),
+    ("catchup_mode", "sometimes"),
+    ("catchup_mode", []),
+    ("kind", "weekly"),
+    *((name, datetime(1, 1, 1, tzinfo=zone)) for name in ("start_at", "end_at") for zone in (UTC, timezone(timedelta(hours=2)))),
+    ("start_at", datetime(9999, 12, 31, tzinfo=UTC)),
+    ("start_at", "2027-01-01"),
+    ("end_at", datetime(9999, 12, 31, 23, tzinfo=timezone(-timedelta(hours=2)))),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG_VALUES, ids=repr)
+def test_a_value_that_a_field_cannot_have_is_refused_with_schedule_and_field(world: Any, field: str, value: Any) -> None:
+    declared = spec(world)
+    wrong = replace(declared, **{field: value})
+
+    for specs in ([wrong], [replace(declared, name="other", priority=2, jitter_ms=7), wrong]):
+        with pytest.raises(ConfigError, match=f"schedule `nightly`: `{field}`") as refused:
+            world.write(create_schedules, specs, actor="ann")
+        assert refused.value.next_step
+    stored = world.write(create_schedule, declared, actor="ann")
+    with pytest.raises(ConfigError, match=f"schedule `nightly`: `{field}`"):
+        world.write(change_schedule, stored.schedule_id, wrong, actor="ann")
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "\ud800", None], ids=repr)
+def test_a_name_that_cannot_be_stored_is_refused(world: Any, name: Any) -> None:
+    wrong = spec(world, name=name)
+
+    for specs in ([wrong], [replace(wrong, name="good"), wrong]):
+        with pytest.raises(ConfigError, match="can't be named"):
+            world.write(create_schedules, specs, actor="ann")
+
+
+@pytest.mark.parametrize("value", ["a\0b", "\ud800", float("nan"), 2**63], ids=repr)
+def test_a_schedules_parameter_that_cannot_be_stored_is_refused(world: Any, value: Any) -> None:
+    declared = spec(world, sync_id=world.new_sync("x"))
+    stored = world.write(create_schedule, declared, actor="ann")
+    wrong = replace(declared, name="other", params={"x": value})
+
+    for specs in ([wrong], [replace(wrong, name="good", params={"x": 1}), wrong]):
+        with pytest.raises(ConfigError, match="parameter `x`"):
+            world.write(create_schedules, specs, actor="ann")
+    with pytest.raises(ConfigError, match="parameter `x`"):
+        world.write(change_schedule, stored.schedule_id, wrong, actor="ann")
+
+
+CRON: dict[str, Any] = {"kind": "cron", "cron": "* * * * *", "zone": "UTC", "every_ms": None, "once_at": None}
+INTERVAL: dict[str, Any] = {"kind": "interval", "cron": None, "zone": None, "every_ms": 60_000, "once_at": None}
+ONCE: dict[str, Any] = {"kind": "once", "cron": None, "zone": None, "every_ms": None, "once_at": START + timedelta(days=1)}
+
+
+@pytest.mark.parametrize(("kind", "extra"), [
+    *((CRON, name) for name in ("every_ms", "anchor_at", "once_at")),
+    *((INTERVAL, name) for name in ("cron", "zone", "once_at")),
+    *((ONCE, name) for name in ("cron", "zone", "every_ms", "anchor_at")),
+], ids=lambda x: x if isinstance(x, str) else x["kind"])  # fmt: skip
+def test_a_field_that_the_kind_has_no_use_for_is_refused(world: Any, kind: dict[str, Any], extra: str) -> None:
+    declared = spec(world, **kind)
+    wrong = replace(declared, **{extra: {**CRON, "every_ms": 60_000, "anchor_at": START, "once_at": START + timedelta(days=1)}[extra]})
+
+    with pytest.raises(ConfigError, match=f"schedule `nightly`: `{extra}` goes with"):
+        world.write(create_schedule, wrong, actor="ann")
+    stored = world.write(create_schedule, declared, actor="ann")
+    with pytest.raises(ConfigError, match=f"schedule `nightly`: `{extra}` goes with"):
+        world.write(change_schedule, stored.schedule_id, wrong, actor="ann")
+
+
+@pytest.mark.parametrize("older", [{"every_ms": 60_000}, {"max_attempts": 0}, {"backoff_cap_ms": -1}], ids=repr)
+def test_what_an_older_engine_stored_is_no_reason_to_refuse_another_change(world: Any, older: dict[str, Any]) -> None:
+    declared = spec(world)
+    stored = world.write(create_schedule, declared, actor="ann")
+    world.engine.execute(f"UPDATE wsync.schedule SET {', '.join(f'{name} = %({name})s' for name in older)}", older)
+
+    changed = world.write(change_schedule, stored.schedule_id, replace(declared, cron="0 * * * *", **older), actor="ann")
+
+    assert changed.spec_version == 2
 
 
 def test_another_tenants_sync_cannot_be_scheduled(world: Any) -> None:

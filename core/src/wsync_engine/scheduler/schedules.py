@@ -21,14 +21,16 @@ from wsync_engine.index.due_index import Index
 from wsync_engine.index.entries import DueEntry, ReadyRun
 from wsync_engine.model.ids import uuid7s
 from wsync_engine.model.run import OverlapPolicy, Trigger
+from wsync_engine.scheduler.limits import INSTANTS
 from wsync_engine.scheduler.overlap import Admission, RunRequest, admit
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, shard_of, statements, timing_of, write_events
 from wsync_engine.scheduler.runs import drop_waiting
 from wsync_engine.scheduler.spec import (
-    INSTANTS,
     ScheduleSpec,
     anchored,
+    check_change,
     check_params,
+    check_values,
     checked_timing,
     in_utc,
     is_declared,
@@ -122,13 +124,15 @@ def create_schedules(conn: psycopg.Connection[Any], tenant_id: UUID, specs: Sequ
         return []
     now, shards = _time(conn)
     specs = [anchored(in_utc(spec), now) for spec in specs]
-    timings = [checked_timing(spec, schedule_id) for spec, schedule_id in zip(specs, uuid7s(len(specs)), strict=True)]
+    _check_syncs(conn, specs)
+    shared, own = shared_and_own(specs)
+    check_values(specs, shared, own)
     for spec in specs:
         refuse_contradictions(spec)
     _refuse_twins(specs)
-    _check_syncs(conn, specs)
+    timings = [checked_timing(spec, schedule_id) for spec, schedule_id in zip(specs, uuid7s(len(specs)), strict=True)]
     following = [first_nominal(timing, after=now, due_after=now) for timing in timings]
-    columns = {**_wanted(specs, timings, following), "tenant_id": tenant_id, "shard": shard_of(tenant_id, shards), "actor": actor}
+    columns = {**_wanted(shared, own, timings, following), "tenant_id": tenant_id, "shard": shard_of(tenant_id, shards), "actor": actor}
     there_before = {row["schedule_id"] for row in select(conn, _SQL["schedule_insert"], columns)}
     keep_syncs(conn, {spec.sync_id for spec, timing in zip(specs, timings, strict=True) if timing.schedule_id not in there_before})
     registered = _registered(conn, tenant_id, [x for x, timing in zip(specs, timings, strict=True) if timing.schedule_id in there_before])
@@ -138,15 +142,18 @@ def create_schedules(conn: psycopg.Connection[Any], tenant_id: UUID, specs: Sequ
     ]
 
 
-def _wanted(specs: Sequence[ScheduleSpec], timings: Sequence[Timing], following: Sequence[Nominal | None]) -> dict[str, str]:
+def _wanted(
+    shared: Mapping[str, Any], own: Mapping[str, Sequence[Any]], timings: Sequence[Timing], following: Sequence[Nominal | None]
+) -> dict[str, str]:
     """The parameters `shared` and `own` of the insertion."""
-    shared, names, rows = shared_and_own(specs)
-    names += ("schedule_id", "next_nominal_at", "next_due_at")
-    own = [
-        dict(zip(names, (*row, timing.schedule_id, *((x.nominal_at, x.due_at) if x else (None, None))), strict=True))
-        for row, timing, x in zip(rows, timings, following, strict=True)
-    ]
-    return {name: orjson.dumps(value, default=dict).decode() for name, value in (("shared", shared), ("own", own))}  # dict: of any mapping
+    columns = {
+        **own,
+        "schedule_id": [timing.schedule_id for timing in timings],
+        "next_nominal_at": [x.nominal_at if x else None for x in following],
+        "next_due_at": [x.due_at if x else None for x in following],
+    }
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return {name: orjson.dumps(value, default=dict).decode() for name, value in (("shared", shared), ("own", rows))}  # dict: of any mapping
 
 
 def _created(schedule_id: UUID, spec: ScheduleSpec, following: Nominal | None) -> StoredSchedule:
@@ -181,8 +188,9 @@ def change_schedule(
         raise StateError("the schedule was changed by someone else", next_step="read it again, then repeat the change")
     if spec.kind == "interval" and spec.anchor_at is None:
         spec = replace(spec, anchor_at=old["anchor_at"] or now)
-    timing = checked_timing(spec, schedule_id)
+    check_change(spec, old)
     refuse_new_contradictions(spec, old)
+    timing = checked_timing(spec, schedule_id)
     columns = {**asdict(spec), **_sync(conn, spec), "params": Jsonb(dict(spec.params)), "schedule_id": schedule_id}
     conn.execute(_SQL["version_keep"], {"schedule_id": schedule_id})
     version = select(conn, _SQL["schedule_change"], columns)[0]["spec_version"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -14,14 +14,16 @@ import orjson
 
 from wsync_engine.model.durations import duration_text
 from wsync_engine.model.run import OverlapPolicy
+from wsync_engine.scheduler.limits import INSTANTS, refuse_new_values, refuse_values
 from wsync_engine.scheduler.timing import Timing, check_timing
 from wsync_sdk.errors import ConfigError
 
 __all__ = [
-    "INSTANTS",
     "ScheduleSpec",
     "anchored",
+    "check_change",
     "check_params",
+    "check_values",
     "checked_timing",
     "in_utc",
     "is_declared",
@@ -29,9 +31,6 @@ __all__ = [
     "refuse_new_contradictions",
     "shared_and_own",
 ]
-
-INSTANTS = ("anchor_at", "once_at", "start_at", "end_at")
-"""The fields that are instants."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,18 +102,23 @@ def in_utc(spec: ScheduleSpec) -> ScheduleSpec:
     """
     anchor, once, start, end = instants = _instants(spec)
     # Nearly all specs; spelled out, since a loop would cost as much as all the rest of a spec's checks.
-    if (
-        (start is None or start.tzinfo is UTC)
-        and (end is None or end.tzinfo is UTC)
-        and (once is None or once.tzinfo is UTC)
-        and (anchor is None or anchor.tzinfo is UTC)
-    ):
-        return spec
+    try:
+        if (
+            (start is None or start.tzinfo is UTC)
+            and (end is None or end.tzinfo is UTC)
+            and (once is None or once.tzinfo is UTC)
+            and (anchor is None or anchor.tzinfo is UTC)
+        ):
+            return spec
+    except AttributeError:
+        pass  # no instant at all: `_utc` says so
     converted: dict[str, Any] = {name: _utc(spec, name, at) for name, at in zip(INSTANTS, instants, strict=True) if at is not None}
     return replace(spec, **converted)
 
 
-def _utc(spec: ScheduleSpec, name: str, at: datetime) -> datetime:
+def _utc(spec: ScheduleSpec, name: str, at: object) -> datetime:
+    if not isinstance(at, datetime):
+        raise ConfigError(f"schedule `{spec.name}`: `{name}` is no instant", next_step="pass an aware datetime, for example in UTC")
     if at.utcoffset() is None:
         raise ConfigError(f"schedule `{spec.name}`: `{name}` has no zone", next_step="pass an aware datetime, for example in UTC")
     try:
@@ -134,12 +138,10 @@ def anchored(spec: ScheduleSpec, now: datetime) -> ScheduleSpec:
 def checked_timing(spec: ScheduleSpec, schedule_id: UUID) -> Timing:
     """The timing of what can be stored.
 
-    :raises ConfigError: the name, the overlap policy or the timing is wrong.
+    :raises ConfigError: the overlap policy or the timing is wrong.
     """
     if spec.overlap not in _POLICIES:
         raise ConfigError(f"there is no overlap policy `{spec.overlap}`", next_step=f"there are: {', '.join(_POLICIES)}")
-    if not spec.name:
-        raise ConfigError("a schedule needs a name", next_step="set `name`")
     timing = Timing(
         schedule_id=schedule_id,
         kind=spec.kind,
@@ -177,43 +179,75 @@ def is_declared(spec: ScheduleSpec, old: Mapping[str, Any]) -> bool:
 
 def refuse_contradictions(spec: ScheduleSpec) -> None:
     """Values that have no meaning beside others, and would be ignored."""
-    if spec.zone is not None and spec.kind != "cron":
-        raise ConfigError(
-            f"schedule `{spec.name}`: `zone` goes with `cron`, not with the kind `{spec.kind}`", next_step="leave `zone` out, or set `cron`"
-        )
-    if spec.attempt_timeout_ms > spec.total_timeout_ms:
-        attempt, total = duration_text(spec.attempt_timeout_ms), duration_text(spec.total_timeout_ms)
-        raise ConfigError(
-            f"schedule `{spec.name}`: `attempt_timeout_ms` ({attempt}) is longer than `total_timeout_ms` ({total})",
-            next_step="shorten `attempt_timeout_ms`, or raise `total_timeout_ms`",
-        )
+    if _unused[spec.kind](spec) != _NOTHING[spec.kind] or spec.attempt_timeout_ms > spec.total_timeout_ms:
+        for _, refusal in _contradictions(spec):
+            raise refusal
 
 
 def refuse_new_contradictions(spec: ScheduleSpec, old: Mapping[str, Any]) -> None:
     """As `refuse_contradictions`, but for those that a stored schedule has already: what an older engine took is no reason to refuse another
     change.
     """
-    if any(getattr(spec, name) != old[name] for name in _JUDGED):
-        refuse_contradictions(spec)
+    for names, refusal in _contradictions(spec):
+        if any(getattr(spec, name) != old[name] for name in names):
+            raise refusal
 
 
-def shared_and_own(specs: Sequence[ScheduleSpec]) -> tuple[dict[str, Any], tuple[str, ...], list[tuple[Any, ...]]]:
-    """(values that all have, names of the other fields, their values of each): what is the same in all of them is written and read once.
+def _contradictions(spec: ScheduleSpec) -> Iterator[tuple[tuple[str, ...], ConfigError]]:
+    """The fields that contradict one another, and what to say of them."""
+    for name in _UNUSED[spec.kind]:
+        if getattr(spec, name) is not None:
+            what = f"schedule `{spec.name}`: `{name}` goes with {_GOES_WITH[name]}, not with the kind `{spec.kind}`"
+            yield ("kind", name), ConfigError(what, next_step=f"leave `{name}` out, or set another `kind`")
+    if spec.attempt_timeout_ms > spec.total_timeout_ms:
+        attempt, total = duration_text(spec.attempt_timeout_ms), duration_text(spec.total_timeout_ms)
+        what = f"schedule `{spec.name}`: `attempt_timeout_ms` ({attempt}) is longer than `total_timeout_ms` ({total})"
+        advice = "shorten `attempt_timeout_ms`, or raise `total_timeout_ms`"
+        yield ("attempt_timeout_ms", "total_timeout_ms"), ConfigError(what, next_step=advice)
+
+
+def check_values(specs: Sequence[ScheduleSpec], shared: Mapping[str, Any], own: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse values that a field can't have.
+
+    :param shared: as `shared_and_own` has it. :param own: likewise.
+    :raises ConfigError: names schedule and field.
+    """
+    refuse_values([spec.name for spec in specs], {**{name: [value] for name, value in shared.items()}, **own})
+
+
+def check_change(spec: ScheduleSpec, old: Mapping[str, Any]) -> None:
+    """As `check_values`, for a change of the schedule `old` to `spec`, and of no field that stays as it was. A change leaves the name."""
+    refuse_new_values(spec.name, {name: getattr(spec, name) for name in _FIELDS if name not in {"name", "params"}}, old)
+
+
+def shared_and_own(specs: Sequence[ScheduleSpec]) -> tuple[dict[str, Any], dict[str, tuple[Any, ...]]]:
+    """(the values that all have, of each other field the values in the order of `specs`): what is the same in all is written and read once.
 
     :param specs: at least one.
     """
-    rows = [_values(spec) for spec in specs]
-    is_shared = [column.count(column[0]) == len(column) for column in zip(*rows, strict=True)]
-    if specs[0].params and is_shared[_PARAMS]:  # so far True and 1 are the same, and 1.0, and -0.0 is 0.0
-        is_shared[_PARAMS] = len({orjson.dumps(spec.params, default=dict) for spec in specs}) == 1
-    shared = {name: value for name, value, same in zip(_FIELDS, rows[0], is_shared, strict=True) if same}
-    own = [at for at, same in enumerate(is_shared) if not same]
-    return shared, tuple(_FIELDS[at] for at in own), [tuple([row[at] for at in own]) for row in rows]
+    columns = dict(zip(_FIELDS, zip(*map(_values, specs), strict=True), strict=True))
+    shared = {name: column[0] for name, column in columns.items() if column.count(column[0]) == len(column)}
+    # So far True and 1 are the same, and 1.0, and -0.0 is 0.0.
+    if shared.get("params") and len({orjson.dumps(params, default=dict) for params in columns["params"]}) > 1:
+        del shared["params"]
+    return shared, {name: column for name, column in columns.items() if name not in shared}
 
 
 _POLICIES = tuple(policy.value for policy in OverlapPolicy)
-_JUDGED = ("kind", "zone", "attempt_timeout_ms", "total_timeout_ms")
+_GOES_WITH = {
+    "cron": "the kind `cron`",
+    "zone": "`cron`",
+    "every_ms": "the kind `interval`",
+    "anchor_at": "`every_ms`",
+    "once_at": "the kind `once`",
+}
+_UNUSED = {
+    "cron": ("every_ms", "anchor_at", "once_at"),
+    "interval": ("cron", "zone", "once_at"),
+    "once": ("cron", "zone", "every_ms", "anchor_at"),
+}
+_unused = {kind: attrgetter(*names) for kind, names in _UNUSED.items()}
+_NOTHING = {kind: (None,) * len(names) for kind, names in _UNUSED.items()}
 _FIELDS = tuple(item.name for item in fields(ScheduleSpec))
-_PARAMS = _FIELDS.index("params")
 _values = attrgetter(*_FIELDS)
 _instants = attrgetter(*INSTANTS)
