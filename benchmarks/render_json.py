@@ -24,9 +24,10 @@ from arro3.io import write_ndjson
 
 from wsync_http.records import Style, rendered
 from wsync_sdk import OP
+from wsync_sdk.records import JsonStyle
 
 WINDOW = 32_768
-STYLE = Style(separator=b",", nulls_sent=True, non_finite_rejected=True, decimals_as_text=False, op_field=None)
+STYLE = Style(json=JsonStyle(separator=b",", nulls_sent=True, non_finite_rejected=True, decimals_as_text=False))
 
 
 def changes(rows: int, *, with_json: bool) -> pa.RecordBatch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,18 +26,6 @@ def test_importing_the_plugin_imports_no_http_library() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
-
-
-def test_only_one_module_imports_the_driver() -> None:
-    package = Path(plugin.__file__).parent
-
-    importing = {
-        path.name
-        for path in package.glob("*.py")
-        if re.search(r"^\s*(import|from) (httpcore|h11|socket|ssl)", path.read_text(), re.MULTILINE)
-    }
-
-    assert importing == {"driver.py"}
 
 
 def test_the_factory_makes_a_sink_without_connecting() -> None:

@@ -18,9 +18,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from wsync_http.replies import Reply, error_of_status, retry_after_s
-from wsync_http.sink import HttpSink, without
+from wsync_http.replies import error_of_status
+from wsync_http.sink import HttpSink
 from wsync_sdk import AddressPolicy, ConfigError, FatalError, RetryableError, RowError, Secret, SocketAddress, WsyncError
+from wsync_sdk.http import Reply, retry_after_s
+from wsync_sdk.records import without
 
 from .conftest import Server, answer, certificate, chunk, hang_up, listening, reset, rows, tls_context, trickle
 

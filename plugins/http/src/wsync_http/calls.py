@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wsync_http.config import STREAM, Format, HttpConfig, Results, placeholders
-from wsync_http.driver import Request
-from wsync_http.records import SEPARATOR_BYTES
 from wsync_sdk import Chunk, Operation, RowError
+from wsync_sdk.http import Request
+from wsync_sdk.records import SEPARATOR_BYTES, bytes_of
 
 __all__ = ["Call", "Endpoint", "calls", "endpoint_of", "filled", "separator"]
 
@@ -120,10 +120,7 @@ def _joined(chunk: Chunk, rows: Rows) -> memoryview:
     """The records of those rows, one after the other; not copied where they are the whole chunk."""
     if len(rows) == chunk.rows or chunk.records is None:
         return chunk.body()
-    picked = chunk.records.take(pa.array(rows))
-    _, offsets, values = picked.buffers()
-    bounds = np.frombuffer(offsets, dtype=np.int32 if isinstance(picked, pa.StringArray) else np.int64)
-    return memoryview(values)[int(bounds[picked.offset]) : int(bounds[picked.offset + len(picked)])]
+    return bytes_of(chunk.records.take(pa.array(rows)))
 
 
 def _object_head(wrap: str) -> bytes:

@@ -1,42 +1,21 @@
 """What a reply's status means. Pure: knows HTTP's numbers, no library.
 
-Statuses and Retry-After: RFC 9110, sections 10.2.3 and 15 (read 2026-11-20); 425: RFC 8470; 429: RFC 6585.
+Statuses: RFC 9110, section 15 (read 2026-11-20); 425: RFC 8470; 429: RFC 6585.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from enum import Enum
+from collections.abc import Sequence
+from datetime import datetime
 
 from wsync_sdk import ConfigError, FatalError, RetryableError, RowError, WsyncError
+from wsync_sdk.http import Reply, retry_after_s
 
-__all__ = ["Body", "Reply", "error_of_status", "is_among", "retry_after_s"]
+__all__ = ["error_of_status", "is_among"]
 
 _AGAIN = frozenset({408, 425, 429})
 _CREDENTIAL = frozenset({401, 403, 407})
 _GONE = frozenset({404, 405, 410, 501})
-_MOST_WAIT_S = 86_400.0
-
-
-class Body(Enum):
-    """Whether a reply's body is all there."""
-
-    WHOLE = "whole"
-    BROKEN = "broken"
-    OVERSIZED = "oversized"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """What came back. `headers` have lower-case names; `body` is what was read of it, decoded; neither is ever shown."""
-
-    status: int
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    body: bytes = field(default=b"", repr=False)
-    state: Body = Body.WHOLE
 
 
 def is_among(status: int, statuses: Sequence[int | str]) -> bool:
@@ -59,26 +38,3 @@ def error_of_status(doing: str, reply: Reply, *, now: datetime) -> WsyncError:
     if status < 400:
         return ConfigError(f"{message}, which is not followed", next_step="write the address that it leads to as `url`")
     return RowError(message, code=f"http_{status}", next_step="correct the row where it comes from, or the mapping")
-
-
-def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
-    """The seconds that Retry-After asks for, at most a day; None where it says nothing that can be read."""
-    text = headers.get("retry-after", "").strip()
-    if not text:
-        return None
-    if text.isascii() and text.isdigit():
-        return min(float(text[:9]), _MOST_WAIT_S)
-    until = _date(text)
-    if until is None:
-        return None
-    # Against the server's own clock where it tells it: ours may be off.
-    since = _date(headers.get("date", "")) or now
-    return min(max(0.0, (until - since).total_seconds()), _MOST_WAIT_S)
-
-
-def _date(text: str) -> datetime | None:
-    try:
-        found = parsedate_to_datetime(text)
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)

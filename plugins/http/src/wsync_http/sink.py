@@ -6,11 +6,9 @@ At least once: a chunk whose reply was lost is sent again, under the same idempo
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,10 +17,8 @@ import pyarrow as pa
 from wsync_http import __version__
 from wsync_http.calls import Call, Endpoint, calls, endpoint_of, separator
 from wsync_http.config import STREAM, HttpConfig, header_problem, placeholders
-from wsync_http.driver import Client, Request
-from wsync_http.encoding import unsupported
-from wsync_http.records import SEPARATOR_BYTES, Style, is_marked, mark_of, rendered
-from wsync_http.replies import Body, Reply, error_of_status, is_among
+from wsync_http.records import Style, rendered
+from wsync_http.replies import error_of_status, is_among
 from wsync_http.verdicts import Refusal, Unreadable, Verdicts, verdicts
 from wsync_sdk import (
     CheckReport,
@@ -42,8 +38,10 @@ from wsync_sdk import (
     WriteResult,
     WsyncError,
 )
+from wsync_sdk.http import Body, Client, Reply, Request
+from wsync_sdk.records import SEPARATOR_BYTES, JsonStyle, is_marked, mark_of, unsupported, values_in, without
 
-__all__ = ["HttpSink", "without"]
+__all__ = ["HttpSink"]
 
 CHECK_TIMEOUT_S = 10.0
 _REASONS = {
@@ -127,13 +125,13 @@ class HttpSink(Sink):
 
     def _style(self, operation: Operation) -> Style:
         config = self._config
-        return Style(
+        style = JsonStyle(
             separator=separator(endpoint_of(config, operation).format),
             nulls_sent=config.nulls == "send",
             non_finite_rejected=config.non_finite == "reject",
             decimals_as_text=config.decimals == "text",
-            op_field=config.op_field,
         )
+        return Style(json=style, op_field=config.op_field)
 
     def write(self, chunk: Chunk, token: bytes) -> WriteResult:
         """Send the chunk: one request, or one for upserts and one for deletes, or one per row; all within `chunk.timeout_s`.
@@ -305,28 +303,8 @@ def _marked_row(row: int, record: str) -> Rejection:
 
 def _rejection(row: int, refusal: Refusal, chunk: Chunk, secrets: Sequence[str]) -> Rejection:
     assert chunk.records is not None
-    sent = json.loads(str(chunk.records[row])[:-SEPARATOR_BYTES], parse_int=str, parse_float=str)  # numbers as they were written
-    message = without(refusal.message, [*secrets, *_texts(sent)])
+    message = without(refusal.message, [*secrets, *values_in(str(chunk.records[row])[:-SEPARATOR_BYTES])])
     return Rejection(row=row, code=without(refusal.code, secrets), message=message, retryable=refusal.retryable)
-
-
-def without(message: str, values: Sequence[str]) -> str:
-    """The message with each of these values blotted out; short ones only where they stand alone."""
-    for value in sorted({value for value in values if value.strip()}, key=len, reverse=True):
-        pattern = re.escape(value) if len(value) > 3 else rf"(?<!\w){re.escape(value)}(?!\w)"
-        message = re.sub(pattern, "***", message, flags=re.IGNORECASE)
-    return message
-
-
-def _texts(value: Any) -> list[str]:
-    """Every value in a row, however deep, as a message might quote it."""
-    if isinstance(value, dict):
-        return [text for inner in value.values() for text in _texts(inner)]
-    if isinstance(value, list | tuple):
-        return [text for inner in value for text in _texts(inner)]
-    if value is None or isinstance(value, bool):
-        return []
-    return [str(value)]
 
 
 def _has_text(type_: pa.DataType) -> bool:

@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 import certifi
 import httpcore
 
-from wsync_http.replies import Body, Reply
-from wsync_sdk import AddressPolicy, ConfigError, RetryableError, WsyncError
+from wsync_sdk.errors import ConfigError, RetryableError, WsyncError
+from wsync_sdk.http.reply import Body, Reply
+from wsync_sdk.network import AddressPolicy
 
 __all__ = ["Client", "Request"]
 
@@ -86,7 +87,9 @@ class Client:
         except WsyncError:
             raise
         except httpcore.LocalProtocolError as exc:
-            raise ConfigError(f"{request.doing}: the request can't be sent", next_step="correct `url` and `headers`") from exc
+            raise ConfigError(
+                f"{request.doing}: the request can't be sent", next_step="correct the address and the headers in the connection's config"
+            ) from exc
         except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, OSError) as exc:
             raise RetryableError(f"{request.doing}: {_why(exc)}", next_step=_AGAIN) from exc
 
