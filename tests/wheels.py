@@ -13,7 +13,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DISTS = ("sdk", "core", "plugins/postgres", "plugins/http")
+DISTS = ("sdk", "core", "plugins/postgres", "plugins/http", "plugins/suprsend")
 
 
 def build(into: Path) -> list[Path]:
@@ -37,6 +37,7 @@ def main() -> None:
         plugins = {line["distribution"]: line for line in map(json.loads, listed.stdout.splitlines())}
         assert plugins["wsync-postgres"]["ok"], plugins
         assert plugins["wsync-http"]["ok"], plugins
+        assert plugins["wsync-suprsend"]["ok"], plugins
 
 
 if __name__ == "__main__":

@@ -1,0 +1,99 @@
+"""The addresses in a channel's column, one by one: a text, a list of texts, or objects. Columnar."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from wsync_sdk.records import SEPARATOR_BYTES, JsonStyle, is_json, is_marked, joined, json_records, sliced
+from wsync_suprsend.fields import PHONES, Field
+from wsync_suprsend.refusals import Refusals, lone_surrogates
+
+__all__ = ["Values", "channel_values", "removed", "texts_by_row"]
+
+_E164 = r"^\+[1-9][0-9]{6,14}$"
+_STYLE = JsonStyle(separator=b",", nulls_sent=False, non_finite_rejected=True, decimals_as_text=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Values:
+    """Values of several rows, one after the other in the rows' order.
+
+    :param counts: how many each row has. :param texts: each as JSON.
+    """
+
+    counts: npt.NDArray[np.int64]
+    texts: pa.LargeStringArray
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """The row of each value."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+
+def channel_values(column: pa.Array, field: Field, refusals: Refusals) -> Values:
+    """The addresses; NULL and an empty list are none.
+
+    A row with a blank one, or one that is no phone number where it should be, is refused: SuprSend accepts first and looks later, so the row would be
+    counted as delivered and the address be lost.
+    """
+    if pa.types.is_null(column.type):
+        column = column.cast(pa.string())
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        rows = pc.list_parent_indices(column).to_numpy().astype(np.int64)
+        values = column.flatten()
+        refusals.add_rows(rows[values.is_null().to_numpy(zero_copy_only=False)], "empty_address", field.name)
+        item = column.type.value_field.with_metadata(column.type.value_field.metadata or {})
+    else:
+        rows, values, item = np.arange(len(column)), column, field.schema
+    is_there = values.is_valid().to_numpy(zero_copy_only=False)
+    rows, values = rows[is_there], values.filter(pa.array(is_there))
+    _refuse(values, rows, item, field, refusals)
+    written = json_records(
+        pa.RecordBatch.from_arrays([values], schema=pa.schema([pa.field("v", values.type, metadata=item.metadata)])), _STYLE
+    )
+    marked = is_marked(written)
+    if marked.any():
+        refusals.add_rows(rows[marked], "invalid_json" if is_json(item) else "not_finite", field.name)
+        written = pc.if_else(pa.array(marked), '{"v":null},', written)
+    texts = sliced(written, head=len('{"v":'), tail=len("}") + SEPARATOR_BYTES)
+    return Values(counts=np.bincount(rows, minlength=len(column)).astype(np.int64), texts=texts)
+
+
+def _refuse(values: pa.Array, rows: npt.NDArray[np.int64], item: pa.Field, field: Field, refusals: Refusals) -> None:
+    if pa.types.is_struct(values.type) or len(values) == 0:
+        return
+    blank = pc.equal(pc.utf8_trim_whitespace(values), "")
+    refusals.add_rows(rows[blank.to_numpy(zero_copy_only=False)], "empty_address", field.name)
+    if is_json(item):
+        lone_surrogates(values, field.name, refusals, rows=rows)
+        listed = pc.match_substring_regex(values, r"^\s*\[")
+        refusals.add_rows(rows[listed.to_numpy(zero_copy_only=False)], "address_list", field.name)
+        nothing = pc.equal(pc.utf8_trim_whitespace(values), "null")
+        refusals.add_rows(rows[nothing.to_numpy(zero_copy_only=False)], "empty_address", field.name)
+    elif field.name in PHONES:
+        is_phone = pc.match_substring_regex(values, _E164).to_numpy(zero_copy_only=False)
+        refusals.add_rows(rows[~is_phone], "not_e164", field.name)
+
+
+def removed(old: Values, new: Values) -> Values:
+    """The old values that a row no longer has."""
+    if not len(old.texts):
+        return old
+    names = [joined(pa.array(values.rows).cast(pa.large_string()), ":", values.texts) for values in (old, new)]
+    is_gone = ~pc.is_in(names[0], value_set=names[1]).to_numpy(zero_copy_only=False)
+    rows = old.rows[is_gone]
+    return Values(counts=np.bincount(rows, minlength=len(old.counts)).astype(np.int64), texts=old.texts.filter(pa.array(is_gone)))
+
+
+def texts_by_row(texts: pa.LargeStringArray, counts: npt.NDArray[np.int64]) -> pa.LargeStringArray:
+    """Each row's texts, one behind the other; empty where it has none."""
+    if len(texts) == len(counts) and (counts == 1).all():
+        return texts
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    lists = pa.ListArray.from_arrays(pa.array(offsets), texts)
+    return pc.binary_join(lists, pa.scalar("", pa.large_string()))
