@@ -122,7 +122,13 @@ class ListStream:
         """The number of users that SuprSend says it added or removed, if it does."""
         ids = rows.picked(places)
         reply = self._service.send("POST", self._path(f"subscriber/{what}/"), ids_body(ids), until_s=until_s)
-        verdicts = verdicts_of(self._service.doing("POST"), reply, len(places), now=datetime.now(UTC), sent=lambda row: values_of(ids, row))
+        verdicts = verdicts_of(
+            self._service.doing("POST"),
+            reply,
+            len(places),
+            now=datetime.now(UTC),
+            sent=lambda row: self._service.hidden(values_of(ids, row)),
+        )
         rows.note(places, verdicts)
         affected = _object(reply).get("affected_count")
         return affected if isinstance(affected, int) else None

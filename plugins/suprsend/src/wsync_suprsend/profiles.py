@@ -104,7 +104,7 @@ class ProfileStream:
         body = stamped(records, places, chunk_key=rows.chunk.key, now_ms=int(now.timestamp() * 1000))
         reply = self._service.send("POST", _BULK, body, until_s=until_s)
         doing = self._service.doing("POST")
-        rows.note(places, verdicts_of(doing, reply, len(places), now=now, sent=lambda row: values_of(records, row)))
+        rows.note(places, verdicts_of(doing, reply, len(places), now=now, sent=lambda row: self._service.hidden(values_of(records, row))))
 
     # -- users to delete
 
@@ -117,7 +117,7 @@ class ProfileStream:
             self._delete_each(rows, places, until_s=until_s)
             return
         doing = self._service.doing("DELETE")
-        rows.note(places, verdicts_of(doing, reply, len(places), now=now, sent=lambda row: values_of(ids, row)))
+        rows.note(places, verdicts_of(doing, reply, len(places), now=now, sent=lambda row: self._service.hidden(values_of(ids, row))))
 
     def _delete_each(self, rows: Rows, places: Places, *, until_s: float) -> None:
         """User by user, as far as the time goes; the others are unknown and come again with the next run.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from urllib.parse import quote, urlsplit
 
@@ -80,6 +80,10 @@ class Service:
         if not text or not text.isascii() or re.search(r"[\x00-\x20\x7f]", text):
             raise ConfigError(f"`{name}` is empty, or holds a character that no key has", next_step="correct the secret's value")
         return Credential(secret=text, workspace_key=self._config.workspace_key)
+
+    def hidden(self, values: Sequence[str]) -> list[str]:
+        """What no message may hold: a row's values, and the credential."""
+        return [*values, self.credential().secret]
 
     def close(self) -> None:
         """Close the connections."""
