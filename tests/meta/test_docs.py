@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from wsync_engine.embedded.account import ServerAccount
 from wsync_engine.embedded.postgres import EmbeddedPostgres
 from wsync_engine.state.database import check_schema, upgrade
 from wsync_sdk import ConfigError
+from wsync_sdk.testing.rules import wait_for
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -63,9 +65,12 @@ class Step:
     text: str
 
 
-def steps() -> list[Step]:
-    found = re.findall(r"^```(\w+)\n(.*?)^```$", (DOCS / "tutorial.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def steps(page: str = "tutorial.md") -> list[Step]:
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     return [Step(kind=kind, text=text) for kind, text in found]
+
+
+IN_A_TERMINAL_OF_ITS_OWN = ("wsync-engine up", "python -m wsync_suprsend.double")
 
 
 class Reader:
@@ -77,7 +82,7 @@ class Reader:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WSYNC_")}
         path = f"{Path(sys.executable).parent}:{clean['PATH']}"
         self.environment = {**clean, "PATH": path, "WAREHOUSE_URL": url, "CRM_URL": url}
-        self.up: subprocess.Popen[bytes] | None = None
+        self.running: list[subprocess.Popen[bytes]] = []
 
     def follow(self, step: Step) -> None:
         if step.kind == "sql":
@@ -90,9 +95,8 @@ class Reader:
                 self.type(command, output)
 
     def type(self, command: str, output: str) -> None:
-        if command == "wsync-engine up":
-            with (self.folder / "up.log").open("wb") as log:
-                self.up = subprocess.Popen(command.split(), cwd=self.folder, env=self.environment, stdout=log, stderr=log)
+        if command.startswith(IN_A_TERMINAL_OF_ITS_OWN):
+            self.leave_running(command, output.split("…", maxsplit=1)[0].strip())
             return
         done = subprocess.run(
             ["bash", "-c", command + "\nset > .shell"], cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False
@@ -103,13 +107,19 @@ class Reader:
         pattern = ".*".join(re.escape(part) for part in re.split(r"…\n?", output.strip("\n")))
         assert re.search(pattern, seen, re.DOTALL), f"{command}\n{seen}\n{self.log()}"
 
+    def leave_running(self, command: str, output: str) -> None:
+        path = self.folder / f"terminal{len(self.running)}.log"
+        with path.open("wb") as log:
+            self.running.append(subprocess.Popen(command.split(), cwd=self.folder, env=self.environment, stdout=log, stderr=log))
+        assert wait_for(lambda: output in path.read_text(), timeout_s=60), path.read_text()
+
     def log(self) -> str:
-        return (self.folder / "up.log").read_text() if self.up else ""
+        return "\n".join(path.read_text() for path in sorted(self.folder.glob("terminal*.log")))
 
     def close(self) -> None:
-        if self.up is not None:
-            self.up.send_signal(signal.SIGINT)
-            self.up.wait(60)
+        for process in self.running[::-1]:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
 
 
 @pytest.fixture
@@ -124,6 +134,19 @@ def reader(tmp_path: Path, servers: Any, database: Any) -> Iterator[Reader]:
 def test_the_tutorial_does_what_it_shows(reader: Reader) -> None:
     for step in steps():
         reader.follow(step)
+
+
+def test_the_page_of_suprsend_does_what_it_shows(reader: Reader) -> None:
+    reader.environment |= {
+        "SUPRSEND_SECRET": "opensesame-7041",
+        "SUPRSEND_API_KEY": "SS.WSS.opensesame-7042",
+        "WSYNC_ALLOW_PRIVATE_ADDRESSES": "127.0.0.0/8",
+    }
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+
+    for step in steps("suprsend.md"):
+        reader.follow(Step(kind=step.kind, text=step.text.replace("8765", port)))
 
 
 # -- schedules from Python
