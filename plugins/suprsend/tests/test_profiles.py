@@ -228,6 +228,18 @@ def test_users_are_deleted_and_absent_ones_are_no_error(workspace: Workspace, ma
     assert workspace.users.keys() == {"z", "new"}
 
 
+def test_a_refusal_of_many_deletes_is_looked_into_user_by_user(workspace: Workspace, server: Server, make_sink: MakeSink) -> None:
+    sink = make_sink(profiles={"on_delete": "delete_user"})
+    sink.write(chunk_of(sink, people("1", "2", "3")), b"")
+    chunk = chunk_of(sink, gone("1", "2", "3"))
+    server.script = [answer(400), answer(204), answer(422)]
+
+    result = sink.write(chunk, b"")
+
+    assert (result.accepted_rows, [(one.row, one.code) for one in result.rejections]) == (2, [(1, "http_422")])
+    assert workspace.users.keys() == {"1", "2"}, "the answers 204 and 422 were the script's"
+
+
 def test_deletes_one_by_one_that_are_not_reached_in_time_are_unknown(workspace: Workspace, server: Server, make_sink: MakeSink) -> None:
     workspace.has_bulk_delete = False
     sink = make_sink(profiles={"on_delete": "delete_user"})

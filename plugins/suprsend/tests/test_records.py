@@ -98,6 +98,25 @@ def test_a_channel_may_take_objects() -> None:
     ]
 
 
+def test_an_object_that_holds_nothing_is_no_address() -> None:
+    slack = pa.struct([("email", pa.string()), ("deep", pa.struct([("token", pa.string())]))])
+    schema = pa.schema([("$slack", slack)])
+
+    assert operations(schema, {"$slack": {"email": None, "deep": {"token": None}}}, {"$slack": {"deep": {"token": "t"}}}) == [
+        [{"$unset": ["$slack"]}],
+        [{"$append": {"$slack": {"deep": {"token": "t"}}}}],
+    ]
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.string_view()])
+def test_texts_are_texts_however_arrow_keeps_them(kind: pa.DataType) -> None:
+    schema = pa.schema([("id", kind), ("$sms", kind), ("name", kind), pa.field("extra", kind, metadata=JSON)])
+
+    (found,) = operations(schema, {"$sms": "+4915112345678", "name": "a", "extra": "[1]"})
+
+    assert found == [{"$set": {"name": "a", "extra": [1]}}, {"$append": {"$sms": "+4915112345678"}}]
+
+
 def test_a_null_channel_stays_as_it_is_where_that_is_wanted() -> None:
     schema = pa.schema([("$email", pa.string()), ("name", pa.string())])
 

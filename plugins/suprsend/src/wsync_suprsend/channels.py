@@ -41,7 +41,7 @@ def channel_values(column: pa.Array, field: Field, refusals: Refusals) -> Values
     A row with a blank one, or one that is no phone number where it should be, is refused: SuprSend accepts first and looks later, so the row would be
     counted as delivered and the address be lost.
     """
-    if pa.types.is_null(column.type):
+    if pa.types.is_null(column.type) or column.type == pa.string_view():
         column = column.cast(pa.string())
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         rows = pc.list_parent_indices(column).to_numpy().astype(np.int64)
@@ -50,7 +50,7 @@ def channel_values(column: pa.Array, field: Field, refusals: Refusals) -> Values
         item = column.type.value_field.with_metadata(column.type.value_field.metadata or {})
     else:
         rows, values, item = np.arange(len(column)), column, field.schema
-    is_there = values.is_valid().to_numpy(zero_copy_only=False)
+    is_there = _is_there(values)
     rows, values = rows[is_there], values.filter(pa.array(is_there))
     _refuse(values, rows, item, field, refusals)
     written = json_records(
@@ -62,6 +62,14 @@ def channel_values(column: pa.Array, field: Field, refusals: Refusals) -> Values
         written = pc.if_else(pa.array(marked), '{"v":null},', written)
     texts = sliced(written, head=len('{"v":'), tail=len("}") + SEPARATOR_BYTES)
     return Values(counts=np.bincount(rows, minlength=len(column)).astype(np.int64), texts=texts)
+
+
+def _is_there(values: pa.Array) -> npt.NDArray[np.bool_]:
+    """Which values are one: a mapping makes an object of every row, also where it has nothing to put into it."""
+    found: npt.NDArray[np.bool_] = values.is_valid().to_numpy(zero_copy_only=False)
+    if pa.types.is_struct(values.type):
+        found = found & np.any([_is_there(child) for child in values.flatten()], axis=0)
+    return found
 
 
 def _refuse(values: pa.Array, rows: npt.NDArray[np.int64], item: pa.Field, field: Field, refusals: Refusals) -> None:

@@ -26,6 +26,7 @@ PROFILES = "profiles"
 MOST_RECORD_BYTES = 10_240
 """Of one user record as UTF-8 JSON: the official Python SDK 0.20.0 (read 2026-11-20)."""
 _BULK, _BULK_DELETE = "/event/", "/v1/bulk/user/"
+_NOT_IN_BULK = frozenset({400, 404, 405, 413, 415, 422, 501})
 
 
 class ProfileStream:
@@ -109,11 +110,11 @@ class ProfileStream:
     # -- users to delete
 
     def _delete(self, rows: Rows, places: Places, *, until_s: float) -> None:
-        """By one request, which is the official SDK's way and in no reference; where it is not there, by one per user, which is."""
+        """By one request, which is the official SDK's way and in no reference; where that is refused, by one per user, which is."""
         ids = rows.picked(places)
         now = datetime.now(UTC)
         reply = self._service.send("DELETE", _BULK_DELETE, ids_body(ids), until_s=until_s)
-        if reply.status in (404, 405):
+        if reply.status in _NOT_IN_BULK:
             self._delete_each(rows, places, until_s=until_s)
             return
         doing = self._service.doing("DELETE")

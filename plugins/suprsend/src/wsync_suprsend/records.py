@@ -160,6 +160,7 @@ def _property(values: pa.Array, field: Field, refusals: Refusals) -> pa.Array:
     """The values, with JSON's null as NULL: what `$set` does with a null nobody documents."""
     if not is_json(field.schema):
         return values
+    values = values.cast(pa.string()) if values.type == pa.string_view() else values
     lone_surrogates(values, field.name, refusals)
     return pc.if_else(pc.equal(pc.utf8_trim_whitespace(values), "null"), pa.scalar(None, values.type), values)
 
