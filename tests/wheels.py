@@ -38,6 +38,8 @@ def main() -> None:
         assert plugins["wsync-postgres"]["ok"], plugins
         assert plugins["wsync-http"]["ok"], plugins
         assert plugins["wsync-suprsend"]["ok"], plugins
+        # A plugin is listed without what its connections need: extras of the SDK are met here.
+        subprocess.run([str(python), "-c", "import wsync_http.sink, wsync_suprsend.sink, wsync_suprsend.double"], check=True, cwd=scratch)
 
 
 if __name__ == "__main__":

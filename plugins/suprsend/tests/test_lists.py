@@ -109,7 +109,7 @@ def test_a_list_that_went_away_ends_the_run(workspace: Workspace, make_sink: Mak
 
 def test_a_call_holds_as_many_users_as_the_config_says(make_sink: MakeSink) -> None:
     assert make_sink(lists={"max_rows": 10_000}).stream("list:vip").limits.max_rows == 10_000
-    assert make_sink().stream("list:vip").limits.max_rows == 1_000
+    assert make_sink().stream("list:vip").limits.max_rows == 100
 
 
 def test_ten_thousand_users_fit_into_a_call(workspace: Workspace, server: Server, make_sink: MakeSink) -> None:

@@ -79,7 +79,12 @@ class Profiles(_Part):
 class Lists(_Part):
     """The streams `list:ID`."""
 
-    max_rows: int = Field(default=1_000, ge=1, le=MOST_LIST_ROWS, description="Users in one call.")
+    max_rows: int = Field(
+        default=100,
+        ge=1,
+        le=MOST_LIST_ROWS,
+        description="Users in one call: so many have to be asked for where one of them is not there. Without `check_users` more is better.",
+    )
     check_users: bool = Field(
         default=True, description="Where SuprSend says that it added fewer users than it was sent, ask for each whether it is there."
     )

@@ -3,6 +3,9 @@
 SuprSend adds only users that it has, and skips the others without a word; it says how many it added, and counts those who were there already as not added.
 So where it added fewer than it was sent, each user is asked for: one that is not there is a rejection that is offered again, and one that could not be
 asked for in time is unknown. What is accepted is on the list.
+
+Asking costs a call per user, so calls that add are small by default: one absent user makes work for its own call only. To add once more by halves would tell
+nothing, as all who are there are on the list by then.
 """
 
 from __future__ import annotations
