@@ -203,6 +203,12 @@ def test_rows_with_nan_or_infinity_are_refused(array: pa.Array, field: str) -> N
     assert records({"v": array})[1] == f"!not_finite {field}"
 
 
+def test_what_a_null_list_covers_refuses_no_row() -> None:
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3]), pa.array([1.0, NAN, INFINITY]), mask=pa.array([False, True, False]))
+
+    assert records({"v": lists}) == ['{"v":[1.0]}', '{"v":null}', "!not_finite v"]
+
+
 def test_nan_and_infinity_are_null_where_that_is_wanted() -> None:
     assert one(pa.array([1.0, NAN, INFINITY]), non_finite_rejected=False) == ["1.0", "null", "null"]
 

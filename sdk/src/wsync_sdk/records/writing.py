@@ -247,8 +247,9 @@ def _leaves(array: pa.Array, path: str, rows: npt.NDArray[np.int64]) -> Iterator
         items = array.cast(pa.list_(pa.struct([("key", type_.key_type), ("value", type_.item_type)])))
         yield from _leaves(items, path, rows)
     elif hasattr(type_, "value_type"):
-        parents = pc.list_parent_indices(array).to_numpy()
-        yield from _leaves(array.flatten(), path, rows[parents])
+        # Not by `list_parent_indices`, which also counts what NULL lists cover and `flatten` leaves out.
+        lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
+        yield from _leaves(array.flatten(), path, np.repeat(rows, lengths))
 
 
 def _non_finite(values: pa.Array) -> Bools | None:
