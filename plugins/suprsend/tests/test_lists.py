@@ -69,6 +69,24 @@ def test_users_that_could_not_be_asked_for_are_unknown(server: Server, make_sink
     assert (result.accepted_rows, result.unknown) == (1, (1, 2))
 
 
+def test_a_success_that_says_it_was_none_is_not_believed(server: Server, make_sink: MakeSink) -> None:
+    sink = make_sink()
+    chunk = chunk_of(sink, people("1"), schema=IDS, stream="list:vip")
+    server.script = [answer(201, {"success": False, "affected_count": 1})]
+
+    with pytest.raises(RetryableError, match="no success"):
+        sink.write(chunk, b"")
+
+
+@pytest.mark.parametrize("body", ["OK", {"success": True, "affected_count": 9}, {"success": True, "affected_count": "2"}])
+def test_a_count_that_can_not_be_is_looked_into(server: Server, make_sink: MakeSink, body: object) -> None:
+    sink = make_sink()
+    chunk = chunk_of(sink, people("1", "nobody"), schema=IDS, stream="list:vip")
+    server.script = [answer(201, body)]
+
+    assert [one.row for one in sink.write(chunk, b"").rejections] == [1]
+
+
 def test_a_repetition_after_a_lost_reply_ends_right(workspace: Workspace, server: Server, make_sink: MakeSink) -> None:
     sink = make_sink()
     chunk = chunk_of(sink, people("1", "2"), schema=IDS, stream="list:vip")

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsync_sdk import Chunk, ConfigError, Target
-from wsync_suprsend.config import SuprSendConfig
+from wsync_sdk import OP, Chunk, ConfigError, Target
+from wsync_suprsend.config import NullChannels, OnDelete, SuprSendConfig
 from wsync_suprsend.fields import CHANNELS, layout_of
 from wsync_suprsend.records import Template, rendered, stamped
 from wsync_suprsend.sink import SuprSendSink
@@ -84,6 +84,22 @@ def test_each_address_of_a_list_is_an_operation_of_its_own() -> None:
         [{"$unset": ["$email", "$sms"]}],
         [{"$unset": ["$sms"]}, {"$append": {"$email": "x@y.z"}}],
     ]
+
+
+def test_what_a_null_list_covers_belongs_to_nobody() -> None:
+    addresses = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3]), pa.array(["a@x.y", "b@x.y", "c@x.y"]), mask=pa.array([False, True, False]))
+    schema = pa.schema([("id", pa.string()), ("$email", addresses.type)])
+    batch = pa.RecordBatch.from_arrays([pa.repeat("upsert", 3), pa.array(["1", "2", "3"]), addresses], names=[OP, *schema.names])
+    template = Template(environment="acme", tenant_id=None, on_delete=OnDelete.REFUSE, null_channels=NullChannels.UNSET)
+
+    for part in (batch, pa.concat_batches([batch, batch]).slice(3)):
+        written = rendered(part, layout_of(Target(stream="profiles", key=("id",), schema=schema)), template)
+
+        assert [json.loads(str(record)[:-1])["$user_operations"] for record in written] == [
+            [{"$append": {"$email": "a@x.y"}}],
+            [{"$unset": ["$email"]}],
+            [{"$append": {"$email": "c@x.y"}}],
+        ]
 
 
 def test_a_channel_may_take_objects() -> None:
@@ -185,6 +201,7 @@ EMAILS = pa.schema([("$email", pa.list_(pa.string()))])
 PHONE = pa.schema([("$sms", pa.string())])
 EXTRA = pa.schema([pa.field("extra", pa.string(), metadata=JSON)])
 WEBPUSH = pa.schema([pa.field("$webpush", pa.string(), metadata=JSON)])
+DEEP = pa.schema([("properties", pa.struct([("a", pa.struct([pa.field("b", pa.string(), metadata=JSON)]))]))])
 REFUSED = [
     (TEXT, {"id": ""}, "empty_id id"),
     (TEXT, {"id": " \t"}, "empty_id id"),
@@ -200,6 +217,7 @@ REFUSED = [
     (EXTRA, {"extra": "{"}, "invalid_json extra"),
     (EXTRA, {"extra": '"\\ud800"'}, "lone_surrogate extra"),
     (EXTRA, {"extra": '"\\ud83d\\ude00\\uDE00"'}, "lone_surrogate extra"),
+    (DEEP, {"properties": {"a": {"b": '"\\udc00"'}}}, "lone_surrogate a.b"),
     (WEBPUSH, {"$webpush": "[1]"}, "address_list $webpush"),
     (WEBPUSH, {"$webpush": "null"}, "empty_address $webpush"),
     (WEBPUSH, {"$webpush": "{"}, "invalid_json $webpush"),

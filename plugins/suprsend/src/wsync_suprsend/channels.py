@@ -44,8 +44,8 @@ def channel_values(column: pa.Array, field: Field, refusals: Refusals) -> Values
     if pa.types.is_null(column.type) or column.type == pa.string_view():
         column = column.cast(pa.string())
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        rows = pc.list_parent_indices(column).to_numpy().astype(np.int64)
-        values = column.flatten()
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+        rows, values = np.repeat(np.arange(len(column)), lengths), column.flatten()
         refusals.add_rows(rows[values.is_null().to_numpy(zero_copy_only=False)], "empty_address", field.name)
         item = column.type.value_field.with_metadata(column.type.value_field.metadata or {})
     else:

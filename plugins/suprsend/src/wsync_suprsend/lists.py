@@ -115,7 +115,7 @@ class ListStream:
         added, gone = rows.of(Operation.UPSERT), rows.of(Operation.DELETE)
         if len(added):
             affected = self._edit("add", rows, added, until_s=until_s)
-            if self._config.lists.check_users and (affected is None or affected < len(added)):
+            if self._config.lists.check_users and affected != len(added):
                 self._look_for(rows, added, until_s=until_s)
         if len(gone):
             self._edit("remove", rows, gone, until_s=until_s)
@@ -133,6 +133,11 @@ class ListStream:
             sent=lambda row: self._service.hidden(values_of(ids, row)),
         )
         rows.note(places, verdicts)
+        if _object(reply).get("success") is False:
+            raise RetryableError(
+                f"{self._service.doing('POST')}: SuprSend answers {reply.status}, and that it had no success",
+                next_step="nothing to do: it is tried again",
+            )
         affected = _object(reply).get("affected_count")
         return affected if isinstance(affected, int) else None
 

@@ -158,11 +158,21 @@ def _column(batch: pa.RecordBatch, field: Field) -> pa.Array:
 
 def _property(values: pa.Array, field: Field, refusals: Refusals) -> pa.Array:
     """The values, with JSON's null as NULL: what `$set` does with a null nobody documents."""
+    for path, texts in _json_leaves(values, field.schema, field.name):
+        lone_surrogates(texts, path, refusals)
     if not is_json(field.schema):
         return values
     values = values.cast(pa.string()) if values.type == pa.string_view() else values
-    lone_surrogates(values, field.name, refusals)
     return pc.if_else(pc.equal(pc.utf8_trim_whitespace(values), "null"), pa.scalar(None, values.type), values)
+
+
+def _json_leaves(values: pa.Array, field: pa.Field, path: str) -> Iterator[tuple[str, pa.Array]]:
+    """The JSON texts in a field, however deep, one per row."""
+    if is_json(field):
+        yield path, values.cast(pa.string()) if values.type == pa.string_view() else values
+    elif pa.types.is_struct(field.type):
+        for child, inner in zip(field.type, values.flatten(), strict=True):
+            yield from _json_leaves(inner, child, f"{path}.{child.name}")
 
 
 def _set(properties: Sequence[tuple[Field, pa.Array]], style: JsonStyle, refusals: Refusals) -> pa.LargeStringArray:

@@ -33,7 +33,7 @@ class Refusals:
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
-        self._marks: list[tuple[Bools, Text | str]] = []
+        self._marks: list[tuple[Bools, str]] = []
 
     def add(self, is_refused: Bools, code: str, field: str) -> None:
         """Refuse rows for a reason of `REASONS`."""
