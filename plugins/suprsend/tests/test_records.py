@@ -162,6 +162,19 @@ def test_an_address_that_was_replaced_is_removed_where_the_old_one_is_known() ->
     ]
 
 
+def test_a_null_channel_keeps_the_old_address_where_that_is_wanted_though_it_is_known() -> None:
+    schema = pa.schema([("$email", pa.string()), ("name", pa.string())])
+    before = pa.struct([("$email", pa.string())])
+    old = {"$email": "old@example.com"}
+
+    assert operations(
+        schema, {"name": "a", "before": old}, {"name": "a", "$email": "new@example.com", "before": old}, before=before, null_channels="keep"
+    ) == [
+        [{"$set": {"name": "a"}}],
+        [{"$set": {"name": "a"}}, {"$remove": {"$email": "old@example.com"}}, {"$append": {"$email": "new@example.com"}}],
+    ]
+
+
 def test_of_a_list_only_what_left_it_is_removed() -> None:
     schema = pa.schema([("$email", pa.list_(pa.string()))])
     before = pa.struct([("$email", pa.list_(pa.string()))])

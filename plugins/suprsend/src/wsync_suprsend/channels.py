@@ -88,12 +88,17 @@ def _refuse(values: pa.Array, rows: npt.NDArray[np.int64], item: pa.Field, field
         refusals.add_rows(rows[~is_phone], "not_e164", field.name)
 
 
-def removed(old: Values, new: Values) -> Values:
-    """The old values that a row no longer has."""
+def removed(old: Values, new: Values, *, keeps_last: bool) -> Values:
+    """The old values that a row no longer has.
+
+    :param keeps_last: a row that has none now keeps all.
+    """
     if not len(old.texts):
         return old
     names = [joined(pa.array(values.rows).cast(pa.large_string()), ":", values.texts) for values in (old, new)]
     is_gone = ~pc.is_in(names[0], value_set=names[1]).to_numpy(zero_copy_only=False)
+    if keeps_last:
+        is_gone &= new.counts[old.rows] > 0
     rows = old.rows[is_gone]
     return Values(counts=np.bincount(rows, minlength=len(old.counts)).astype(np.int64), texts=old.texts.filter(pa.array(is_gone)))
 

@@ -144,7 +144,7 @@ def _operations(changes: pa.RecordBatch, layout: Layout, template: Template, ref
     yield _unset(properties, _emptied(channels, before, template), rows)
     for (field, values), old in zip(channels, before, strict=True):
         if old is not None:
-            yield _each("$remove", field, removed(old, values))
+            yield _each("$remove", field, removed(old, values, keeps_last=template.null_channels is NullChannels.KEEP))
         yield _each("$append", field, values)
 
 
