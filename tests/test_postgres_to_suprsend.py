@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from wsync_engine.model.sync import MappingEntry, Mode, SyncSpec
-from wsync_sdk import AddressPolicy, ConfigError, Sink
-from wsync_suprsend.double import User, Workspace, serving
+from wsync_sdk import AddressPolicy, ConfigError, RetryableError, Sink
+from wsync_suprsend.double import Answer, User, Workspace, serving
 from wsync_suprsend.double.server import Call, Handler, Server
 
 from .one_sync import Crash, OneSync
@@ -74,6 +74,15 @@ class World(OneSync):
         }
 
 
+def lose_reply(handler: Handler, call: Call) -> None:
+    handler.server.workspace.answer(call.method, call.target, call.headers, call.body)
+    handler.close_connection = True
+
+
+def slow_down(handler: Handler, _: Call) -> None:
+    handler.reply(Answer(status=429), Retry_After="0")
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     with serving(Workspace()) as made:
@@ -91,7 +100,10 @@ def test_the_workspace_equals_the_query_and_the_second_run_sends_only_the_change
     first = world.run()
     assert (first.state, first.counts["accepted"], len(world.server.calls)) == ("succeeded", ROWS, ROWS / 100)
     assert world.workspace.users == world.expected()
-    world.admin.execute("UPDATE customer SET full_name = full_name || '!', phones = NULL WHERE id <= 30 AND id % 7 > 0")
+    world.admin.execute(
+        "UPDATE customer SET full_name = full_name || '!', email = 'new' || id || '@example.com', phones = CASE WHEN id % 2 = 0 THEN phones[2:] END"
+        " WHERE id <= 30 AND id % 7 > 0"
+    )
     world.admin.execute("DELETE FROM customer WHERE id BETWEEN 201 AND 220")
     world.admin.execute(
         "INSERT INTO customer SELECT n, 'new' || n || '@example.com', NULL, NULL, NULL, '{}', 'UTC' FROM generate_series(2001, 2050) n"
@@ -106,16 +118,35 @@ def test_the_workspace_equals_the_query_and_the_second_run_sends_only_the_change
     assert world.workspace.clashes == []
 
 
-def test_who_left_loses_the_mapped_channels_where_that_was_chosen(world: World) -> None:
-    world.config["profiles"] = {"on_delete": "unset_channels"}
+@pytest.mark.parametrize(("on_delete", "left"), [("unset_channels", {}), ("remove_addresses", {"$email": ["theirs@example.com"]})])
+def test_who_left_loses_addresses_as_was_chosen(world: World, on_delete: str, left: dict[str, list[str]]) -> None:
+    world.config["profiles"] = {"on_delete": on_delete}
     world.run()
+    world.workspace.users["3"].channels["$email"].append("theirs@example.com")
     world.admin.execute("DELETE FROM customer WHERE id <= 20")
 
     outcome = world.run()
 
     assert (outcome.state, outcome.counts["deletes"]) == ("succeeded", 20)
-    assert [world.workspace.users[str(number)].channels for number in (1, 20)] == [{}, {}]
+    assert world.workspace.users["3"].channels == left
+    assert world.workspace.users["20"].channels == {}
     assert world.workspace.users["21"].channels.keys() == {"$email", "$sms"}
+
+
+def test_a_change_without_a_verdict_leaves_no_address_behind(world: World) -> None:
+    world.run()
+    world.admin.execute("UPDATE customer SET email = 'second@example.com' WHERE id = 7")
+    world.server.script = [lose_reply] * 5
+    run_id = world.new_run()
+    with pytest.raises(RetryableError):
+        world.attempt(run_id)
+    assert world.end(run_id).state == "cancelled"
+    world.admin.execute("UPDATE customer SET email = 'third@example.com' WHERE id = 7")
+
+    outcome = world.run()
+
+    assert outcome.state == "succeeded"
+    assert world.workspace.users["7"].channels == {"$email": ["third@example.com"]}
 
 
 def test_a_mirror_run_ends_before_it_reads_where_no_way_to_delete_was_chosen(world: World) -> None:
@@ -157,18 +188,7 @@ def test_wherever_the_process_dies_the_next_holder_sends_the_same_insert_ids(wor
 
 
 def test_lost_replies_and_limits_of_rate_cost_no_row(world: World) -> None:
-    def lose(handler: Handler, call: Call) -> None:
-        world.workspace.answer(call.method, call.target, call.headers, call.body)
-        handler.close_connection = True
-
-    def slow_down(handler: Handler, call: Call) -> None:
-        del call
-        handler.send_response(429)
-        for name, value in (("Retry-After", "0"), ("Content-Length", "0")):
-            handler.send_header(name, value)
-        handler.end_headers()
-
-    world.server.script = [lose, slow_down, lose, slow_down]
+    world.server.script = [lose_reply, slow_down, lose_reply, slow_down]
 
     outcome = world.run()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from wsync_sdk import BEFORE, OP, AddressPolicy, Chunk, Fence, RowRange, RunRef, Target
+from wsync_sdk import BEFORE, OP, AddressPolicy, Chunk, Fence, RowRange, RunRef, Target, before_type
 from wsync_suprsend.config import SuprSendConfig
 from wsync_suprsend.double import Answer, Call, Workspace, serving
 from wsync_suprsend.double.server import Behaviour, Handler, Server
@@ -74,12 +74,12 @@ def chunk_of(
     stream: str = "profiles",
     key: str = "run-1.0.0-9",
     timeout_s: float = 5.0,
-    before: pa.DataType | None = None,
+    before: Sequence[str] = (),
 ) -> Chunk:
     """Rows as a chunk, rendered by the sink; the key is the schema's first field."""
     target = Target(stream=stream, key=(schema.names[0],), schema=schema)
     sink.begin(RUN, target)
-    batch = batch_of(changes, schema, before)
+    batch = batch_of(changes, schema, before_type(before) if before else None)
     return Chunk(
         key=key,
         run=RUN,

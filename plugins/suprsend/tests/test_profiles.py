@@ -96,7 +96,7 @@ def test_a_chunk_sent_twice_leaves_what_one_leaves(workspace: Workspace, server:
     assert len(workspace.records) == 2
 
 
-def test_without_the_old_value_a_replaced_address_stays_beside_the_new_one(workspace: Workspace, make_sink: MakeSink) -> None:
+def test_where_no_old_value_is_known_an_address_stays_beside_the_new_one(workspace: Workspace, make_sink: MakeSink) -> None:
     sink = make_sink()
 
     for address in ("old@example.com", "new@example.com"):
@@ -108,11 +108,24 @@ def test_without_the_old_value_a_replaced_address_stays_beside_the_new_one(works
 def test_with_the_old_value_a_replaced_address_is_gone(workspace: Workspace, make_sink: MakeSink) -> None:
     sink = make_sink()
     sink.write(chunk_of(sink, [{"id": "1", "$email": "old@example.com"}], schema=EMAIL), b"")
-    row = {"id": "1", "$email": "new@example.com", "before": {"$email": "old@example.com"}}
+    row = {"id": "1", "$email": "new@example.com", "before": {"$email": ['"old@example.com"']}}
 
-    sink.write(chunk_of(sink, [row], schema=EMAIL, before=pa.struct([("$email", pa.string())])), b"")
+    sink.write(chunk_of(sink, [row], schema=EMAIL, before=["$email"]), b"")
 
     assert workspace.users["1"].channels == {"$email": ["new@example.com"]}
+
+
+def test_remove_addresses_takes_what_the_sync_gave_and_nothing_else(workspace: Workspace, server: Server, make_sink: MakeSink) -> None:
+    sink = make_sink(profiles={"on_delete": "remove_addresses"})
+    sink.write(chunk_of(sink, [{"id": "1", "$email": "ours@example.com"}], schema=EMAIL), b"")
+    workspace.users["1"].channels["$email"].append("theirs@example.com")
+    rows = [{"op": "delete", "id": "1", "before": {"$email": ['"ours@example.com"']}}, {"op": "delete", "id": "2"}]
+
+    result = sink.write(chunk_of(sink, rows, schema=EMAIL, before=["$email"]), b"")
+
+    assert result.accepted_rows == 2
+    assert workspace.users["1"].channels == {"$email": ["theirs@example.com"]}
+    assert [len(call.json) for call in server.calls] == [1, 1], "of a user without a known address there is nothing to say"
 
 
 def test_rows_that_must_not_be_sent_are_rejections_and_the_others_arrive(workspace: Workspace, make_sink: MakeSink) -> None:
@@ -126,7 +139,7 @@ def test_rows_that_must_not_be_sent_are_rejections_and_the_others_arrive(workspa
 
 
 def test_a_change_that_asks_for_nothing_is_accepted_and_not_sent(server: Server, make_sink: MakeSink) -> None:
-    sink = make_sink(profiles={"null_channels": "keep"})
+    sink = make_sink()
 
     assert sink.write(chunk_of(sink, [{"id": "1"}], schema=EMAIL), b"").accepted_rows == 1
 
@@ -209,8 +222,9 @@ def test_unset_channels_takes_the_mapped_channels_and_leaves_the_rest(workspace:
     assert len(server.calls) == 2, "deletes and upserts go together"
 
 
-def test_unset_channels_needs_a_mapped_channel(make_sink: MakeSink) -> None:
-    sink = make_sink(profiles={"on_delete": "unset_channels"})
+@pytest.mark.parametrize("on_delete", ["remove_addresses", "unset_channels"])
+def test_taking_addresses_needs_a_mapped_channel(make_sink: MakeSink, on_delete: str) -> None:
+    sink = make_sink(profiles={"on_delete": on_delete})
 
     with pytest.raises(ConfigError, match="it names none"):
         chunk_of(sink, people("1"))

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsync_sdk import OP, Chunk, ConfigError, Target
+from wsync_sdk import OP, Chunk, ConfigError, Target, before_type
 from wsync_suprsend.config import NullChannels, OnDelete, SuprSendConfig
 from wsync_suprsend.fields import CHANNELS, layout_of
 from wsync_suprsend.records import Template, rendered, stamped
@@ -25,6 +25,7 @@ from .conftest import batch_of, chunk_of
 JSON = {b"wsync.logical": b"json"}
 KEYS: dict[str, Any] = {"workspace_key": "acme", "workspace_secret": "s"}
 MOST_BODY_BYTES, MOST_RECORD_BYTES = 819_200, 10_240
+EMAIL = pa.schema([("$email", pa.string())])
 PREFIX = (
     '{"$insert_id":"00000000-0000-4000-8000-000000000000","$time":1000000000000,"$schema":"2","env":"acme",'
     '"properties":{"$ss_sdk_version":"wsync/0.1.0"},"distinct_id":"u","$user_operations":'
@@ -79,7 +80,9 @@ def test_groups_and_plain_names_mean_the_same() -> None:
 def test_each_address_of_a_list_is_an_operation_of_its_own() -> None:
     schema = pa.schema([("$email", pa.list_(pa.string())), ("$sms", pa.string())])
 
-    assert operations(schema, {"$email": ["a@b.c", "d@e.f"], "$sms": "+4915112345678"}, {"$email": []}, {"$email": ["x@y.z"]}) == [
+    rows = [{"$email": ["a@b.c", "d@e.f"], "$sms": "+4915112345678"}, {"$email": []}, {"$email": ["x@y.z"]}]
+
+    assert operations(schema, *rows, null_channels="unset") == [
         [{"$append": {"$email": "a@b.c"}}, {"$append": {"$email": "d@e.f"}}, {"$append": {"$sms": "+4915112345678"}}],
         [{"$unset": ["$email", "$sms"]}],
         [{"$unset": ["$sms"]}, {"$append": {"$email": "x@y.z"}}],
@@ -118,7 +121,9 @@ def test_an_object_that_holds_nothing_is_no_address() -> None:
     slack = pa.struct([("email", pa.string()), ("deep", pa.struct([("token", pa.string())]))])
     schema = pa.schema([("$slack", slack)])
 
-    assert operations(schema, {"$slack": {"email": None, "deep": {"token": None}}}, {"$slack": {"deep": {"token": "t"}}}) == [
+    rows = [{"$slack": {"email": None, "deep": {"token": None}}}, {"$slack": {"deep": {"token": "t"}}}]
+
+    assert operations(schema, *rows, null_channels="unset") == [
         [{"$unset": ["$slack"]}],
         [{"$append": {"$slack": {"deep": {"token": "t"}}}}],
     ]
@@ -133,55 +138,101 @@ def test_texts_are_texts_however_arrow_keeps_them(kind: pa.DataType) -> None:
     assert found == [{"$set": {"name": "a", "extra": [1]}}, {"$append": {"$sms": "+4915112345678"}}]
 
 
-def test_a_null_channel_stays_as_it_is_where_that_is_wanted() -> None:
-    schema = pa.schema([("$email", pa.string()), ("name", pa.string())])
-
-    assert operations(schema, {"name": "a"}, null_channels="keep") == [[{"$set": {"name": "a"}}]]
-    assert records(pa.schema([("$email", pa.string())]), {}, null_channels="keep") == ["!nothing_to_say ,"]
+BEFORE_EMAIL = before_type(["$email"])
+OLD = {"$email": ['"old@example.com"']}
 
 
-def test_an_address_that_was_replaced_is_removed_where_the_old_one_is_known() -> None:
-    schema = pa.schema([("channels", pa.struct([("email", pa.string())]))])
-    before = pa.struct([("channels", pa.struct([("email", pa.string())]))])
-    old = {"channels": {"email": "old@example.com"}}
-
+def test_a_replaced_address_is_removed_by_name_and_one_that_stays_is_not() -> None:
     assert operations(
-        schema,
-        {"channels": {"email": "new@example.com"}, "before": old},
-        {"channels": {"email": "old@example.com"}, "before": old},
-        {"channels": {"email": None}, "before": old},
-        {"channels": {"email": "new@example.com"}, "before": None},
-        {"channels": {"email": None}, "before": None},
-        before=before,
+        EMAIL,
+        {"$email": "new@example.com", "before": OLD},
+        {"$email": "old@example.com", "before": OLD},
+        {"$email": "Old@Example.com", "before": OLD},
+        {"$email": "new@example.com", "before": {"$email": ['"one@example.com"', '"two@example.com"']}},
+        {"$email": "new@example.com", "before": {"$email": []}},
+        {"$email": "new@example.com", "before": None},
+        before=BEFORE_EMAIL,
     ) == [
         [{"$remove": {"$email": "old@example.com"}}, {"$append": {"$email": "new@example.com"}}],
         [{"$append": {"$email": "old@example.com"}}],
-        [{"$remove": {"$email": "old@example.com"}}],
+        [{"$append": {"$email": "Old@Example.com"}}],
+        [
+            {"$remove": {"$email": "one@example.com"}},
+            {"$remove": {"$email": "two@example.com"}},
+            {"$append": {"$email": "new@example.com"}},
+        ],
         [{"$append": {"$email": "new@example.com"}}],
-        [{"$unset": ["$email"]}],
+        [{"$append": {"$email": "new@example.com"}}],
     ]
 
 
-def test_a_null_channel_keeps_the_old_address_where_that_is_wanted_though_it_is_known() -> None:
+NULLS: list[tuple[str, dict[str, Any] | None, Any]] = [
+    ("remove", OLD, [{"$set": {"name": "a"}}, {"$remove": {"$email": "old@example.com"}}]),
+    ("remove", None, [{"$set": {"name": "a"}}]),
+    ("keep", OLD, [{"$set": {"name": "a"}}]),
+    ("unset", OLD, [{"$set": {"name": "a"}}, {"$unset": ["$email"]}]),
+    ("unset", None, [{"$set": {"name": "a"}}, {"$unset": ["$email"]}]),
+]
+
+
+@pytest.mark.parametrize(("null_channels", "before", "expected"), NULLS)
+def test_a_null_in_a_channel_does_what_was_chosen(null_channels: str, before: dict[str, Any] | None, expected: Any) -> None:
     schema = pa.schema([("$email", pa.string()), ("name", pa.string())])
-    before = pa.struct([("$email", pa.string())])
-    old = {"$email": "old@example.com"}
 
-    assert operations(
-        schema, {"name": "a", "before": old}, {"name": "a", "$email": "new@example.com", "before": old}, before=before, null_channels="keep"
-    ) == [
-        [{"$set": {"name": "a"}}],
-        [{"$set": {"name": "a"}}, {"$remove": {"$email": "old@example.com"}}, {"$append": {"$email": "new@example.com"}}],
-    ]
+    assert operations(schema, {"name": "a", "before": before}, before=BEFORE_EMAIL, null_channels=null_channels) == [expected]
+
+
+def test_a_change_that_asks_for_nothing_is_marked() -> None:
+    assert records(EMAIL, {}) == ["!nothing_to_say ,"]
 
 
 def test_of_a_list_only_what_left_it_is_removed() -> None:
     schema = pa.schema([("$email", pa.list_(pa.string()))])
-    before = pa.struct([("$email", pa.list_(pa.string()))])
 
-    (found,) = operations(schema, {"$email": ["b@x.y", "c@x.y"], "before": {"$email": ["a@x.y", "b@x.y"]}}, before=before)
+    (found,) = operations(schema, {"$email": ["b@x.y", "ü@x.y"], "before": {"$email": ['["a@x.y","b@x.y", null]']}}, before=BEFORE_EMAIL)
 
-    assert found == [{"$remove": {"$email": "a@x.y"}}, {"$append": {"$email": "b@x.y"}}, {"$append": {"$email": "c@x.y"}}]
+    assert found == [{"$remove": {"$email": "a@x.y"}}, {"$append": {"$email": "b@x.y"}}, {"$append": {"$email": "ü@x.y"}}]
+
+
+def test_a_mapping_may_turn_from_a_text_to_a_list() -> None:
+    schema = pa.schema([("$email", pa.list_(pa.string()))])
+
+    (found,) = operations(schema, {"$email": ["old@example.com", "b@x.y"], "before": OLD}, before=BEFORE_EMAIL)
+
+    assert found == [{"$append": {"$email": "old@example.com"}}, {"$append": {"$email": "b@x.y"}}]
+
+
+def test_an_object_that_says_the_same_in_another_form_stays() -> None:
+    before = before_type(["channels.webpush"])
+    schema = pa.schema([("channels", pa.struct([pa.field("webpush", pa.string(), metadata=JSON)]))])
+    known = {"channels.webpush": ['{"a": 1, "b": "x"}']}
+
+    assert operations(
+        schema,
+        {"channels": {"webpush": '{"b":"x","a":1}'}, "before": known},
+        {"channels": {"webpush": '{"b":"y"}'}, "before": known},
+        before=before,
+    ) == [
+        [{"$append": {"$webpush": {"b": "x", "a": 1}}}],
+        [{"$remove": {"$webpush": {"a": 1, "b": "x"}}}, {"$append": {"$webpush": {"b": "y"}}}],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("on_delete", "before", "expected"),
+    [
+        ("remove_addresses", OLD, [{"$remove": {"$email": "old@example.com"}}]),
+        ("remove_addresses", None, "!nothing_to_say "),
+        ("unset_channels", OLD, [{"$unset": ["$email"]}]),
+        ("unset_channels", None, [{"$unset": ["$email"]}]),
+    ],
+)
+def test_deletes_take_addresses_as_was_chosen(on_delete: str, before: dict[str, Any] | None, expected: Any) -> None:
+    rows = [{"op": "delete", "before": before}, {"$email": "a@b.c"}]
+
+    found = operations(EMAIL, *rows, before=BEFORE_EMAIL, on_delete=on_delete)
+
+    assert found == [expected, [{"$append": {"$email": "a@b.c"}}]]
 
 
 def test_json_is_nested_and_its_null_is_none() -> None:
@@ -209,7 +260,6 @@ def test_deletes_of_users_are_their_ids() -> None:
 # -- what refuses a row
 
 TEXT = pa.schema([("name", pa.string())])
-EMAIL = pa.schema([("$email", pa.string())])
 EMAILS = pa.schema([("$email", pa.list_(pa.string()))])
 PHONE = pa.schema([("$sms", pa.string())])
 EXTRA = pa.schema([pa.field("extra", pa.string(), metadata=JSON)])
@@ -242,7 +292,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("schema", "row", "mark"), REFUSED)
 def test_a_row_that_must_not_be_sent_is_marked_and_no_other(schema: pa.Schema, row: dict[str, Any], mark: str) -> None:
-    before, refused, after = records(schema, {}, row, {})
+    before, refused, after = records(schema, {}, row, {}, null_channels="unset")
 
     assert refused == f"!{mark},"
     assert before.startswith("{")

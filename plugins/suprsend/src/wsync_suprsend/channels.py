@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +15,7 @@ from wsync_sdk.records import SEPARATOR_BYTES, JsonStyle, is_json, is_marked, jo
 from wsync_suprsend.fields import PHONES, Field
 from wsync_suprsend.refusals import Refusals, lone_surrogates
 
-__all__ = ["Values", "channel_values", "removed", "texts_by_row"]
+__all__ = ["Values", "channel_values", "former_values", "texts_by_row"]
 
 _E164 = r"^\+[1-9][0-9]{6,14}$"
 _STYLE = JsonStyle(separator=b",", nulls_sent=False, non_finite_rejected=True, decimals_as_text=False)
@@ -33,6 +35,10 @@ class Values:
     def rows(self) -> npt.NDArray[np.int64]:
         """The row of each value."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    def where(self, is_wanted: npt.NDArray[np.bool_]) -> Values:
+        """The same without the values of other rows."""
+        return Values(counts=np.where(is_wanted, self.counts, 0), texts=self.texts.filter(pa.array(is_wanted[self.rows])))
 
 
 def channel_values(column: pa.Array, field: Field, refusals: Refusals) -> Values:
@@ -88,19 +94,41 @@ def _refuse(values: pa.Array, rows: npt.NDArray[np.int64], item: pa.Field, field
         refusals.add_rows(rows[~is_phone], "not_e164", field.name)
 
 
-def removed(old: Values, new: Values, *, keeps_last: bool) -> Values:
-    """The old values that a row no longer has.
+def former_values(known: pa.Array, now: Values) -> Values:
+    """The addresses that a row may still have at SuprSend and should no longer: those known from before, without those that it has now.
 
-    :param keeps_last: a row that has none now keeps all.
+    Addresses that differ in upper and lower case only are taken for one: whether SuprSend does so is not documented, nor whether in one record it takes
+    one away before it adds the other. Costs some microseconds for each row whose address was replaced, and nothing for others.
+
+    :param known: per row a list with JSON texts of the field's values, see `wsync_sdk.BEFORE`.
     """
-    if not len(old.texts):
-        return old
-    names = [joined(pa.array(values.rows).cast(pa.large_string()), ":", values.texts) for values in (old, new)]
-    is_gone = ~pc.is_in(names[0], value_set=names[1]).to_numpy(zero_copy_only=False)
-    if keeps_last:
-        is_gone &= new.counts[old.rows] > 0
-    rows = old.rows[is_gone]
-    return Values(counts=np.bincount(rows, minlength=len(old.counts)).astype(np.int64), texts=old.texts.filter(pa.array(is_gone)))
+    lengths = pc.fill_null(pc.list_value_length(known), 0).to_numpy(zero_copy_only=False)
+    rows, texts = np.repeat(np.arange(len(known)), lengths), known.flatten().cast(pa.large_string())
+    if not len(texts):
+        return Values(counts=np.zeros(len(known), dtype=np.int64), texts=texts)
+    pairs = [joined(pa.array(rows_of).cast(pa.large_string()), ":", of) for rows_of, of in ((rows, texts), (now.rows, now.texts))]
+    is_changed = ~pc.is_in(pairs[0], value_set=pairs[1]).to_numpy(zero_copy_only=False)
+    ends = np.cumsum(now.counts)
+    found: list[str] = []
+    counts = np.zeros(len(known), dtype=np.int64)
+    for place in np.flatnonzero(is_changed):
+        row = int(rows[place])
+        kept = {_sameness(json.loads(str(text))) for text in now.texts[int(ends[row] - now.counts[row]) : int(ends[row])]}
+        gone = [value for value in _addresses(str(texts[int(place)])) if _sameness(value) not in kept]
+        found += [json.dumps(value, ensure_ascii=False, separators=(",", ":")) for value in gone]
+        counts[row] += len(gone)
+    return Values(counts=counts, texts=pa.array(found, pa.large_string()))
+
+
+def _addresses(text: str) -> list[Any]:
+    """Those in a field's JSON text: it is an address, or a list of them."""
+    value = json.loads(text)
+    return [one for one in (value if isinstance(value, list) else [value]) if one is not None]
+
+
+def _sameness(value: Any) -> str:
+    """The same text for what may be the same address."""
+    return json.dumps(value, sort_keys=True).casefold()
 
 
 def texts_by_row(texts: pa.LargeStringArray, counts: npt.NDArray[np.int64]) -> pa.LargeStringArray:

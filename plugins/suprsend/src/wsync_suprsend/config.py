@@ -24,13 +24,20 @@ class OnDelete(StrEnum):
 
     REFUSE = "refuse"
     IGNORE = "ignore"
+    REMOVE_ADDRESSES = "remove_addresses"
     UNSET_CHANNELS = "unset_channels"
     DELETE_USER = "delete_user"
+
+    @property
+    def is_edit(self) -> bool:
+        """True where the user stays and is edited."""
+        return self in (OnDelete.REMOVE_ADDRESSES, OnDelete.UNSET_CHANNELS)
 
 
 class NullChannels(StrEnum):
     """What a NULL in a mapped channel does."""
 
+    REMOVE = "remove"
     UNSET = "unset"
     KEEP = "keep"
 
@@ -65,14 +72,15 @@ class Profiles(_Part):
 
     on_delete: OnDelete = Field(
         default=OnDelete.REFUSE,
-        description="`refuse`: no sync may delete · `ignore`: the user stays as it is · `unset_channels`: the mapped channels lose all their"
-        " addresses · `delete_user`: the user is deleted, with all that others know of it.",
+        description="`refuse`: no sync may delete · `ignore`: the user stays as it is · `remove_addresses`: the user loses the addresses that the"
+        " sync gave it · `unset_channels`: the mapped channels lose all their addresses, whoever gave them · `delete_user`: the user is deleted, with all that others know of it.",
     )
     decimals: Literal["number", "text"] = Field(
         default="number", description="Decimals as JSON numbers with all digits, or as text where no digit may be lost to a double."
     )
     null_channels: NullChannels = Field(
-        default=NullChannels.UNSET, description="`unset`: the channel loses all its addresses · `keep`: it stays as it is."
+        default=NullChannels.REMOVE,
+        description="`remove`: the channel loses the addresses that the sync gave it · `unset`: all of them · `keep`: it stays as it is.",
     )
 
 

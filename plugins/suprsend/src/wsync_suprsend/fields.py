@@ -59,7 +59,7 @@ def field_specs() -> tuple[FieldSpec, ...]:
 
 def needs_before() -> frozenset[str]:
     """Fields whose last acknowledged value an update needs: an address that was replaced has to be taken away by name."""
-    return frozenset({*CHANNELS, *(f"{CHANNEL_GROUP}.{name[1:]}" for name in CHANNELS)})
+    return frozenset(spelling for name in CHANNELS for spelling in (name, f"{CHANNEL_GROUP}.{name[1:]}", f"{CHANNEL_GROUP}.{name}"))
 
 
 def _is_id_type(type_: pa.DataType) -> bool:

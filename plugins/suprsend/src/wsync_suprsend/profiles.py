@@ -68,9 +68,10 @@ class ProfileStream:
         :raises ConfigError: it can't.
         """
         layout = layout_of(target)
-        if self._config.profiles.on_delete is OnDelete.UNSET_CHANNELS and not layout.channels:
+        on_delete = self._config.profiles.on_delete
+        if on_delete.is_edit and not layout.channels:
             raise ConfigError(
-                "`on_delete: unset_channels` unsets the channels that the mapping names, and it names none",
+                f"`on_delete: {on_delete}` is about the channels that the mapping names, and it names none",
                 next_step="map a channel, or choose another `on_delete`",
             )
 
@@ -87,7 +88,7 @@ class ProfileStream:
         match self._config.profiles.on_delete:
             case OnDelete.REFUSE if len(deletes):
                 raise ConfigError("the stream `profiles` takes no deletes", next_step="set `profiles.on_delete`, or use `mode: upsert`")
-            case OnDelete.UNSET_CHANNELS:
+            case OnDelete.REMOVE_ADDRESSES | OnDelete.UNSET_CHANNELS:
                 edits, deletes = np.sort(np.concatenate([edits, deletes])), deletes[:0]
             case OnDelete.IGNORE:
                 deletes = deletes[:0]

@@ -37,7 +37,7 @@ from wsync_sdk.records import (
     sliced,
 )
 from wsync_suprsend import __version__
-from wsync_suprsend.channels import Values, channel_values, removed, texts_by_row
+from wsync_suprsend.channels import Values, channel_values, former_values, texts_by_row
 from wsync_suprsend.config import NullChannels, OnDelete
 from wsync_suprsend.fields import Field, Layout
 from wsync_suprsend.refusals import Refusals, id_texts, lone_surrogates
@@ -105,23 +105,37 @@ def ids_rendered(changes: pa.RecordBatch, key: str) -> Text:
 def _upserts(changes: pa.RecordBatch, layout: Layout, template: Template) -> Text:
     refusals = Refusals(changes.num_rows)
     ids = _quoted_ids(changes, layout.key, refusals)
-    operations = _inside(joined(*_operations(changes, layout, template, refusals)))
+    return _record(ids, joined(*_operations(changes, layout, template, refusals)), template, refusals)
+
+
+def _record(ids: pa.LargeStringArray, operations: pa.LargeStringArray, template: Template, refusals: Refusals) -> Text:
+    """Whole records of operations that each have a comma behind them; marks where there are none."""
     is_silent = pc.equal(operations, "")
-    records = joined(template.head, '"distinct_id":', ids, ',"$user_operations":[', operations, "]}" + SEPARATOR.decode())
+    inside = sliced(operations, head=0, tail=1, rows=~is_silent.to_numpy(zero_copy_only=False))
+    records = joined(template.head, '"distinct_id":', ids, ',"$user_operations":[', inside, "]}" + SEPARATOR.decode())
     if pc.any(is_silent).as_py():
         records = pc.if_else(is_silent, large(f"{MARK.decode()}{NOTHING} {SEPARATOR.decode()}"), records)
     return narrowed(refusals.marking(records, SEPARATOR))
 
 
 def _deletes(changes: pa.RecordBatch, layout: Layout, template: Template) -> Text:
-    """With `unset_channels` a record like an upsert's, else the id alone: it goes into the body of another request, or into none."""
-    if template.on_delete is not OnDelete.UNSET_CHANNELS:
+    """A record where the user stays, else the id alone: it goes into the body of another request, or into none."""
+    if not template.on_delete.is_edit:
         return ids_rendered(changes, layout.key)
     refusals = Refusals(changes.num_rows)
     ids = _quoted_ids(changes, layout.key, refusals)
-    names = ",".join(json_name(field.name) for field in layout.channels)
-    records = joined(template.head, '"distinct_id":', ids, f',"$user_operations":[{{"$unset":[{names}]}}]}}{SEPARATOR.decode()}')
-    return narrowed(refusals.marking(records, SEPARATOR))
+    return _record(ids, joined(*_farewell(changes, layout, template)), template, refusals)
+
+
+def _farewell(changes: pa.RecordBatch, layout: Layout, template: Template) -> Iterator[pa.LargeStringArray]:
+    rows = changes.num_rows
+    if template.on_delete is OnDelete.UNSET_CHANNELS:
+        yield _unset([(field, pa.repeat(True, rows)) for field in layout.channels], rows)
+        return
+    nothing = Values(counts=np.zeros(rows, dtype=np.int64), texts=pa.array([], pa.large_string()))
+    for field in layout.channels:
+        known = _before(changes, field)
+        yield _each("$remove", field, nothing if known is None else former_values(known, nothing))
 
 
 def _quoted_ids(changes: pa.RecordBatch, key: str, refusals: Refusals) -> pa.LargeStringArray:
@@ -140,11 +154,10 @@ def _operations(changes: pa.RecordBatch, layout: Layout, template: Template, ref
     if properties:
         yield _set(properties, template.style, refusals)
     channels = [(field, channel_values(_column(changes, field), field, refusals)) for field in layout.channels]
-    before = [_before(changes, field) for field, _ in channels]
-    yield _unset(properties, _emptied(channels, before, template), rows)
-    for (field, values), old in zip(channels, before, strict=True):
-        if old is not None:
-            yield _each("$remove", field, removed(old, values, keeps_last=template.null_channels is NullChannels.KEEP))
+    yield _unset([*_missing(properties), *_emptied(channels, template)], rows)
+    for field, values in channels:
+        if (known := _before(changes, field)) is not None:
+            yield _each("$remove", field, _taken_away(former_values(known, values), values, template))
         yield _each("$append", field, values)
 
 
@@ -187,10 +200,12 @@ def _set(properties: Sequence[tuple[Field, pa.Array]], style: JsonStyle, refusal
     return pc.if_else(is_empty, large(""), texts)
 
 
-def _unset(
-    properties: Sequence[tuple[Field, pa.Array]], emptied: Sequence[tuple[Field, pa.BooleanArray]], rows: int
-) -> pa.LargeStringArray:
-    gone = [*((field, array.is_null()) for field, array in properties if array.null_count), *emptied]
+def _missing(properties: Sequence[tuple[Field, pa.Array]]) -> list[tuple[Field, pa.BooleanArray]]:
+    """Properties that are NULL, and in which rows."""
+    return [(field, array.is_null()) for field, array in properties if array.null_count]
+
+
+def _unset(gone: Sequence[tuple[Field, pa.BooleanArray]], rows: int) -> pa.LargeStringArray:
     names = [pc.if_else(is_gone, large(f",{json_name(field.name)}"), large("")) for field, is_gone in gone if pc.any(is_gone).as_py()]
     if not names:
         return pa.repeat(large(""), rows)
@@ -200,40 +215,30 @@ def _unset(
     return pc.if_else(is_none, large(""), joined('{"$unset":[', cut, "]},"))
 
 
-def _emptied(
-    channels: Sequence[tuple[Field, Values]], before: Sequence[Values | None], template: Template
-) -> list[tuple[Field, pa.BooleanArray]]:
-    """Channels that lose all their addresses, and in which rows: the row has none, and none is known that could be removed by name."""
-    if template.null_channels is NullChannels.KEEP:
+def _emptied(channels: Sequence[tuple[Field, Values]], template: Template) -> list[tuple[Field, pa.BooleanArray]]:
+    """Channels that lose all their addresses, whoever gave them, and in which rows."""
+    if template.null_channels is not NullChannels.UNSET:
         return []
-    found = []
-    for (field, values), old in zip(channels, before, strict=True):
-        is_gone = values.counts == 0 if old is None else (values.counts == 0) & (old.counts == 0)
-        found.append((field, pa.array(is_gone)))
-    return found
+    return [(field, pa.array(values.counts == 0)) for field, values in channels]
 
 
-def _before(changes: pa.RecordBatch, field: Field) -> Values | None:
-    """The addresses that were last acknowledged; None where the engine does not give them."""
+def _taken_away(former: Values, now: Values, template: Template) -> Values:
+    """The former addresses that are removed by name: all of them, but where a row has none now, as the settings say."""
+    return former if template.null_channels is NullChannels.REMOVE else former.where(now.counts > 0)
+
+
+def _before(changes: pa.RecordBatch, field: Field) -> pa.Array | None:
+    """What SuprSend may still hold of the field; None where the engine does not say."""
     place = changes.schema.get_field_index(BEFORE)
-    column = changes.column(place) if place >= 0 else None
-    for name in field.path:
-        if column is None or not pa.types.is_struct(column.type) or column.type.get_field_index(name) < 0:
-            return None
-        column = column.flatten()[column.type.get_field_index(name)]
-    return channel_values(column, field, Refusals(changes.num_rows))
+    known = changes.column(place) if place >= 0 else None
+    inner = -1 if known is None else known.type.get_field_index(".".join(field.path))
+    return known.flatten()[inner] if known is not None and inner >= 0 else None
 
 
 def _each(operation: str, field: Field, values: Values) -> pa.LargeStringArray:
     """One operation per value: what several values in one would mean nobody documents."""
     texts = joined(f'{{"{operation}":{{{json_name(field.name)}:', values.texts, "}},")
     return texts_by_row(texts, values.counts)
-
-
-def _inside(operations: pa.LargeStringArray) -> pa.LargeStringArray:
-    """Without the comma behind the last one."""
-    is_some = pc.greater(pc.binary_length(operations), 0).to_numpy(zero_copy_only=False)
-    return sliced(operations, head=0, tail=1, rows=is_some)
 
 
 # -- stamps

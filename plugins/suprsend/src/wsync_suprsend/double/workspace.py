@@ -281,16 +281,15 @@ def _apply(user: User, operation: Mapping[str, Any]) -> None:
             continue
         for name, value in values.items():
             if name in CHANNELS:
-                _apply_address(user.channels.setdefault(name, []), kind, value)
+                _apply_address(user.channels, kind, name, value)
             else:
                 _apply_property(user.properties, kind, name, value)
 
 
-def _apply_address(addresses: list[Any], kind: str, value: Any) -> None:
-    if kind == "$append" and value not in addresses:
-        addresses.append(value)
-    elif kind == "$remove" and value in addresses:
-        addresses.remove(value)
+def _apply_address(channels: dict[str, list[Any]], kind: str, name: str, value: Any) -> None:
+    others = [one for one in channels.pop(name, []) if one != value]
+    if kind == "$append" or others:
+        channels[name] = [*others, value] if kind == "$append" else others
 
 
 def _apply_property(properties: dict[str, Any], kind: str, name: str, value: Any) -> None:
