@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsync_engine.scheduler.cron import next_fires
+from wsync_engine.scheduler.cron import count_fires, last_fire, next_fires
 from wsync_sdk.errors import ConfigError
 
 from .walk import Judge, brute_force, transitions, wall_minutes
@@ -139,3 +139,30 @@ def test_nothing_in_the_walk_reads_a_clock() -> None:
     source = (Path(next_fires.__code__.co_filename)).read_text("utf-8")
 
     assert ".now(" not in source
+
+
+@given(
+    st.sampled_from(EXPRESSIONS),
+    st.sampled_from(ZONES),
+    st.datetimes(datetime(1969, 12, 28), datetime(2038, 1, 1)),  # noqa: DTZ001
+    st.integers(0, 3 * 86_400_000_000) | st.integers(0, 30 * 86_400).map(lambda seconds: seconds * 1_000_000),
+)
+@settings(max_examples=150, deadline=None)
+def test_fires_are_counted_as_if_one_walked_through_them(expression: str, zone: str, naive: datetime, distance_us: int) -> None:
+    after = naive.replace(tzinfo=UTC)
+    until = after + timedelta(microseconds=distance_us)
+
+    found = [x for x in next_fires(expression, zone, after, distance_us // 60_000_000 + 2) if x <= until]
+
+    assert count_fires(expression, zone, after, until) == len(found)
+    assert last_fire(expression, zone, after, until) == (found[-1] if found else None)
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_fires_around_changes_of_offset_are_counted_as_if_one_walked_through_them(zone: str) -> None:
+    for change in transitions(ZoneInfo(zone), 2010, 2012):
+        after, until = change - timedelta(hours=5), change + timedelta(hours=5)
+        for expression in random.Random(zlib.crc32(f"{zone} {change}".encode())).sample(EXPRESSIONS, 12):
+            found = [x for x in next_fires(expression, zone, after, 601) if x <= until]
+            for at in (after, *found[:1], change - timedelta(seconds=1), change, change + timedelta(minutes=30)):
+                assert count_fires(expression, zone, at, until) == len([x for x in found if x > at]), (expression, at)

@@ -137,6 +137,7 @@ def test_a_schedule_whose_statement_is_refused_is_paused_and_the_others_fire(wor
     fire(world.engine, [(bad.schedule_id, 1), (good.schedule_id, 1)])
 
     assert world.rows("SELECT paused_by FROM wsync.schedule WHERE schedule_id = %s", bad.schedule_id)[0]["paused_by"] == "system"
+    assert world.clock(bad.schedule_id)["missed"] == 1  # its time was due, and no run was made of it
     assert len(world.runs(good.schedule_id)) == 1
 
 

@@ -179,6 +179,18 @@ def test_failures_in_a_row_pause_the_schedule(world: Any, run_id: UUID) -> None:
     assert world.clock(schedule_id)["next_due_at"] is None
 
 
+def test_times_that_are_due_when_failures_pause_the_schedule_are_counted_as_missed(world: Any, run_id: UUID) -> None:
+    schedule_id = row(world, run_id)["schedule_id"]
+    world.engine.execute("UPDATE wsync.schedule SET pause_after_failures = 1")
+    claim_runs(world.engine, [run_id], WORKER)
+    world.move(181)
+
+    finish_run(world.engine, run_id, 1, "failed")
+
+    assert (world.clock(schedule_id)["missed"], world.clock(schedule_id)["next_due_at"]) == (3, None)
+    assert [x["detail"] for x in world.events("schedule.missed")] == [{"count": 3, "reason": "paused", "actor": "system"}]
+
+
 def test_a_retry_waits_its_backoff_and_the_last_one_fails(world: Any, run_id: UUID) -> None:
     for attempt in (1, 2):
         assert [x.attempt for x in claim_runs(world.engine, [run_id], WORKER)] == [attempt - 1]

@@ -138,6 +138,7 @@ def test_both_passes_of_a_repeated_hour_are_instants_of_their_own(world: Any, fi
 def test_a_change_to_the_other_pass_of_a_repeated_hour_is_one(world: Any) -> None:
     declared = spec(world, kind="once", cron=None, zone=None, once_at=FIRST_PASS)
     stored = world.write(create_schedule, declared, actor="ann")
+    world.api.execute("SET timezone TO 'Europe/Berlin'")
 
     changed = world.write(change_schedule, stored.schedule_id, replace(declared, once_at=SECOND_PASS), actor="ann")
 
@@ -459,6 +460,58 @@ def test_times_that_are_due_and_outside_a_new_start_or_end_are_counted_as_missed
 
     clock = world.clock(stored.schedule_id)
     assert (clock["fired"], clock["coalesced"], clock["missed"]) == decided
+
+
+@pytest.mark.parametrize("reason", ["paused", "deleted"])
+def test_times_that_are_due_when_a_schedule_is_paused_or_deleted_are_counted_as_missed(world: Any, reason: str) -> None:
+    stored = world.write(create_schedule, spec(world), actor="ann")
+    world.move(301)
+
+    if reason == "paused":
+        world.write(pause_schedule, stored.schedule_id, note=None, actor="ann")
+        world.write(pause_schedule, stored.schedule_id, note="once more", actor="ann")
+    else:
+        world.write(delete_schedule, stored.schedule_id, actor="ann")
+
+    clock = world.clock(stored.schedule_id)
+    assert (clock["missed"], clock["last_nominal_at"], clock["next_due_at"]) == (5, world.now - timedelta(seconds=1), None)
+    assert [x["detail"] for x in world.events("schedule.missed")] == [{"count": 5, "reason": reason, "actor": "ann"}]
+
+
+def test_times_that_are_due_when_a_change_leaves_no_runs_are_counted_as_missed(world: Any) -> None:
+    declared = spec(world, overlap="allow_all")
+    stored = world.write(create_schedule, declared, actor="ann")
+    world.move(60)
+    fire(world.engine, [(stored.schedule_id, 1)])
+    world.move(181)
+
+    changed = world.write(change_schedule, stored.schedule_id, replace(declared, max_runs=1), actor="ann")
+
+    clock = world.clock(stored.schedule_id)
+    assert (clock["fired"], clock["missed"], changed.next_nominal_at) == (1, 3, None)
+    assert [x["detail"] for x in world.events("schedule.missed")] == [{"count": 3, "reason": "changed", "actor": "ann"}]
+
+
+def test_times_that_a_change_of_the_end_gave_up_are_not_asked_for_again_by_a_later_jitter(world: Any) -> None:
+    declared = spec(world, cron="0 * * * *")
+    stored = world.write(create_schedule, declared, actor="ann")
+    world.move(4 * 3_600 + 0.5)
+    world.write(change_schedule, stored.schedule_id, replace(declared, end_at=world.now - timedelta(days=1)), actor="ann")
+
+    changed = world.write(change_schedule, stored.schedule_id, replace(declared, jitter_ms=3_600_000), actor="ann")
+
+    assert world.clock(stored.schedule_id)["missed"] == 4
+    assert changed.next_nominal_at == stored.next_nominal_at + timedelta(hours=4)
+
+
+def test_a_schedule_whose_zone_is_gone_can_be_paused_and_deleted(world: Any) -> None:
+    stored = world.write(create_schedule, spec(world), actor="ann")
+    world.engine.execute("UPDATE wsync.schedule SET zone = 'Gone/Nowhere'")
+    world.move(61)
+
+    world.write(pause_schedule, stored.schedule_id, note=None, actor="ann")
+
+    assert world.write(delete_schedule, stored.schedule_id, actor="ann").entry.is_gone
 
 
 def test_a_schedule_whose_zone_is_gone_can_be_changed(world: Any) -> None:

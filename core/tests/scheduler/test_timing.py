@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from uuid import UUID
@@ -190,3 +191,33 @@ def test_a_change_gives_up_exactly_the_times_that_are_due(every_s: int, jitter_m
 
     due = [x.nominal_at for x in takewhile(lambda x: x.due_at <= now, module._nominals(timing, [START]))]
     assert (gone.count, gone.last_at) == (len(due), due[-1] if due else None)
+
+
+@given(timings, st.integers(-10, 80_000), st.none() | st.integers(0, 80_000), st.none() | st.integers(0, 80_000))
+@settings(deadline=None)
+def test_of_a_cron_schedules_times_exactly_those_that_are_due_and_outside_are_given_up(
+    old: Timing, seconds: int, start_s: int | None, end_s: int | None
+) -> None:
+    first, now = first_nominal(old, after=START, due_after=START), START + timedelta(seconds=seconds)
+    assert first is not None
+    start_at, end_at = (None if x is None else START + timedelta(seconds=x) for x in (start_s, end_s))
+    due = [x.nominal_at for x in takewhile(lambda x: x.due_at <= now, module._nominals(old, [first.nominal_at]))]
+
+    nothing = given_up(old, None, next_nominal_at=first.nominal_at, now=now)
+    window = given_up(old, replace(old, start_at=start_at, end_at=end_at), next_nominal_at=first.nominal_at, now=now)
+
+    assert (nothing.count, nothing.last_at) == (len(due), due[-1] if due else None)
+    kept = [x for x in due if (start_at is None or x >= start_at) and (end_at is None or x <= end_at or old.end_at == end_at)]
+    decided = [x for x in due if not kept or x < kept[0]]
+    assert window.count == len(due) - len(kept)
+    assert window.last_at == (decided[-1] if decided else None)
+
+
+def test_years_of_minutes_are_counted_and_none_of_them_is_looked_at() -> None:
+    until = START + timedelta(days=3_650)
+
+    gone = given_up(cron("* * * * *", jitter_ms=30_000), None, next_nominal_at=START, now=until)
+
+    assert gone.count in {3_650 * 1_440, 3_650 * 1_440 + 1}
+    assert gone.last_at is not None
+    assert gone.last_at >= until - MINUTE

@@ -206,6 +206,7 @@ class Watch:
     def _check_change(self, old: Row, new: Row, at: datetime) -> None:
         """A change of a schedule goes on with a time that it asks for, passes over none that is still to come, and loses none that was due."""
         if new["next_nominal_at"] is None:
+            self._check_end(old, new, at)
             return
         declared = Declared.of(self._schedules[new["schedule_id"]])
         following = datetime.fromisoformat(new["next_nominal_at"])
@@ -219,6 +220,17 @@ class Watch:
         passed_over = times_between(declared, first + timedelta(microseconds=1), following)
         if passed_over:
             self.violate("I2", f"schedule {new['schedule_id']} goes on with {following} and passes over {passed_over[0]}")
+
+    def _check_end(self, old: Row, new: Row, at: datetime) -> None:
+        """A pause, a deletion or a change after which nothing is to come has counted what was due."""
+        if old["next_nominal_at"] is None:
+            return
+        first, last = datetime.fromisoformat(old["next_nominal_at"]), new["last_nominal_at"]
+        if last is not None:
+            first = max(first, datetime.fromisoformat(last) + timedelta(microseconds=1))
+        left = times_between(Declared.of(self._former_schedules[new["schedule_id"]]), first, at - LONGEST_JITTER)
+        if left:
+            self.violate("I2", f"schedule {new['schedule_id']} ends and has not decided {left[0]}")
 
     def _read_ack(self, ack: Row) -> None:
         run = self._runs.get(ack["run_id"])

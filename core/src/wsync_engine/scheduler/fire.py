@@ -17,6 +17,7 @@ import structlog
 from wsync_engine.index.entries import DueEntry, ReadyRun
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import OverlapPolicy, Trigger
+from wsync_engine.scheduler.overdue import give_up_all
 from wsync_engine.scheduler.overlap import Admission, RunRequest, admit, lock_open_runs
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, statements, timing_of, write_events
 from wsync_engine.scheduler.runs import drop_waiting
@@ -270,6 +271,7 @@ def _pause_broken(conn: psycopg.Connection[Any], broken: Sequence[tuple[Row, str
     for clock, reason in broken:
         schedule_id = clock["schedule_id"]
         conn.execute(_SCHEDULE["schedule_pause"], {"schedule_id": schedule_id, "note": reason, "actor": "system"})
+        give_up_all(conn, clock, reason="paused", actor="system")
         columns = {"schedule_id": schedule_id, "next_nominal_at": None, "next_due_at": None, "last_nominal_at": None}
         rev = select(conn, _SCHEDULE["clock_set"], columns)[0]["rev"]
         drop_waiting(conn, schedule_id, actor="system")

@@ -18,6 +18,7 @@ import psycopg
 
 from wsync_engine.index.entries import ReadyRun
 from wsync_engine.model.run import RunError, RunState
+from wsync_engine.scheduler.overdue import give_up_all
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, statements, write_events
 from wsync_sdk.errors import StateError
 
@@ -430,6 +431,8 @@ def _pause_failing(conn: psycopg.Connection[Any], clock: Row) -> None:
     schedule_id = clock["schedule_id"]
     note = f"{clock['failures_in_row']} runs failed in a row"
     conn.execute(_SCHEDULE["schedule_pause"], {"schedule_id": schedule_id, "note": note, "actor": "system"})
+    for locked in select(conn, _SCHEDULE["clock_lock"], {"schedule_id": schedule_id}):  # by the count of the end already
+        give_up_all(conn, locked, reason="paused", actor="system")
     columns = {"schedule_id": schedule_id, "next_nominal_at": None, "next_due_at": None, "last_nominal_at": None}
     conn.execute(_SCHEDULE["clock_set"], columns)
     drop_waiting(conn, schedule_id, actor="system")

@@ -22,6 +22,7 @@ from wsync_engine.index.entries import DueEntry, ReadyRun
 from wsync_engine.model.ids import uuid7s
 from wsync_engine.model.run import OverlapPolicy, Trigger
 from wsync_engine.scheduler.limits import INSTANTS
+from wsync_engine.scheduler.overdue import give_up, give_up_all
 from wsync_engine.scheduler.overlap import Admission, RunRequest, admit
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, shard_of, statements, timing_of, write_events
 from wsync_engine.scheduler.runs import drop_waiting
@@ -38,7 +39,7 @@ from wsync_engine.scheduler.spec import (
     refuse_new_contradictions,
     shared_and_own,
 )
-from wsync_engine.scheduler.timing import Nominal, Timing, first_nominal, given_up, is_same_rule
+from wsync_engine.scheduler.timing import Nominal, Timing, first_nominal, is_same_rule
 from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
 __all__ = [
@@ -197,28 +198,13 @@ def change_schedule(
     keep_syncs(conn, {spec.sync_id})
     following = _kept(clock)
     if not old["paused"] and timing != timing_of(old):
-        following = _following_of_change(timing, old, _give_up(conn, timing, old, clock, now=now, actor=actor), now)
-        if spec.max_runs is not None and clock["fired"] >= spec.max_runs:
-            following = None
+        is_exhausted = spec.max_runs is not None and clock["fired"] >= spec.max_runs
+        asked = None if is_exhausted else timing
+        clock = give_up(conn, clock, timing_of(old), asked, now=now, reason="changed", actor=actor)
+        following = None if is_exhausted else _following_of_change(timing, old, clock, now)
     rev = _set_clock(conn, schedule_id, following)
     write_events(conn, [Event(kind="schedule.changed", tenant_id=tenant_id, schedule_id=schedule_id, detail={"actor": actor})])
     return _stored(schedule_id, version, rev=rev, following=following)
-
-
-def _give_up(conn: psycopg.Connection[Any], timing: Timing, old: Row, clock: Row, *, now: datetime, actor: str) -> Row:
-    """Count the overdue times that a change gives up; returns the clock as it is then."""
-    if clock["next_nominal_at"] is None or clock["next_nominal_at"] > now:
-        return clock
-    try:
-        gone = given_up(timing_of(old), timing, next_nominal_at=clock["next_nominal_at"], now=now)
-    except ConfigError:  # a zone that is not there any more: the change may be what mends it
-        return clock
-    if not gone.count:
-        return clock
-    ids = {"tenant_id": clock["tenant_id"], "schedule_id": clock["schedule_id"]}
-    conn.execute(_SQL["clock_give_up"], {"schedule_id": clock["schedule_id"], "count": gone.count, "last_at": gone.last_at})
-    write_events(conn, [Event(kind="schedule.missed", detail={"count": gone.count, "reason": "changed", "actor": actor}, **ids)])
-    return {**clock, "last_nominal_at": gone.last_at or clock["last_nominal_at"]}
 
 
 def _following_of_change(timing: Timing, old: Row, clock: Row, now: datetime) -> Nominal | None:
@@ -233,10 +219,13 @@ def _following_of_change(timing: Timing, old: Row, clock: Row, now: datetime) ->
 
 
 def pause_schedule(conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id: UUID, *, note: str | None, actor: str) -> StoredSchedule:
-    """No scheduled run is made after this commits, until resume. Pausing twice keeps the first note unless a new one is given."""
-    _locked_clock(conn, schedule_id)
+    """No scheduled run is made after this commits, until resume; what was due before and undecided counts as missed. Pausing twice keeps the
+    first note unless a new one is given.
+    """
+    clock = _locked_clock(conn, schedule_id)
     old = _definition(conn, schedule_id)
     conn.execute(_SQL["schedule_pause"], {"schedule_id": schedule_id, "note": note, "actor": actor})
+    give_up_all(conn, clock, reason="paused", actor=actor)
     rev = _set_clock(conn, schedule_id, None)
     drop_waiting(conn, schedule_id, actor=actor)
     kept = note if note is not None or not old["paused"] else old["pause_note"]
@@ -262,10 +251,11 @@ def resume_schedule(conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id:
 
 
 def delete_schedule(conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id: UUID, *, actor: str) -> StoredSchedule:
-    """The schedule fires no more and its name is free again; runs that exist go on."""
-    _locked_clock(conn, schedule_id)
+    """The schedule fires no more and its name is free again; runs that exist go on. What was due and undecided counts as missed."""
+    clock = _locked_clock(conn, schedule_id)
     old = _definition(conn, schedule_id)
     conn.execute(_SQL["schedule_delete"], {"schedule_id": schedule_id})
+    give_up_all(conn, clock, reason="deleted", actor=actor)
     rev = _set_clock(conn, schedule_id, None)
     write_events(conn, [Event(kind="schedule.deleted", tenant_id=tenant_id, schedule_id=schedule_id, detail={"actor": actor})])
     stored = _stored(schedule_id, old["spec_version"], rev=rev, following=None)

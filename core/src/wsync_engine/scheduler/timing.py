@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from itertools import islice, takewhile
 from typing import Literal
 from uuid import UUID
 
 from wsync_engine.model.durations import LONGEST_MS
-from wsync_engine.scheduler.cron import next_fires, parse_cron
+from wsync_engine.scheduler.cron import count_fires, last_fire, next_fires, parse_cron
 from wsync_engine.scheduler.interval import interval_fires, jitter
 from wsync_engine.scheduler.zones import zone_named
 from wsync_sdk.errors import ConfigError
@@ -37,8 +36,6 @@ MAX_FIRES = 100
 """Nominal times fired in one transaction; the rest stays due."""
 MAX_STEPS = 5_000
 """Nominal times looked at in one transaction, so that a year's outage of a per-second schedule stalls nobody."""
-MOST_GIVEN_UP = 100_000
-"""Nominal times that a change counts one by one: two months of minutes, and two seconds of work."""
 EARLY = timedelta(seconds=2)
 """A claim this much ahead of Postgres' clock is accepted: Redis decided that it is due."""
 _BATCH = 64
@@ -154,39 +151,66 @@ def is_same_rule(one: Timing, other: Timing) -> bool:
     return all(getattr(one, name) == getattr(other, name) for name in ("kind", "cron", "zone", "every_ms", "anchor_at", "once_at"))
 
 
-def given_up(old: Timing, new: Timing, *, next_nominal_at: datetime, now: datetime) -> GivenUp:
-    """What a change from `old` to `new` gives up of the times from `next_nominal_at` on that are due by `now` and undecided: under another
-    rule all of them, under the same one those that lie before its start or after its end now.
+def given_up(old: Timing, new: Timing | None, *, next_nominal_at: datetime, now: datetime) -> GivenUp:
+    """What is given up of the times from `next_nominal_at` on that are due by `now` and undecided, when `new` takes the place of `old`: under
+    another rule all of them, under the same one those that lie before its start or after its end now. They are counted, not looked at: there
+    may be millions.
 
-    :param next_nominal_at: the stored next nominal time of `old`.
+    :param new: None: nothing is asked for any more. :param next_nominal_at: the stored next nominal time of `old`.
     """
-    next_nominal_at = next_nominal_at.astimezone(UTC)  # in a zone, what is added to it would be wall-clock time
-    if not is_same_rule(old, new):
-        return _all_due(old, next_nominal_at, now)
+    first = next_nominal_at.astimezone(UTC)  # in a zone, what is added to it would be wall-clock time
+    last = _last_due(old, first, now)
+    if last is None:
+        return GivenUp()
+    due = _count(old, first, last)
+    if new is None or not is_same_rule(old, new):
+        return GivenUp(count=due, last_at=last)
     if (old.start_at, old.end_at) == (new.start_at, new.end_at):
         return GivenUp()
-    due = list(_due(old, next_nominal_at, now))
-    before = [x for x in due if new.start_at is not None and x < new.start_at]
-    after = [x for x in due if new.end_at is not None and x > new.end_at]
-    return GivenUp(count=len(before) + len(after), last_at=before[-1] if before else None)
+    before_at = None if new.start_at is None else _last(old, first, min(last, new.start_at - timedelta(microseconds=1)))
+    before = 0 if before_at is None else _count(old, first, before_at)
+    after = 0 if new.end_at is None else due - max(before, _count(old, first, min(last, new.end_at)))
+    return GivenUp(count=before + after, last_at=last if before + after == due else before_at)
 
 
-def _all_due(timing: Timing, next_nominal_at: datetime, now: datetime) -> GivenUp:
-    count, first, last_at = 0, next_nominal_at, None
-    if timing.kind == "interval":
-        # Those whose successor has come as well are due: jitter never reaches so far. There may be millions, and they need not be looked at.
-        every = timedelta(milliseconds=timing.every_ms or 0)
-        until = now if timing.end_at is None else min(now, timing.end_at)
-        count = max(0, (until - next_nominal_at) // every)
-        first = next_nominal_at + count * every
-        last_at = first - every if count else None
-    rest = list(_due(timing, first, now))
-    return GivenUp(count=count + len(rest), last_at=rest[-1] if rest else last_at)
+def _last_due(timing: Timing, first: datetime, now: datetime) -> datetime | None:
+    """Times whose successor has come are due: jitter never reaches so far. So only the last one that has come may not be."""
+    last = _last(timing, first, now)
+    if last is None or _nominal(timing, last).due_at <= now:
+        return last
+    return _last(timing, first, last - timedelta(microseconds=1))
 
 
-def _due(timing: Timing, next_nominal_at: datetime, now: datetime) -> Iterator[datetime]:
-    due = takewhile(lambda found: found.due_at <= now, _nominals(timing, [next_nominal_at]))
-    return (found.nominal_at for found in islice(due, MOST_GIVEN_UP))
+def _nominal(timing: Timing, at: datetime) -> Nominal:
+    return next(_nominals(timing, [at]))
+
+
+def _last(timing: Timing, first: datetime, until: datetime) -> datetime | None:
+    """The last nominal time from `first`, which is one, to `until`."""
+    until = until if timing.end_at is None else min(until, timing.end_at)
+    if until < first:
+        return None
+    match timing.kind:
+        case "interval":
+            every = timedelta(milliseconds=timing.every_ms or 0)
+            return first + (until - first) // every * every
+        case "cron":
+            return last_fire(timing.cron or "", timing.zone or "", first, until) or first
+        case _:
+            return first
+
+
+def _count(timing: Timing, first: datetime, until: datetime) -> int:
+    """How many nominal times there are from `first`, which is one, to `until`."""
+    if until < first:
+        return 0
+    match timing.kind:
+        case "interval":
+            return (until - first) // timedelta(milliseconds=timing.every_ms or 0) + 1
+        case "cron":
+            return count_fires(timing.cron or "", timing.zone or "", first, until) + 1
+        case _:
+            return 1
 
 
 def nominal_times(timing: Timing, after: datetime, n: int) -> list[datetime]:

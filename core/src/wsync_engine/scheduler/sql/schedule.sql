@@ -149,7 +149,7 @@ WHERE schedule_id = :schedule_id
 RETURNING rev;
 
 -- name: clock_give_up
--- Times that a change gives up are decided by it; the caller holds the clock.
+-- Times that a change, pause or deletion gives up are decided by it; the caller holds the clock.
 UPDATE wsync.schedule_clock
 SET missed = missed + CAST(:count AS bigint), last_nominal_at = coalesce(CAST(:last_at AS timestamptz), last_nominal_at)
 WHERE schedule_id = :schedule_id;
