@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
+from wsync_engine.scheduler.rows import Row
 from wsync_engine.scheduler.spec import ScheduleSpec
 
 from .chaos_producers import COUNTERS, Plan, Producer, Step
@@ -21,6 +22,7 @@ from .chaos_world import TABLES, World
 
 TERMINAL = ("succeeded", "partial", "failed", "cancelled")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LONGEST_JITTER = timedelta(milliseconds=300)
 
 
 # -- I2, by arithmetic on instants only
@@ -43,10 +45,13 @@ def nominal_times(spec: ScheduleSpec, first: datetime, last: datetime) -> int:
 
 
 def wrong_decisions(plan: Plan, end: Step) -> Iterator[str]:
-    """Each stretch between two steps: what was counted in it is the number of nominal times that passed in it."""
+    """Each stretch between two steps: what was counted in it is the number of nominal times that passed in it. And each step: what it counted
+    itself are the times that were due and that nobody asks for any more.
+    """
     steps = [*plan.steps, end]
     for before, after in pairwise(steps):
-        counted = sum(_count(after, name) - _count(before, name) for name in COUNTERS)
+        yield from _wrong_given_up(plan, before, after)
+        counted = _decisions(after.clock) - _decisions(before.left)
         spec = before.spec
         if spec is None or before.following is None:
             if counted:
@@ -61,8 +66,27 @@ def wrong_decisions(plan: Plan, end: Step) -> Iterator[str]:
             yield f"{plan.spec.name}: the last decision is {after.clock['last_nominal_at']}, the next {following}"
 
 
-def _count(step: Step, name: str) -> int:
-    return 0 if step.clock is None else int(step.clock[name])
+def _wrong_given_up(plan: Plan, before: Step, step: Step) -> Iterator[str]:
+    """What `step` counted of the times that the spec of `before` had left when it came."""
+    if step.clock is None or step.left is None or step.began_at is None:
+        return
+    counted = _decisions(step.left) - _decisions(step.clock)
+    first, spec = step.clock["next_nominal_at"], before.spec
+    if spec is None or first is None:
+        if counted:
+            yield f"{plan.spec.name}: {step.kind} counted {counted} times although none was to come"
+        return
+    # Times that the new spec has as well stay due, and are counted by a fire.
+    is_kept = step.spec is not None and period_of(step.spec) == period_of(spec) and step.spec.kind == spec.kind
+    following = first + counted * period_of(spec)
+    if counted and (is_kept or step.left["last_nominal_at"] != following - period_of(spec) or following - period_of(spec) > step.at):
+        yield f"{plan.spec.name}: {step.kind} counted {counted} times from {first}, the last of them {step.left['last_nominal_at']}"
+    if not is_kept and following + LONGEST_JITTER < step.began_at:
+        yield f"{plan.spec.name}: {step.kind} at {step.began_at} counted {counted} times from {first}, and not {following}"
+
+
+def _decisions(clock: Row | None) -> int:
+    return 0 if clock is None else sum(int(clock[name]) for name in COUNTERS)
 
 
 def wrong_counts(world: World, plans: Sequence[Plan]) -> Iterator[str]:

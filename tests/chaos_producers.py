@@ -38,6 +38,7 @@ class Step:
 
     :param at: Postgres' time in its transaction, with the clock's row locked. :param spec: from now on; None: nothing fires.
     :param clock: the clock's row before it, None for a new schedule. :param following: the next nominal time after it.
+    :param left: the clock's row after it: what it counted itself of the times that were due. :param began_at: the time when it had the lock.
     """
 
     kind: str
@@ -45,6 +46,8 @@ class Step:
     spec: ScheduleSpec | None
     clock: Row | None
     following: datetime | None
+    left: Row | None = None
+    began_at: datetime | None = None
 
 
 @dataclass(slots=True)
@@ -211,7 +214,9 @@ class Producer:
         self, conn: psycopg.Connection[Any], kind: str, plan: Plan, work: Callable[[], StoredSchedule], spec: ScheduleSpec
     ) -> tuple[StoredSchedule, Step]:
         locked = select(conn, _CLOCK, {"schedule_id": plan.schedule_id})
+        began_at = select(conn, b"SELECT wsync.clock() AS at", {})[0]["at"]
         stored = work()
+        left = select(conn, _CLOCK, {"schedule_id": stored.schedule_id})
         at = select(conn, b"SELECT wsync.clock() AS at", {})[0]["at"]
         following = stored.next_nominal_at
         is_firing = kind not in ("pause", "delete") and not (kind == "change" and plan.is_paused)
@@ -221,6 +226,8 @@ class Producer:
             spec=spec if is_firing else None,
             clock=locked[0] if locked else None,
             following=following,
+            left=left[0],
+            began_at=began_at,
         )
         return stored, step
 
