@@ -7,16 +7,16 @@ how far the run came. Until a chunk may have been sent, a run can start over; af
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.sync import Mode
 from wsync_engine.pipeline.before import before_fields
 from wsync_engine.pipeline.change_log import ChangeLogReader
 from wsync_engine.pipeline.deliver import Delivery, deliver_partition
-from wsync_engine.pipeline.diff import DiffCounts, DiffInput, diff_partition
+from wsync_engine.pipeline.diff import DiffCounts, diff_partition
 from wsync_engine.pipeline.extract import StagedSplit, extract_split
 from wsync_engine.pipeline.finish import conclude, fold_predecessors
 from wsync_engine.pipeline.guards import tripped
@@ -237,33 +237,19 @@ def _current_manifest(job: Job, *, adopt: bool) -> Manifest:
 
 def _diff(job: Job, manifest: Manifest, mapping: CompiledMapping, generation: int, *, adopt: bool, planned_after: int) -> None:
     splits = job.books.splits(generation)
+    record = _log_record(job, manifest, mapping, generation, splits, planned_after=planned_after)
     unreadable = sum(split.unreadable_keys for split in splits)
-    folder = job.storage.log_folder(str(job.books.run_id))
-    key = tuple(KeyColumn(name=name, type=kind) for name, kind in zip(mapping.key, mapping.key_types, strict=True))
+    withhold = (unreadable > 0 or adopt) and job.spec.mode is Mode.MIRROR
     totals = DiffCounts()
-    files: list[str] = []
     rejections: list[NewRejection] = []
-    before = before_fields(job.sink.stream(job.spec.stream).needs_before, mapping.schema)
-    stage: dict[str, list[str]] = {}
     for partition in range(manifest.partitions):
         job.context.check()
         job.context.faults("diff")
-        stage[str(partition)] = [path for split in splits for path in split.files.get(partition, [])]
-        log = folder / f"changes-{generation}-{job.books.epoch}-{partition}.parquet"
-        task = DiffInput(
-            partition=partition,
-            stage=[job.storage.absolute(path) for path in stage[str(partition)]],
-            snapshot=_snapshot_path(job, manifest, partition),
-            manifest=manifest,
-            key=key,
-            fields=tuple(mapping.schema.names),
-            mode=job.spec.mode,
+        task = replace(
+            record.diff_input(partition, job.storage),
             duplicates=job.spec.duplicates,
             offer_before_us=_NEVER_LATER_US if adopt else int(time.time() * 1_000_000),
-            log=log,
-            before=before,
         )
-        withhold = (unreadable > 0 or adopt) and job.spec.mode is Mode.MIRROR
         counts = diff_partition(task, job.cipher.sealer(), withhold_deletes=withhold, scratch=scratch_of(job), budget=job.budget)
         job.context.count("partitions_compared", 1)
         if adopt:  # what left the result stays in the snapshot, for the next run to delete
@@ -271,24 +257,32 @@ def _diff(job: Job, manifest: Manifest, mapping: CompiledMapping, generation: in
         totals += counts
         if counts.refused or counts.refused_duplicates:
             rejections += refusals_of(task, job.cipher, scratch_of(job), job.budget, limit=MOST_LISTED - len(rejections))
-        files.append(job.storage.relative(log))
     read_rows = sum(split.read_rows for split in splits)
     _check_books(read_rows, totals)
-    record = LogRecord(
+    job.books.store_change_log(record.to_json(), {"read": read_rows, **totals.to_counts()}, rejections)
+    job.context.faults("after_change_log")
+
+
+def _log_record(
+    job: Job, manifest: Manifest, mapping: CompiledMapping, generation: int, splits: Sequence[PublishedSplit], *, planned_after: int
+) -> LogRecord:
+    """What the change log will be: its files are still to be written."""
+    folder, partitions = job.storage.log_folder(str(job.books.run_id)), range(manifest.partitions)
+    names = [f"changes-{generation}-{job.books.epoch}-{partition}.parquet" for partition in partitions]
+    needed = job.sink.stream(job.spec.stream).needs_before
+    return LogRecord(
         partitions=manifest.partitions,
-        files=tuple(files),
-        stage=stage,
+        files=tuple(job.storage.relative(folder / name) for name in names),
+        stage={str(partition): [path for split in splits for path in split.files.get(partition, [])] for partition in partitions},
         base=manifest,
-        key=key,
+        key=tuple(KeyColumn(name=name, type=kind) for name, kind in zip(mapping.key, mapping.key_types, strict=True)),
         schema=mapping.schema,
         mode=job.spec.mode,
         destination=job.destination,
         stream=job.spec.stream,
-        before=tuple(field.path for field in before),
+        before=tuple(field.path for field in before_fields(needed, mapping.schema)),
         planned_after=planned_after,
     )
-    job.books.store_change_log(record.to_json(), {"read": read_rows, **totals.to_counts()}, rejections)
-    job.context.faults("after_change_log")
 
 
 def _check_books(read_rows: int, counts: DiffCounts) -> None:
@@ -298,11 +292,6 @@ def _check_books(read_rows: int, counts: DiffCounts) -> None:
             f"the books do not balance: {read_rows} rows read, {counts.staged} staged, {parts} accounted for",
             next_step="report this; nothing was sent",
         )
-
-
-def _snapshot_path(job: Job, manifest: Manifest, partition: int) -> Path | None:
-    name = manifest.files[partition]
-    return None if name is None else job.storage.absolute(name)
 
 
 def _stops(job: Job, record: RunRecord) -> list[str]:
