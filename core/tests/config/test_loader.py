@@ -66,6 +66,14 @@ def test_a_file_becomes_a_declaration(host: PluginHost) -> None:
     assert (sync.schedule.priority, sync.schedule.jitter_ms) == (Priority.HIGH, 30_000)
 
 
+def test_several_columns_become_a_list(host: PluginHost) -> None:
+    short = parse_declaration(replaced("{constant: customer}", "[email, plan]"), host)
+    long = parse_declaration(replaced("{constant: customer}", "{columns: [email, plan]}"), host)
+
+    assert short.syncs[0].spec.mapping[2] == MappingEntry(target="kind", columns=("email", "plan"))
+    assert short == long
+
+
 def test_a_key_that_names_a_column_means_the_field_it_goes_to(host: PluginHost) -> None:
     assert parse_declaration(TEXT, host).syncs[0].spec.key == ("person_id",)
 
@@ -97,7 +105,10 @@ def test_a_key_that_names_a_column_means_the_field_it_goes_to(host: PluginHost) 
         ("jitter: 30s", "parameters: {least: [1]}", "wsync.yaml:22: syncs.customers.schedule.parameters.least: a value is", ""),
         ("    key: id", "    key: id\n    parameters: {day: {from: yesterday}}", "wsync.yaml:14: syncs.customers.parameters.day: a value is", ""),
         ("cast: text", "cast: txt", "wsync.yaml:19: syncs.customers.mapping.email.cast: ", ""),
-        ("{constant: customer}", "{constant: customer, column: id}", "wsync.yaml:20: syncs.customers.mapping.kind: either `column` or", ""),
+        ("{constant: customer}", "{constant: customer, column: id}", "wsync.yaml:20: syncs.customers.mapping.kind: one of `column`, `columns` and", ""),
+        ("{constant: customer}", "[]", "wsync.yaml:20: syncs.customers.mapping.kind: a list has the names", ""),
+        ("{constant: customer}", "[id, 7]", "wsync.yaml:20: syncs.customers.mapping.kind: a list has the names", ""),
+        ("{constant: customer}", "{columns: [id], cast: json}", "wsync.yaml:20: syncs.customers.mapping.kind.cast: a list of columns", "make the JSON array"),
         ("    mode: mirror", "    mode: mirror\n    mode: upsert", "wsync.yaml:17: syncs.customers.mode: `mode` is there twice", "keep one"),
         ("tenant: acme", "tenant: [acme", "wsync.yaml:", "correct the syntax"),
     ],

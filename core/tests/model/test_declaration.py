@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -25,6 +26,19 @@ SPEC = SyncSpec(
 
 def test_a_sync_comes_back_from_json_as_it_was() -> None:
     assert sync_spec_from_json(json.loads(json.dumps(sync_spec_to_json(SPEC)))) == SPEC
+
+
+def test_a_list_of_columns_comes_back_and_is_not_there_for_engines_that_know_none() -> None:
+    listed = replace(SPEC, mapping=(*SPEC.mapping, MappingEntry(target="emails", columns=("a", "b"))))
+
+    stored = json.loads(json.dumps(sync_spec_to_json(listed)))
+
+    assert sync_spec_from_json(stored) == listed
+    assert [sorted(entry) for entry in stored["mapping"]] == [
+        ["cast", "column", "constant", "required", "target"],
+        ["cast", "column", "constant", "required", "target"],
+        ["cast", "column", "columns", "constant", "required", "target"],
+    ]
 
 
 def test_a_sync_stored_with_fewer_fields_gets_their_defaults() -> None:

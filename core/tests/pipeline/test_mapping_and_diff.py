@@ -272,6 +272,48 @@ def test_dotted_targets_become_nested_fields(tmp_path: Path) -> None:
     assert changes[0]["n"] == 7
 
 
+def test_several_columns_become_a_list_without_nulls(tmp_path: Path) -> None:
+    schema = pa.schema([("id", pa.int64()), ("home", pa.string()), ("work", pa.string()), ("age", pa.int32())])
+    mapping = (
+        MappingEntry(target="id", column="id"),
+        MappingEntry(target="channels.email", columns=("work", "home")),
+        MappingEntry(target="numbers", columns=("age", "home"), cast="integer"),
+    )
+    world = World(tmp_path, spec(mapping=mapping))
+    table = rows((1, "1", "w@x", 5), (2, "2", None, None), (3, None, None, 7), (4, "x", "w", 1), schema=schema)
+
+    counts, changes = world.run(table)
+    again, _ = world.run(table)
+
+    assert [(change["channels"]["email"], change["numbers"]) for change in changes] == [
+        (["w@x", "1"], [5, 1]),
+        (["2"], [2]),
+        ([], [7]),
+    ]
+    assert (counts.refused, again.unchanged) == (1, 3)  # `x` is no number
+
+
+def test_a_required_list_needs_a_value_and_a_change_of_order_is_a_change(tmp_path: Path) -> None:
+    schema = pa.schema([("id", pa.int64()), ("home", pa.string()), ("work", pa.string())])
+    mapping = (MappingEntry(target="id", column="id"), MappingEntry(target="emails", columns=("work", "home"), required=True))
+    world = World(tmp_path, spec(mapping=mapping))
+    first, _ = world.run(rows((1, "a", "b"), (2, None, None), schema=schema))
+
+    second, changes = world.run(rows((1, "b", "a"), (2, None, None), schema=schema))
+
+    assert (first.refused, second.refused) == (1, 1)
+    assert [change["emails"] for change in changes] == [["a", "b"]]
+
+
+def test_an_unrepresentable_value_in_one_of_the_columns_refuses_the_row(tmp_path: Path) -> None:
+    schema = pa.schema([("id", pa.int64()), ("home", pa.string()), ("work", pa.string()), (REFUSED_COLUMNS, pa.list_(pa.string()))])
+    mapping = (MappingEntry(target="id", column="id"), MappingEntry(target="emails", columns=("work", "home")))
+
+    counts, changes = World(tmp_path, spec(mapping=mapping)).run(rows((1, "a", None, ["work"]), (2, "b", None, None), schema=schema))
+
+    assert (operations(changes), counts.refused) == ([("upsert", 2)], 1)
+
+
 @pytest.mark.parametrize("texts", [["t"], ["t", "'b'"]])
 def test_partitions_spread_keys_and_split_when_their_number_grows(texts: list[str]) -> None:
     import duckdb
@@ -291,6 +333,12 @@ def test_partitions_spread_keys_and_split_when_their_number_grows(texts: list[st
         ((MappingEntry(target="a", column="id"), MappingEntry(target="a.b", column="email")), "also holds fields"),
         ((MappingEntry(target="email", column="email"),), "key `id`"),
         ((MappingEntry(target="wsync_op", column="id"),), "kept for the engine"),
+        ((MappingEntry(target="id", column="id"), MappingEntry(target="a", columns=("email", "emial"))), "no column `emial`"),
+        (
+            (MappingEntry(target="id", column="id"), MappingEntry(target="a", columns=("email", "id"))),
+            "different types: `email` VARCHAR, `id` BIGINT",
+        ),
+        ((MappingEntry(target="id", columns=("id",)), MappingEntry(target="email", column="email")), "key `id` is a list"),
     ],
 )
 def test_a_wrong_mapping_is_one_clear_error(mapping: tuple[MappingEntry, ...], words: str) -> None:

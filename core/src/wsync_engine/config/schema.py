@@ -197,28 +197,50 @@ class ScheduleBlock(_Block):
         )
 
 
+def _names(value: Any) -> Any:
+    if isinstance(value, list) and not (value and all(isinstance(name, str) and name for name in value)):
+        raise ValueError("a list has the names of one or more columns")
+    return value
+
+
 class FieldBlock(_Block):
     """The long form of one field of the mapping."""
 
     column: str | None = Field(default=None, description="Column of the query.")
+    columns: Annotated[tuple[str, ...] | None, BeforeValidator(_names, json_schema_input_type=list[str] | None)] = Field(
+        default=None,
+        min_length=1,
+        description="Several columns of one type: a list of their values is sent, in this order and without NULLs.",
+    )
     constant: Constant = Field(default=None, description="Instead of a column: this value for every row.")
     cast: Literal["text", "integer", "number", "boolean", "date", "timestamp", "json"] | None = Field(
         default=None, description="A value that can't be cast refuses the row."
     )
-    required: bool = Field(default=False, description="NULL refuses the row.")
+    required: bool = Field(default=False, description="NULL, or a list without values, refuses the row.")
 
     @model_validator(mode="after")
     def _one_origin(self) -> FieldBlock:
-        if (self.column is None) == ("constant" not in self.model_fields_set):
-            raise ValueError("either `column` or `constant` says what is sent")
+        if [self.column is not None, self.columns is not None, "constant" in self.model_fields_set].count(True) != 1:
+            raise ValueError("one of `column`, `columns` and `constant` says what is sent")
+        if self.columns is not None and self.cast == "json":
+            raise misplaced("cast", "a list of columns can't be cast to `json`", "make the JSON array in the query, or use another `cast`")
         return self
+
+    def to_entry(self, target: str) -> MappingEntry:
+        """As ours."""
+        return MappingEntry(target=target, **{**self.model_dump(), "columns": self.columns or ()})
 
 
 def _long_form(value: Any) -> Any:
-    return {"column": value} if isinstance(value, str) else value
+    match value:
+        case str():
+            return {"column": value}
+        case list():
+            return {"columns": value}
+    return value
 
 
-FieldEntry = Annotated[FieldBlock, BeforeValidator(_long_form, json_schema_input_type=str | FieldBlock)]
+FieldEntry = Annotated[FieldBlock, BeforeValidator(_long_form, json_schema_input_type=str | list[str] | FieldBlock)]
 
 
 class DuplicatesBlock(_Block):
@@ -279,7 +301,8 @@ class SyncBlock(_Block):
     mode: Mode = Field(description="upsert: new and changed rows; mirror: also deletes what left the result.")
     mapping: dict[str, FieldEntry] = Field(
         default_factory=dict,
-        description="field: column, or field: {…} as below; dots nest. Without it every column goes under its own name.",
+        description="field: column, field: [column, …] for a list, or field: {…} as below; dots nest."
+        " Without it every column goes under its own name.",
     )
     duplicates: DuplicatesBlock = Field(default=DuplicatesBlock(), description="Rows with the same key.")
     guards: GuardsBlock = Field(default=GuardsBlock(), description="What stops a run.")
@@ -294,7 +317,7 @@ class SyncBlock(_Block):
 
     def to_declaration(self, name: str) -> SyncDeclaration:
         """As ours."""
-        mapping = tuple(MappingEntry(target=target, **block.model_dump()) for target, block in self.mapping.items())
+        mapping = tuple(block.to_entry(target) for target, block in self.mapping.items())
         spec = SyncSpec(
             name=name,
             source=self.source,

@@ -73,9 +73,20 @@ def sync_spec_to_json(spec: SyncSpec) -> dict[str, Any]:
         **asdict(spec),
         "mode": spec.mode.value,
         "key": list(spec.key),
-        "mapping": [asdict(entry) for entry in spec.mapping],
+        "mapping": [_entry_to_json(entry) for entry in spec.mapping],
         "parameters": {name: {"from": x.name} if isinstance(x, FromRun) else x for name, x in spec.parameters.items()},
     }
+
+
+def _entry_to_json(entry: MappingEntry) -> dict[str, Any]:
+    """Without what engines before do not know, where it is not used: they go on reading it."""
+    stored = asdict(entry)
+    columns = stored.pop("columns")
+    return {**stored, "columns": list(columns)} if columns else stored
+
+
+def _entry_from_json(stored: Mapping[str, Any]) -> MappingEntry:
+    return MappingEntry(**{**stored, "columns": tuple(stored.get("columns", ()))})
 
 
 def sync_spec_from_json(stored: Mapping[str, Any]) -> SyncSpec:
@@ -89,7 +100,7 @@ def sync_spec_from_json(stored: Mapping[str, Any]) -> SyncSpec:
                 **stored,
                 "mode": Mode(stored["mode"]),
                 "key": tuple(stored["key"]),
-                "mapping": tuple(MappingEntry(**entry) for entry in stored.get("mapping", ())),
+                "mapping": tuple(_entry_from_json(entry) for entry in stored.get("mapping", ())),
                 "duplicates": Duplicates(**stored.get("duplicates", {})),
                 "guards": Guards(**stored.get("guards", {})),
                 "parameters": {

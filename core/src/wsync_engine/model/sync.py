@@ -31,8 +31,9 @@ class FromRun:
 class MappingEntry:
     """One field of the stream.
 
-    :param target: its name, dots nest. :param column: of the query; None: `constant` is sent.
-    :param cast: text, integer, number, boolean, date, timestamp or json. :param required: NULL refuses the row.
+    :param target: its name, dots nest. :param column: of the query. :param columns: several of them: a list of their values, without NULLs, is sent.
+        Neither: `constant` is.
+    :param cast: text, integer, number, boolean, date, timestamp or json. :param required: NULL, or a list without values, refuses the row.
     """
 
     target: str
@@ -40,6 +41,7 @@ class MappingEntry:
     constant: Scalar = None
     cast: str | None = None
     required: bool = False
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ REFUSAL of the staged row; the row itself is staged, so that its key counts as p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
 
@@ -104,28 +104,54 @@ def _column_types(connection: duckdb.DuckDBPyConnection, source: pa.Schema) -> d
 
 
 def _leaf(entry: MappingEntry, types: dict[str, str], source: pa.Schema) -> _Leaf:
+    if entry.columns:
+        return _list_leaf(entry, [_column_leaf(entry, name, types, source) for name in entry.columns])
     if entry.column is None:
         return _constant_leaf(entry)
-    if entry.column not in types or entry.column == REFUSED_COLUMNS:
-        near = get_close_matches(entry.column, types, n=1)
+    leaf = _column_leaf(entry, entry.column, types, source)
+    return _required(leaf, f"{leaf.expression} IS NULL") if entry.required else leaf
+
+
+def _column_leaf(entry: MappingEntry, name: str, types: dict[str, str], source: pa.Schema) -> _Leaf:
+    if name not in types or name == REFUSED_COLUMNS:
+        near = get_close_matches(name, types, n=1)
         raise ConfigError(
-            f"mapping of `{entry.target}`: the query has no column `{entry.column}`",
+            f"mapping of `{entry.target}`: the query has no column `{name}`",
             next_step=f"did you mean `{near[0]}`?" if near else f"the query's columns are: {', '.join(types)}",
         )
-    column, kind = identifier(entry.column), types[entry.column]
+    column, kind = identifier(name), types[name]
     refusals = []
     if REFUSED_COLUMNS in types:
-        refusals.append((f"list_contains({REFUSED_COLUMNS}, {text(entry.column)})", f"unrepresentable:{entry.target}"))
+        refusals.append((f"list_contains({REFUSED_COLUMNS}, {text(name)})", f"unrepresentable:{entry.target}"))
     expression = column
     if entry.cast is not None:
         kind = CASTS[entry.cast]
         expression = f"TRY_CAST({column} AS {kind})"
         refusals.append((f"{column} IS NOT NULL AND {expression} IS NULL", f"cast:{entry.target}"))
-    if entry.required:
-        refusals.append((f"{expression} IS NULL", f"required:{entry.target}"))
-    metadata = source.field(entry.column).metadata or {}
+    metadata = source.field(name).metadata or {}
     is_json = entry.cast == "json" or (entry.cast is None and metadata.get(b"wsync.logical") == b"json")
     return _Leaf(path=entry.target, expression=expression, type=kind, refusals=tuple(refusals), is_json=is_json)
+
+
+def _list_leaf(entry: MappingEntry, items: Sequence[_Leaf]) -> _Leaf:
+    """The values of several columns, in their order and without NULLs, as one list."""
+    kinds = {item.type for item in items}
+    if len(kinds) > 1:
+        found = ", ".join(f"`{name}` {item.type}" for name, item in zip(entry.columns, items, strict=True))
+        raise ConfigError(f"mapping of `{entry.target}`: its columns are of different types: {found}", next_step="add a `cast`")
+    if any(item.is_json for item in items):
+        raise ConfigError(
+            f"mapping of `{entry.target}`: a list can't be made of JSON columns",
+            next_step="make the JSON array in the query, as one column",
+        )
+    expression = f"list_filter([{', '.join(item.expression for item in items)}], lambda x: x IS NOT NULL)"
+    refusals = tuple(refusal for item in items for refusal in item.refusals)
+    leaf = _Leaf(path=entry.target, expression=expression, type=f"{kinds.pop()}[]", refusals=refusals, is_json=False)
+    return _required(leaf, f"len({expression}) = 0") if entry.required else leaf
+
+
+def _required(leaf: _Leaf, is_missing: str) -> _Leaf:
+    return replace(leaf, refusals=(*leaf.refusals, (is_missing, f"required:{leaf.path}")))
 
 
 def _hashed(leaf: _Leaf) -> HashedField:
@@ -162,6 +188,8 @@ def _check_paths(leaves: Sequence[_Leaf]) -> None:
 def _key_leaf(name: str, leaves: Sequence[_Leaf]) -> _Leaf:
     for leaf in leaves:
         if leaf.path == name and "." not in name:
+            if leaf.type.endswith("[]"):
+                raise ConfigError(f"key `{name}` is a list", next_step="identify a subscriber by single values")
             return leaf
     paths = [leaf.path for leaf in leaves]
     raise ConfigError(f"key `{name}` is not a top-level field of the mapping", next_step=f"choose one of: {', '.join(paths)}")

@@ -16,7 +16,7 @@ from wsync_engine.state.books import Cipher, NewRejection
 __all__ = ["refusals_of"]
 
 _WORDS = {
-    "required": "the field is required, and NULL",
+    "required": "the field is required, and has no value",
     "cast": "the value can't be cast as the mapping says",
     "unrepresentable": "the value is out of the range that can be transported",
     "key_null": "the key is NULL",
