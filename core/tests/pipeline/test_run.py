@@ -168,6 +168,41 @@ def test_refused_rows_stand_alone_after_bisection_and_the_others_arrive(world: W
     assert world.scalar("SELECT count(*) FROM wsync.rejection WHERE sync_id = %s AND code = 'refused'", world.sync_id) == 2
 
 
+def test_a_destination_that_refuses_everything_ends_the_run_early_and_the_next_one_goes_on(world: World) -> None:
+    world.source.rows = {key: f"name {key}" for key in range(3_000)}
+    world.sink.verdict = lambda chunk: WriteResult(
+        accepted_rows=0, rejections=tuple(Rejection(row=row, code="quota", message="no") for row in range(chunk.rows))
+    )
+    refused = world.failed_run()
+    calls = len(world.sink.calls)
+    counts = world.scalar("SELECT counts FROM wsync.run WHERE sync_id = %s", world.sync_id)
+    world.sink.verdict = None
+
+    after = world.run()
+
+    left = 3_000 - counts["rejected"]
+    assert refused.message.startswith("the destination refused the first 1")
+    assert "runs rejections" in refused.next_step
+    assert 1_000 <= counts["rejected"] <= calls * 7 < 1_200
+    assert counts["not_sent"] + counts["unsure"] == left
+    assert (after.state, after.counts["accepted"], after.counts["held_back"]) == ("partial", left, counts["rejected"])
+
+
+def test_one_row_that_was_taken_lets_a_run_go_on_also_after_its_holder_died(world: World) -> None:
+    world.source.rows = {key: f"name {key}" for key in range(1_500)}
+    run_id = world.new_run()
+    with pytest.raises(Crash):
+        execute(world.job(run_id, crash_at("after_ack", 1)))
+    world.sink.verdict = lambda chunk: WriteResult(
+        accepted_rows=0, rejections=tuple(Rejection(row=row, code="quota", message="no") for row in range(chunk.rows))
+    )
+
+    outcome = execute(world.job(run_id))
+
+    assert (outcome.state, outcome.counts["accepted"] + outcome.counts["rejected"]) == ("partial", 1_500)
+    assert outcome.counts["accepted"] > 0
+
+
 def test_a_sink_whose_verdicts_do_not_add_up_fails_the_run(world: World) -> None:
     world.sink.verdict = lambda chunk: WriteResult(accepted_rows=chunk.rows - 1)
 

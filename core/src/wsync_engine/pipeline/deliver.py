@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from wsync_engine.state.books import Ack, Cipher, NewRejection, RunBooks, SentCh
 from wsync_sdk import (
     BEFORE,
     Chunk,
+    FatalError,
     Fence,
     PluginError,
     RetryableError,
@@ -45,6 +46,8 @@ __all__ = ["Delivery", "RetryPolicy", "deliver_partition", "is_covered", "missin
 
 WINDOW_CHUNKS = 16
 MOST_WINDOW_ROWS = 32_768
+MOST_REFUSED_ROWS = 1_000
+"""So many refused rows before a single one is taken end the run: each costs calls, and a million of them nobody reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,28 @@ class RetryPolicy:
     tries: int = 5
     first_wait_s: float = 0.5
     max_wait_s: float = 30.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """What the destination said so far of all rows of the run."""
+
+    has_accepted: bool = False
+    refused: int = 0
+
+    def note(self, verdict: str, rows: int) -> None:
+        """A verdict on some rows."""
+        self.has_accepted |= verdict == "accepted"
+        self.refused += rows if verdict == "rejected" else 0
+
+    def refusal(self) -> FatalError | None:
+        """Why it is no use to go on, if it is none."""
+        if self.has_accepted or self.refused < MOST_REFUSED_ROWS:
+            return None
+        return FatalError(
+            f"the destination refused the first {self.refused} changes, and took none",
+            next_step="see `wsync-engine runs rejections`, correct the mapping, the rows or the destination, then run the sync again",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +95,7 @@ class Delivery:
     context: RunContext
     retry: RetryPolicy
     call_timeout_s: float = 9.0
+    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +140,10 @@ class _Partition:
         self._pace = _Pace(delivery.limits.calls_per_s)
 
     def run(self) -> None:
-        acked = [ack.range for ack in self._d.books.acks(self._d.books.run_id, self._partition)]
+        acks = self._d.books.acks(self._d.books.run_id, self._partition)
+        for ack in acks:  # of a holder before us
+            self._d.tally.note(ack.verdict, ack.range.rows)
+        acked = [ack.range for ack in acks]
         acked += self._adopt_recorded(acked)
         sent = [chunk for chunk in leaves(self._d.books.chunks(self._d.books.run_id, self._partition)) if not is_covered(chunk, acked)]
         with ThreadPoolExecutor(max_workers=self._d.limits.concurrency, thread_name_prefix="deliver") as pool:
@@ -130,6 +159,7 @@ class _Partition:
         missing = missing_recorded(self._d.sink, self._d.run, self._d.target, self._partition, acked)
         if missing:
             self._d.books.record_acks([self._ack(span, "accepted") for span in missing], [])
+            self._d.tally.has_accepted = True
         return missing
 
     def _fresh_windows(self, gaps: Sequence[RowRange]) -> Iterator[list[Chunk]]:
@@ -158,6 +188,7 @@ class _Partition:
         rejections = [self._rejection(span.first, "record_too_large", message, retryable=False) for span in spans]
         self._d.books.record_acks([self._ack(span, "rejected") for span in spans], rejections)
         self._d.context.count("rejected", len(spans))
+        self._d.tally.note("rejected", len(spans))
         kept: list[RowRange] = []
         for chunk in chunks:
             inside = [RowRange(s.first - chunk.first, s.last - chunk.first) for s in spans if chunk.first <= s.first <= chunk.last]
@@ -183,6 +214,7 @@ class _Partition:
             finished = [(running.pop(future), future) for future in done]
             results, error = _sorted_out(finished, error)
             todo += self._settle(results) if error is None else self._settle_without_halves(results)
+            error = error or self._d.tally.refusal()
         if error is not None:
             raise error
 
@@ -219,6 +251,7 @@ class _Partition:
             self._d.context.faults("after_ack")
         for ack in acks:
             self._d.context.count(ack.verdict, ack.range.rows)
+            self._d.tally.note(ack.verdict, ack.range.rows)
         return []
 
     def _judge(self, chunk: Chunk, result: WriteResult, acks: list[Ack], rejections: list[NewRejection]) -> None:
