@@ -19,6 +19,7 @@ WHOLE = """
 from pydantic import BaseModel, ConfigDict
 from wsync_sdk import *
 class Inner(BaseModel):
+    model_config = ConfigDict(extra="forbid")
     token: Secret
 class Config(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -189,6 +190,22 @@ def test_a_wrong_config_is_one_error_that_names_the_field_and_no_value(install: 
     with pytest.raises(ConfigError, match=words) as caught:
         PluginHost.load().open_source("thing", config, lambda reference: "x")
     assert "hunter2" not in str(caught.value) + caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("config", "next_step"),
+    [
+        ({"password": "env:P", "prot": 1}, "did you mean `port`?"),
+        ({"password": "env:P", "inner": {"token": "env:T", "tokn": 1}}, "did you mean `token`?"),
+    ],
+)
+def test_a_setting_that_is_not_known_suggests_one_of_its_own_block(install: Install, config: dict[str, object], next_step: str) -> None:
+    install("near", WHOLE)
+
+    with pytest.raises(ConfigError, match="is not known") as caught:
+        PluginHost.load().open_source("thing", config, lambda reference: "x")
+
+    assert caught.value.next_step == next_step
 
 
 def test_secret_references_are_found_wherever_they_are(install: Install) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -78,12 +78,25 @@ def _inner_types(annotation: Any) -> Iterator[Any]:
             yield from _inner_types(argument)
 
 
+def _fields_at(model: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """The settings that are known at a place within a config; none where it is no block of settings."""
+    for part in place:
+        field = model.model_fields.get(str(part))
+        inner = [] if field is None else [x for x in _inner_types(field.annotation) if isinstance(x, type) and issubclass(x, BaseModel)]
+        if not inner:
+            return []
+        model = inner[0]
+    return list(model.model_fields)
+
+
 def _config_error(model: type[BaseModel], error: ValidationError) -> ConfigError:
     first = error.errors(include_input=False, include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"]) or "config"
     if first["type"] == "extra_forbidden":
-        near = get_close_matches(place, model.model_fields, n=1)
-        known = ", ".join(model.model_fields)
+        *parents, name = first["loc"]
+        fields = _fields_at(model, parents)
+        near = get_close_matches(str(name), fields, n=1)
+        known = ", ".join(fields)
         return ConfigError(f"`{place}` is not known", next_step=f"did you mean `{near[0]}`?" if near else f"known are: {known}")
     if first["type"] == "missing":
         return ConfigError(f"`{place}` is missing", next_step=f"add `{place}`")
