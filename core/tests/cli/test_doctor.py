@@ -43,11 +43,12 @@ def add_worker(engine: Any) -> None:
     )
 
 
-def test_a_right_installation_and_sync_exit_with_0(look: Look, engine: Any) -> None:
+def test_a_right_installation_and_sync_exit_with_0(look: Look, engine: Any, run: Run) -> None:
     add_worker(engine)
 
     found = look("customers")
 
+    assert run("doctor", "customers").exit_code == 0  # also where this installation excludes plugins
     assert [name for name, row in found.items() if not row["ok"]] == []
     assert found["workers"]["message"] == "1 worker(s) with 2 slot(s), 1 in use"
     assert found["query"]["message"] == "the query gives 2 columns, the mapping sends 2 fields"

@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 
 from wsync_sdk.hooks import ENTRY_POINT_GROUP
 
-__all__ = ["Candidate", "find_candidates", "refusal"]
+__all__ = ["Candidate", "exclusion", "find_candidates", "misfit"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,16 +44,17 @@ def _entry_points(distribution: Distribution) -> Iterable[EntryPoint]:
     return [point for point in distribution.entry_points if point.group == ENTRY_POINT_GROUP]
 
 
-def refusal(candidate: Candidate, *, allow: Sequence[str], block: Sequence[str]) -> tuple[str, str] | None:
-    """Why a candidate is not imported, as (reason, next step); None: it may be."""
+def exclusion(candidate: Candidate, *, allow: Sequence[str], block: Sequence[str]) -> tuple[str, str] | None:
+    """Why the operator does not want a candidate, as (reason, next step); None: it may be imported."""
     if candidate.distribution in {canonicalize_name(name) for name in block}:
         return "blocked by this installation", "take it off WSYNC_PLUGINS_BLOCK to load it"
     if allow and candidate.distribution not in {canonicalize_name(name) for name in allow}:
         return "not on this installation's allow list", "add it to WSYNC_PLUGINS_ALLOW to load it"
-    return _sdk_refusal(candidate)
+    return None
 
 
-def _sdk_refusal(candidate: Candidate) -> tuple[str, str] | None:
+def misfit(candidate: Candidate) -> tuple[str, str] | None:
+    """Why a candidate can't be imported, as (reason, next step): it was made for another SDK; None: it can."""
     installed = version("wsync-sdk")
     try:
         wanted = [Requirement(text) for text in candidate.requires]

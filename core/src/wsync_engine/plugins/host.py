@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 from wsync_engine.plugins.boundary import called, guarded
 from wsync_engine.plugins.configuration import validated
-from wsync_engine.plugins.discovery import Candidate, find_candidates, refusal
+from wsync_engine.plugins.discovery import Candidate, exclusion, find_candidates, misfit
 from wsync_engine.plugins.loading import LoadFailed, Offer, load, survives_import
 from wsync_sdk import AddressPolicy, ConfigError, Operation, Sink, SinkSpec, Source, SourceSpec
 
@@ -26,7 +26,7 @@ _PUBLIC_ONLY = AddressPolicy()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginReport:
-    """What became of one installed plugin; `reason` is empty where it is in use."""
+    """What became of one installed plugin; `reason` is empty where it is in use. `is_excluded`: by this installation's lists, which is no fault."""
 
     distribution: str
     version: str
@@ -35,6 +35,7 @@ class PluginReport:
     sinks: tuple[str, ...] = ()
     reason: str = ""
     next_step: str = ""
+    is_excluded: bool = False
 
     @property
     def ok(self) -> bool:
@@ -66,9 +67,11 @@ class PluginHost:
         offers: list[Offer] = []
         reports: list[PluginReport] = []
         for candidate in find_candidates():
-            refused = refusal(candidate, allow=allow, block=block)
-            if refused is not None:
-                reports.append(_report(candidate, *refused))
+            if (excluded := exclusion(candidate, allow=allow, block=block)) is not None:
+                reports.append(replace(_report(candidate, *excluded), is_excluded=True))
+                continue
+            if (unfit := misfit(candidate)) is not None:
+                reports.append(_report(candidate, *unfit))
                 continue
             try:
                 _try_first(candidate, tried)

@@ -120,7 +120,7 @@ def _plugins(host: PluginHost) -> Iterator[Finding]:
             yield Finding(name="plugin", ok=True, message=f"{report.distribution} {report.version}: {', '.join(offers)}")
         else:
             message = f"{report.distribution} {report.version} is left out: {report.reason}"
-            yield Finding(name="plugin", ok=False, message=message, next_step=report.next_step)
+            yield Finding(name="plugin", ok=report.is_excluded, message=message, next_step=report.next_step)
     if not host.reports:
         yield Finding(name="plugin", ok=False, message="no plugin is installed", next_step="`pip install wsync-postgres`, for example")
 
