@@ -73,6 +73,11 @@ class Settings(BaseSettings):
         default=8, ge=1, description="The same for runs that read from one connection, so that a warehouse is not overrun."
     )
     max_runs_per_credential: int | None = Field(default=8, ge=1, description="The same for runs that write with one credential.")
+    breaker_failures: int = Field(
+        default=5,
+        ge=1,
+        description="So many attempts in a row that a destination failed let its runs wait, for 30 s at first, without using slots or attempts.",
+    )
     keep_runs_days: int = Field(default=90, ge=1, le=3_650, description="For how many days ended runs are kept.")
     keep_events_days: int = Field(default=30, ge=1, le=3_650, description="For how many days events are kept.")
     plugins_allow: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,12 @@ def test_a_sync_that_is_not_there_is_refused(look: Look, file: Path, run: Run) -
     ("WORKER UPDATE wsync.worker SET running = 2; UPDATE wsync.run SET ready_at = now() - interval '1 minute'", "all slots"),
     ("WORKER INSERT INTO wsync.resource_cap (tenant_id, kind, resource_id, max_running) SELECT tenant_id, 'K', credential_id, 0 FROM wsync.run",
      "nothing may run now, the cap is 0 of the sink's credential"),
+    ("WORKER INSERT INTO wsync.breaker (tenant_id, credential_id, state, reason, opened_at, retry_at)"
+     " SELECT tenant_id, credential_id, 'open', '503', now(), now() + interval '1 h' FROM wsync.run",
+     "until its destination is tried again at"),
+    ("WORKER INSERT INTO wsync.breaker (tenant_id, credential_id, state, reason, opened_at, retry_at)"
+     " SELECT tenant_id, credential_id, 'half_open', '503', now(), now() FROM wsync.run",
+     "while one run at a time tries its destination again"),
     ("WORKER INSERT INTO wsync.resource_cap (tenant_id, kind, resource_id, max_running) SELECT tenant_id, 'S', sync_id, 0 FROM wsync.run",
      "`wsync-engine caps set N --sync NAME` raises it"),
 ])  # fmt: skip
@@ -158,3 +165,53 @@ def test_it_says_why_a_schedule_does_not_fire(look: Look, engine: Any, file: Pat
     assert "audit" in paused["message"]
     assert "was skipped, as a run was open" in skipped["message"]
     assert (exhausted["ok"], "exhausted" in exhausted["message"]) == (False, True)
+
+
+def open_breaker(engine: Any) -> None:
+    engine.execute(
+        "INSERT INTO wsync.breaker (tenant_id, credential_id, state, failures, openings, reason, opened_at, retry_at)"
+        " SELECT tenant_id, connection_id, 'open', 5, 1, '503', now(), now() + interval '1 h' FROM wsync.connection"
+    )
+
+
+def test_a_destination_that_is_left_alone_is_found_until_a_person_saw_to_it(look: Look, engine: Any, run: Run) -> None:
+    add_worker(engine)
+    assert look("customers")["destinations"]["ok"]
+    open_breaker(engine)
+
+    found = look("customers")
+    tested = run("connections", "test", "here")
+    after = look("customers")
+
+    assert (found["destination"]["ok"], found["destinations"]["ok"]) == (False, False)
+    assert "`here` failed again and again, so no run starts until" in found["destination"]["message"]
+    assert "the last time: 503" in found["destination"]["message"]
+    assert "`wsync-engine connections test here`" in found["destination"]["next_step"]
+    assert tested.exit_code == 0, tested.output
+    assert "destination" not in after
+    assert after["destinations"]["ok"]
+    assert engine.execute("SELECT state, openings FROM wsync.breaker").fetchone() == ("closed", 1)
+
+
+def test_a_changed_connection_is_tried_at_once(look: Look, engine: Any, file: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    look("customers")
+    open_breaker(engine)
+    assert run("apply", file).exit_code == 0
+    assert engine.execute("SELECT state FROM wsync.breaker").fetchone() == ("open",)
+
+    monkeypatch.setenv("HERE_URL", os.environ["HERE_URL"] + "?application_name=moved")
+    assert run("apply", file).exit_code == 0
+
+    assert engine.execute("SELECT state, openings FROM wsync.breaker").fetchone() == ("closed", 0)
+
+
+def test_a_test_that_finds_a_connection_ill_changes_nothing(
+    look: Look, engine: Any, file: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HERE_URL", "postgresql://nobody@127.0.0.1:1/x")
+    assert run("apply", file).exit_code == 0
+    open_breaker(engine)
+
+    assert run("connections", "test", "here").exit_code == 1
+
+    assert engine.execute("SELECT state FROM wsync.breaker").fetchone() == ("open",)

@@ -79,6 +79,11 @@ def assert_sound(client: redis.Redis, *, shard: int = 0) -> None:
     _assert_no_one_waits_for_nothing(found, places["rq"], used)
 
 
+def breaker_of(resource: str) -> str:
+    """Of a credential, the resource under which a breaker's cap is stored; of any other, itself."""
+    return f"B{resource[1:]}" if resource[0] == "K" else resource
+
+
 def _assert_no_one_waits_for_nothing(found: dict[str, Any], queued: list[str], used: Counter[str]) -> None:
     """Where a resource has room and a group waits for it, one of the group that needs it is in line."""
     caps = {resource: int(cap.split("|")[0]) for resource, cap in found["cap"].items()}
@@ -86,7 +91,8 @@ def _assert_no_one_waits_for_nothing(found: dict[str, Any], queued: list[str], u
     for entry in found["wait"]:
         resource, member = entry[:33], entry[-184:]
         kept = resource in urgent.get(member[3:35], ())
-        if resource not in caps or used[resource] + kept < caps[resource]:
+        most = min(caps.get(name, 10**9) for name in (resource, breaker_of(resource)))
+        if used[resource] + kept < most:
             assert any(other[:35] == member[:35] and resource in resources_of(other) for other in queued)
 
 

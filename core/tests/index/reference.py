@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .loads import resources_of
+from .loads import breaker_of, resources_of
 
 __all__ = ["Reference"]
 
@@ -72,7 +72,11 @@ class Reference:
     def has_room(self, member: str) -> bool:
         """On all resources of the run."""
         used = [resource for held in self.held for resource in resources_of(held)]
-        return all(used.count(resource) < self.caps.get(resource, 10**9) for resource in resources_of(member))
+        return all(
+            used.count(resource) < self.caps.get(name, 10**9)
+            for resource in resources_of(member)
+            for name in (resource, breaker_of(resource))
+        )
 
     def _welcome(self) -> None:
         """Whoever has a run with room is in line."""

@@ -17,7 +17,7 @@ from wsync_engine.index.entries import Cap, DefaultCaps, Kind, ReadyRun
 from wsync_engine.index.layout import key
 from wsync_engine.index.wakes import Wakes
 
-from .loads import NOON, assert_sound, ready_run, resources_of, runs_in
+from .loads import NOON, assert_sound, breaker_of, ready_run, resources_of, runs_in
 from .reference import Reference
 
 WORKER = UUID(int=8)
@@ -165,8 +165,9 @@ def _push(draw: random.Random, now: Any) -> ReadyRun:
 
 def _random_cap(draw: random.Random, version: int) -> Cap:
     tenant = draw.randrange(1, 4)
-    kind: Kind = draw.choice(("T", "N", "S", "K"))
-    number = {"T": tenant, "N": tenant * 100 + draw.randrange(2), "S": tenant * 100 + 10 + draw.randrange(3), "K": tenant * 100 + 20}[kind]
+    kind: Kind = draw.choice(("T", "N", "S", "K", "B"))
+    credential = tenant * 100 + 20
+    number = {"T": tenant, "N": tenant * 100 + draw.randrange(2), "S": tenant * 100 + 10 + draw.randrange(3)}.get(kind, credential)
     most = draw.choice((0, 1, 1, 2, 3))
     return cap(UUID(int=tenant), kind, number, most, weight=draw.choice((1, 2, 5)), version=version)
 
@@ -258,7 +259,8 @@ def _assert_caps(client: redis.Redis, given: list[str], caps: dict[str, Cap]) ->
     """I10: what was taken just now found room."""
     used = Counter(resource for member in runs_in(client)["held"] for resource in resources_of(member))
     for resource in {resource for member in given for resource in resources_of(member)}:
-        assert resource not in caps or used[resource] <= caps[resource].max_running
+        for name in {resource, breaker_of(resource)} & caps.keys():
+            assert used[resource] <= caps[name].max_running
 
 
 def _drain(index: Index, client: redis.Redis, clock: Any, caps: dict[str, Cap], *, most: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from wsync_engine.index.due_index import Index, connect
-from wsync_engine.scheduler.caps import announce_cap, set_cap
+from wsync_engine.scheduler.caps import announce_caps, set_cap
 from wsync_engine.scheduler.runs import claim_runs
 from wsync_engine.scheduler.schedules import announce, trigger_run
 from wsync_engine.state.database import tenant_transaction
@@ -28,7 +28,7 @@ def capped(world: Any, most: int, **options: Any) -> Any:
 
 
 def test_a_cap_that_is_set_is_kept_to_and_told_of_by_an_event(world: Any) -> None:
-    assert announce_cap(world.index, capped(world, 2))
+    assert announce_caps(world.index, [capped(world, 2)])
     triggered(world, 5)
 
     assert len(dispatched(world)) == 2
@@ -63,7 +63,7 @@ def test_a_rebuilt_index_has_its_caps_before_anything_is_dispatched(world: Any) 
 def test_after_postgres_lost_a_change_of_a_cap_its_own_holds(world: Any) -> None:
     cap = capped(world, 1)
     capped(world, 9)
-    announce_cap(world.index, capped(world, 9))
+    announce_caps(world.index, [capped(world, 9)])
     world.engine.execute("UPDATE wsync.resource_cap SET version = %s, max_running = 1", [cap.version])
     triggered(world, 3)
 
@@ -74,7 +74,7 @@ def test_after_postgres_lost_a_change_of_a_cap_its_own_holds(world: Any) -> None
 
 
 def test_a_running_run_whose_hold_was_lost_is_held_again_by_the_sweep(world: Any) -> None:
-    announce_cap(world.index, capped(world, 1))
+    announce_caps(world.index, [capped(world, 1)])
     triggered(world, 2)
     running = dispatched(world)
     claim_runs(world.engine, running, world.tenant_id)
@@ -89,7 +89,7 @@ def test_a_running_run_whose_hold_was_lost_is_held_again_by_the_sweep(world: Any
 
 
 def test_another_tenant_can_not_set_a_cap_for_us(world: Any) -> None:
-    announce_cap(world.index, capped(world, 1))
+    announce_caps(world.index, [capped(world, 1)])
 
     with tenant_transaction(world.api, world.connection_id):  # a tenant that is not ours
         seen = world.api.execute("SELECT count(*) FROM wsync.resource_cap").fetchone()
@@ -111,4 +111,4 @@ def test_a_tenants_cap_is_of_that_tenant(world: Any) -> None:
 
 
 def test_an_index_that_is_away_is_told_by_the_next_sweep(world: Any) -> None:
-    assert not announce_cap(Index(connect("redis://127.0.0.1:1/0")), capped(world, 1))
+    assert not announce_caps(Index(connect("redis://127.0.0.1:1/0")), [capped(world, 1)])

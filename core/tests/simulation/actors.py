@@ -119,7 +119,9 @@ class WorkerProcess:
         world.baton.spawn(self.process, name, self._live)
 
     def _live(self) -> None:
-        options = WorkerOptions(api_url="", storage_url="file:///", slots=self._slots, drain_timeout_s=8, stop_grace_s=6, turn_s=15)
+        options = WorkerOptions(
+            api_url="", storage_url="file:///", slots=self._slots, drain_timeout_s=8, stop_grace_s=6, turn_s=15, breaker_failures=2
+        )
         self.worker = Worker(
             options,
             index=self.world.new_shards(SimulatedRedis(self.world, self.process, "worker")),
@@ -271,7 +273,8 @@ class Child:
         except StateError:
             return self._ended(run, "dropped")
         except RetryableError as exc:
-            return self._ended(run, "back" if line.broken else "retry", error=BUSY, retry_after_s=exc.retry_after_s)
+            what = "back" if line.broken else "retry"
+            return self._ended(run, what, error=BUSY, retry_after_s=exc.retry_after_s, destination="" if line.broken else "fails")
         finally:
             line.close()
 
@@ -298,7 +301,8 @@ class Child:
             self._call(run, rng.choice((0.05, 0.3, 1.0, 4.0, 8.5)))
             books.record_acks([Ack(partition=0, range=chunk, verdict="accepted")], [])
             run.count({"sent": number + 1})
-            self._say(Tick(counters=run.counters))
+            run.destination.answered()
+            self._say(Tick(counters=run.counters, has_answered=True))
         return self._end(run, books)
 
     def _call(self, run: RunInProgress, seconds: float) -> None:
@@ -355,9 +359,17 @@ class Child:
         return self._ended(run, "concluded", state=outcome)
 
     def _ended(
-        self, run: RunInProgress, kind: Any, *, state: str = "", error: RunError = NO_ERROR, retry_after_s: float | None = None
+        self,
+        run: RunInProgress,
+        kind: Any,
+        *,
+        state: str = "",
+        error: RunError = NO_ERROR,
+        retry_after_s: float | None = None,
+        destination: Any = "",
     ) -> Ended:
         a = run.assignment
         if kind == "retry":
             self.world.failures[a.run_id] += 1
-        return Ended(run_id=a.run_id, epoch=a.epoch, kind=kind, state=state, error=error, retry_after_s=retry_after_s)
+        seen = destination or ("answers" if run.destination.has_answered else "")
+        return Ended(run_id=a.run_id, epoch=a.epoch, kind=kind, state=state, error=error, retry_after_s=retry_after_s, destination=seen)

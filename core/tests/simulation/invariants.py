@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -31,6 +31,7 @@ class Watch:
     def __init__(self, world: World) -> None:
         self.violations: list[str] = []
         self.run_count = 0
+        self.events: Counter[str] = Counter()
         self._world = world
         self._seq = 0
         self._runs: dict[str, Row] = {}
@@ -91,10 +92,11 @@ class Watch:
             self.violate("I10", f"after {effect.name} it is used {used} but held {dict(counts)}")
         if effect.name == "dispatch" and len(effect.result) > 2:
             for member in effect.result[2:]:
-                resource = f"T{member.decode()[3:35]}"
-                cap = caps.get(resource.encode())
-                if cap is not None and counts[resource] > int(cap.split(b"|")[0]):
-                    self.violate("I10", f"{counts[resource]} runs hold {resource}, whose cap is {cap!r}")
+                tenant, credential = f"T{member.decode()[3:35]}", member.decode()[151:184]
+                for resource, name in ((tenant, tenant), (credential, f"B{credential[1:]}")):
+                    cap = caps.get(name.encode())
+                    if cap is not None and counts[resource] > int(cap.split(b"|")[0]):
+                        self.violate("I10", f"{counts[resource]} runs hold {resource}, whose cap is {cap!r}")
 
     def read(self) -> None:
         """What was committed since the last time; called while no transaction is open, so that nothing appears before what was read."""
@@ -238,6 +240,7 @@ class Watch:
             self.violate("I7", f"an ack of epoch {ack['epoch']} was stored for run {run['run_id']}, {run['state']} at {run['epoch']}")
 
     def _read_event(self, event: Row) -> None:
+        self.events[event["kind"]] += 1
         if event["kind"] in {"schedule.skipped", "schedule.missed", "schedule.coalesced"}:
             self._counted[f"{event['schedule_id']} {event['kind'].rpartition('.')[2]}"] += event["detail"]["count"]
         if event["kind"] == "run.settled":

@@ -29,6 +29,7 @@ class Played:
     violations: tuple[str, ...]
     trace: tuple[str, ...]
     hit: Counter[str]
+    events: Counter[str]
     moves: int
     runs: int
 
@@ -57,6 +58,7 @@ def play(ground: Ground, seed: int) -> Played:
         violations=tuple(watch.violations),
         trace=tuple(world.traced),
         hit=world.faults.hit,
+        events=watch.events,
         moves=world.baton.moves,
         runs=watch.run_count,
     )

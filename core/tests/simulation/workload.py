@@ -14,7 +14,7 @@ from wsync_engine.index.layout import key
 from wsync_engine.model.run import OverlapPolicy
 from wsync_engine.scheduler import backfill as backfills
 from wsync_engine.scheduler import schedules
-from wsync_engine.scheduler.caps import announce_cap, set_cap
+from wsync_engine.scheduler.caps import announce_caps, set_cap
 from wsync_engine.scheduler.schedules import announce
 from wsync_engine.scheduler.spec import ScheduleSpec
 from wsync_engine.services import runs
@@ -281,7 +281,7 @@ class Producer:
         def do(line: Any) -> None:
             with tenant_transaction(line, sync.tenant_id):
                 cap = set_cap(line, sync.tenant_id, "T", sync.tenant_id, max_running=most, actor=self._name)
-            announce_cap(self._index, cap)
+            announce_caps(self._index, [cap])
 
         return do
 

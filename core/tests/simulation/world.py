@@ -64,7 +64,7 @@ CREATE TRIGGER noted AFTER INSERT ON wsync.run_event FOR EACH ROW EXECUTE FUNCTI
 """Every change of what the invariants speak of, in the order in which row locks let it happen."""
 TABLES = (
     "simulation.log", "wsync.run_event", "wsync.ack", "wsync.chunk", "wsync.rejection", "wsync.split", "wsync.run", "wsync.backfill",
-    "wsync.resource_cap", "wsync.schedule_spec", "wsync.schedule_clock", "wsync.schedule", "wsync.sync", "wsync.connection", "wsync.worker",
+    "wsync.resource_cap", "wsync.breaker", "wsync.schedule_spec", "wsync.schedule_clock", "wsync.schedule", "wsync.sync", "wsync.connection", "wsync.worker",
     "wsync.tenant",
 )  # fmt: skip
 

@@ -33,6 +33,7 @@ TABLES = {  # columns enough for a valid row; ID stands for a fresh uuid, CONNEC
         "retryable": "false",
     },
     "resource_cap": {"kind": "'T'", "resource_id": "ID", "max_running": "1"},
+    "breaker": {"credential_id": "ID"},
     "schedule": {
         "schedule_id": "ID",
         "name": "ID",
@@ -94,7 +95,8 @@ TABLES["run_history"] = {**TABLES["run"], "finished_at": "now()", "created_at": 
     ("buffer_one", "fanned", "dry_run", "adopt"), "false"
 )
 TABLES["run_history"] |= dict.fromkeys(("epoch", "attempt", "crashes", "plan_generation"), "0")
-READ_ONLY = {"run_history"}
+READ_ONLY = {"run_history", "breaker"}
+"""Of which the api makes no rows."""
 NEEDS = {"CONNECTION": "connection", "SYNC": "sync", "RUN": "run", "SCHEDULE": "schedule"}
 
 

@@ -70,7 +70,7 @@ def test_a_scheduler_process_answers_with_what_it_counts(database: Any, redis_ur
 def test_no_label_names_a_tenant_a_sync_or_a_run() -> None:
     labels = {label for metric in REGISTRY.collect() for sample in metric.samples for label in sample.labels}
 
-    assert labels <= {"priority", "decision", "result", "ending", "signal", "kind", "shard", "le"}
+    assert labels <= {"priority", "decision", "result", "ending", "signal", "kind", "state", "shard", "le"}
 
 
 def test_every_label_is_documented_with_each_value_that_the_code_gives_it() -> None:

@@ -48,12 +48,12 @@ class World:
             restart_grace_s=0,
         )
         self.scheduler.rebuild()
-        self.tenant_id, self.sync_id, self.schedule_id = uuid7(), uuid7(), uuid7()
+        self.tenant_id, self.sync_id, self.schedule_id, self.sink_id = uuid7(), uuid7(), uuid7(), uuid7()
         self.workers: list[subprocess.Popen[bytes]] = []
         self.engine.execute("INSERT INTO wsync.tenant (tenant_id, name) VALUES (%s, 'acme')", (self.tenant_id,))
 
     def add_sync(self, rows: int = 40, failure: str = "", **schedule: Any) -> None:
-        source, sink = uuid7(), uuid7()
+        source, sink = uuid7(), self.sink_id
         for connection_id, name in ((source, "w"), (sink, "s")):
             config = {"folder": str(self.folder), "rows": rows, "failure": failure, "password": "env:WAREHOUSE_PASSWORD"}
             self.engine.execute(
@@ -108,7 +108,7 @@ class World:
             " nominal_at, due_at, ready_at, exclusive, state, dry_run, priority, queue)"
             " VALUES (%s, %s, 0, %s, %s, %s, %s, %s, 'manual', now(), now(), now(), %s, 'queued', %s, %s, %s)"
             " RETURNING run_id, tenant_id, queue, sync_id, connection_id, credential_id, priority, due_at, ready_at",
-            (run_id, self.tenant_id, self.schedule_id, sync_id, uuid7(), uuid7(), sync_id, not is_dry, is_dry, priority, queue),
+            (run_id, self.tenant_id, self.schedule_id, sync_id, uuid7(), self.sink_id, sync_id, not is_dry, is_dry, priority, queue),
         ).fetchone()
         assert row is not None
         if is_announced:

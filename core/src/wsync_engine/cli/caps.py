@@ -13,7 +13,7 @@ from wsync_engine.cli.output import print_objects, say, table
 from wsync_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
-    from wsync_engine.index.entries import Kind
+    from wsync_engine.index.entries import CappedKind
 
 __all__ = ["caps"]
 
@@ -54,8 +54,8 @@ def set_cap(
     from wsync_engine.services import caps as service
     from wsync_engine.state.database import connect
 
-    kinds: list[tuple[Kind, str | None]] = [("N", connection), ("K", sink), ("S", sync)]
-    chosen: list[tuple[Kind, str | None]] = [(kind, name) for kind, name in kinds if name is not None] or [("T", None)]
+    kinds: list[tuple[CappedKind, str | None]] = [("N", connection), ("K", sink), ("S", sync)]
+    chosen: list[tuple[CappedKind, str | None]] = [(kind, name) for kind, name in kinds if name is not None] or [("T", None)]
     if len(chosen) > 1:
         raise ConfigError("which cap?", next_step="give one of --connection, --sink and --sync, or none for the tenant's own")
     if most != "none" and not most.isdigit():

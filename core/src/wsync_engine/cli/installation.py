@@ -52,14 +52,21 @@ def list_plugins(as_json: Json = False) -> None:
 @connections.command("test")
 @reported
 def check(name: Annotated[str, typer.Argument(help="A connection.")], tenant: Tenant = None, as_json: Json = False) -> None:
-    """Connect, and say what works and what a person must fix."""
+    """Connect, and say what works and what a person must fix. Runs that wait because the destination failed may go where it is found well."""
     from wsync_engine.cli.session import address_policy, open_session
     from wsync_engine.services.connections import check_connection
 
     with open_session(tenant) as session:
         network = address_policy(session.settings)
         checked = check_connection(
-            session.api, session.tenant_id, name, host=session.host, keyring=session.keyring, network=network, folders=session.folders
+            session.api,
+            session.tenant_id,
+            name,
+            host=session.host,
+            keyring=session.keyring,
+            network=network,
+            folders=session.folders,
+            index=session.index,
         )
     rows = [
         {"role": one.role, "check": finding.name, "ok": finding.ok, "message": finding.message, "next_step": finding.next_step}

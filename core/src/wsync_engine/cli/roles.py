@@ -147,6 +147,7 @@ def _worker_of(
         lease_s=settings.lease_ttl_s,
         secret_folders=settings.secret_folders,
         memory_limit_bytes=settings.task_memory_mib * MIB,
+        breaker_failures=settings.breaker_failures,
     )
     return Worker(
         options,

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 from uuid import UUID
 
-__all__ = ["Cap", "Claimed", "DefaultCaps", "Difference", "DueEntry", "Kind", "ReadyRun", "due_member", "instant_of", "ms_of"]
+__all__ = ["Cap", "CappedKind", "Claimed", "DefaultCaps", "Difference", "DueEntry", "Kind", "ReadyRun", "due_member", "instant_of", "ms_of"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
@@ -83,13 +83,15 @@ class ReadyRun:
         return UUID(hex=text[3:35]), UUID(hex=text[50:82])
 
 
-Kind = Literal["T", "N", "S", "K"]
-"""What a cap is of: a tenant, a connection (its source), a sync, a credential."""
+CappedKind = Literal["T", "N", "S", "K"]
+"""What an operator's cap is of: a tenant, a connection (its source), a sync, a credential."""
+Kind = Literal[CappedKind, "B"]
+"""`B`: a circuit breaker's cap, of a credential too; the lower one of the two holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cap:
-    """How many runs may hold a resource at once; 0: none, a circuit breaker is open. `weight` counts for a tenant only."""
+    """How many runs may hold a resource at once; 0: none. `weight` counts for a tenant only."""
 
     tenant_id: UUID
     kind: Kind

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from wsync_sdk import FatalError
+from wsync_sdk import FatalError, RetryableError
 
-__all__ = ["Cancelled", "RunContext", "no_faults"]
+__all__ = ["Cancelled", "Destination", "RunContext", "no_faults"]
 
 
 _LOOK_S = 0.2
@@ -25,12 +26,37 @@ def no_faults(step: str) -> None:
 
 
 @dataclass(slots=True, kw_only=True)
+class Destination:
+    """What became of calls to the sink in this execution. Any thread.
+
+    :param has_answered: it said of some rows that it took or refused them. :param failures: of calls since then, that may pass.
+    """
+
+    has_answered: bool = False
+    failures: list[RetryableError] = field(default_factory=list)
+
+    def answered(self) -> None:
+        """A call was answered."""
+        self.has_answered, self.failures = True, []
+
+    @contextmanager
+    def called(self) -> Iterator[None]:
+        """Around a call: remembers how it failed."""
+        try:
+            yield
+        except RetryableError as exc:
+            self.failures.append(exc)
+            raise
+
+
+@dataclass(slots=True, kw_only=True)
 class RunContext:
     """The worker's side of a run in progress.
 
     :param is_cancelled: true once the run shall end.
     :param shall_yield: true once others wait for the slot. :param await_right_to_write: returns when a sink call may start and end within the lease; blocks while that is unclear.
         Raises StateError when the lease is lost.
+    :param destination: what the sink's calls came to, for those who share the destination.
     :param progress: takes counters; cheap, called per batch and chunk.
     :param faults: called with the name of each step a test may want to stop at.
     """
@@ -39,6 +65,7 @@ class RunContext:
     is_cancelled: Callable[[], bool] = lambda: False
     shall_yield: Callable[[], bool] = lambda: False
     await_right_to_write: Callable[[], None] = lambda: None
+    destination: Destination = field(default_factory=Destination)
     progress: Callable[[dict[str, int]], None] = lambda _: None
     faults: Callable[[str], None] = no_faults
     counters: dict[str, int] = field(default_factory=dict)

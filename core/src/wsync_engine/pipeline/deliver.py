@@ -270,10 +270,13 @@ class _Partition:
             self._d.context.await_right_to_write()
             self._d.context.border()
             try:
-                result = self._d.sink.write(chunk, self._d.token)
+                with self._d.context.destination.called():
+                    result = self._d.sink.write(chunk, self._d.token)
+                self._d.context.destination.answered()
                 self._d.context.faults("after_write")
                 return _checked(chunk, result)
             except RowError as exc:
+                self._d.context.destination.answered()
                 return _Refused(error=exc)
             except RetryableError as exc:
                 # Who asks for a longer wait than a slot may be held for gets it in the queue.

@@ -328,9 +328,10 @@ def _send(job: Job, record: RunRecord) -> None:
     target = target_of(log)
     token = record.sink_token
     if token is None:
-        for forgotten in job.sink.find_open(run):
-            job.sink.abort(forgotten)
-        token = job.sink.begin(run, target)
+        with job.context.destination.called():
+            for forgotten in job.sink.find_open(run):
+                job.sink.abort(forgotten)
+            token = job.sink.begin(run, target)
         job.books.store_token(token)
     delivery = Delivery(
         sink=job.sink,
@@ -351,7 +352,8 @@ def _send(job: Job, record: RunRecord) -> None:
             deliver_partition(delivery, reader, partition)
         finally:
             reader.close()
-    job.sink.commit(token, dict(record.counts))
+    with job.context.destination.called():
+        job.sink.commit(token, dict(record.counts))
 
 
 def _adopt(job: Job, record: RunRecord) -> None:

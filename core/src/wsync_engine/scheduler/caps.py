@@ -1,8 +1,11 @@
-"""How many runs may hold a tenant, a connection, a sync or a credential at once. Postgres holds the caps, the index follows."""
+"""How many runs may hold a tenant, a connection, a sync or a credential at once. Postgres holds the caps, the index follows.
+
+A circuit breaker limits a credential by a cap of its own, beside the operator's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -10,29 +13,30 @@ import psycopg
 import structlog
 
 from wsync_engine.index.due_index import RUN_BATCH, Index
-from wsync_engine.index.entries import Cap, Kind
+from wsync_engine.index.entries import Cap, CappedKind
 from wsync_engine.scheduler.rows import Event, select, statements, write_events
 from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
-__all__ = ["announce_cap", "compare_caps", "load_caps", "set_cap"]
+__all__ = ["announce_caps", "compare_caps", "load_caps", "set_cap"]
 
 HEAVIEST = 100
 MOST_RUNNING = 2**31 - 1
 _SQL = statements("cap")
+_BREAKER = statements("breaker")
 _log = structlog.get_logger()
 
 
 def set_cap(
     conn: psycopg.Connection[Any],
     tenant_id: UUID,
-    kind: Kind,
+    kind: CappedKind,
     resource_id: UUID,
     *,
     max_running: int,
     weight: int = 1,
     actor: str,
 ) -> Cap:
-    """Set one cap; 0 lets nothing run that needs the resource. What runs goes on. After the commit: `announce_cap`.
+    """Set one cap; 0 lets nothing run that needs the resource. What runs goes on. After the commit: `announce_caps`.
 
     :param conn: in the tenant's transaction, or the engine's. :param resource_id: for kind `T` the tenant. :param weight: of a tenant among tenants.
     :raises ConfigError: a number is out of its range, or the kind does not go with the resource.
@@ -56,12 +60,12 @@ def set_cap(
     return cap
 
 
-def announce_cap(index: Index, cap: Cap) -> bool:
+def announce_caps(index: Index, caps: Sequence[Cap]) -> bool:
     """Tell the index what was committed. Never raises for an index that is away: False, and the sweep tells it."""
     try:
-        index.set_caps([cap])
+        index.set_caps(caps)
     except (RetryableError, StateError) as exc:
-        _log.warning("announcement.failed", error=type(exc).__name__, caps=1)
+        _log.warning("announcement.failed", error=type(exc).__name__, caps=len(caps))
         return False
     return True
 
@@ -79,11 +83,22 @@ def compare_caps(conn: psycopg.Connection[Any], index: Index) -> int:
         newer = index.set_caps(page)
         ahead = [cap for cap in page if cap.resource in newer]
         if ahead:
-            columns = {"kinds": [cap.kind for cap in ahead], "resource_ids": [cap.resource_id for cap in ahead]}
-            rows = select(conn, _SQL["cap_outrun"], {**columns, "versions": [newer[cap.resource] for cap in ahead]})
-            index.set_caps([Cap(**row) for row in rows])
-            repairs += len(rows)
+            caps = [*_outrun(conn, ahead, newer), *_outrun_breakers(conn, ahead, newer)]
+            index.set_caps(caps)
+            repairs += len(caps)
     return repairs
+
+
+def _outrun(conn: psycopg.Connection[Any], ahead: Sequence[Cap], newer: Mapping[str, int]) -> list[Cap]:
+    caps = [cap for cap in ahead if cap.kind != "B"]
+    columns = {"kinds": [cap.kind for cap in caps], "resource_ids": [cap.resource_id for cap in caps]}
+    return [Cap(**row) for row in select(conn, _SQL["cap_outrun"], {**columns, "versions": [newer[cap.resource] for cap in caps]})]
+
+
+def _outrun_breakers(conn: psycopg.Connection[Any], ahead: Sequence[Cap], newer: Mapping[str, int]) -> list[Cap]:
+    caps = [cap for cap in ahead if cap.kind == "B"]
+    columns = {"credential_ids": [cap.resource_id for cap in caps], "versions": [newer[cap.resource] for cap in caps]}
+    return [Cap(**row) for row in select(conn, _BREAKER["breaker_outrun"], columns)]
 
 
 def _pages(conn: psycopg.Connection[Any], index: Index) -> Iterator[list[Cap]]:

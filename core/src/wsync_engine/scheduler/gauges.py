@@ -7,6 +7,7 @@ from typing import Any
 import psycopg
 
 from wsync_engine.index.due_index import Index
+from wsync_engine.scheduler.breakers import count_breakers
 from wsync_engine.scheduler.rows import instant, select, statements
 from wsync_engine.telemetry import metrics
 
@@ -25,4 +26,7 @@ def show_shard(conn: psycopg.Connection[Any], index: Index) -> None:
         name = metrics.priority_name(priority)
         metrics.READY.labels(shard, name).set(runs)
         metrics.READY_AGE.labels(shard, name).set(max(0.0, float(row[f"age_{name}_s"] or 0)))
+    if shard == 0:  # they are the installation's
+        for state, breakers in count_breakers(conn).items():
+            metrics.BREAKERS.labels(state).set(breakers)
     metrics.CLOCK_SKEW.labels(shard).set(index.time_s() - instant(row, "now").timestamp())

@@ -12,6 +12,7 @@ import structlog
 
 from wsync_engine.index.due_index import BATCH, Index
 from wsync_engine.index.entries import DueEntry, ReadyRun
+from wsync_engine.scheduler.breakers import advance_breakers
 from wsync_engine.scheduler.caps import compare_caps, load_caps
 from wsync_engine.scheduler.overlap import promote_orphans
 from wsync_engine.scheduler.rows import Row, instant, ready_run, select, statements
@@ -71,6 +72,7 @@ def sweep(conn: psycopg.Connection[Any], index: Index) -> int:
     with conn.transaction():
         if not select(conn, _SQL["shard_lock"], {"shard": shard})[0]["is_mine"]:
             return 0
+        advance_breakers(conn)
         repairs = compare_caps(conn, index)
         for page in _active_pages(conn, shard):
             repairs += _hold_lost(conn, index, [ready_run(row) for row in page])

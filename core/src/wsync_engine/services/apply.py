@@ -24,6 +24,7 @@ from wsync_engine.model.durations import duration_text
 from wsync_engine.model.ids import TenantId, uuid7
 from wsync_engine.model.run import Priority
 from wsync_engine.plugins import PluginHost
+from wsync_engine.scheduler.caps import announce_caps
 from wsync_engine.scheduler.rows import Row, select
 from wsync_engine.scheduler.runs import request_cancel
 from wsync_engine.scheduler.schedules import announce, change_schedule, create_schedule, delete_schedule
@@ -41,7 +42,7 @@ from wsync_engine.services.catalog import (
     service_statements,
 )
 from wsync_engine.services.changes import Change, compared
-from wsync_engine.services.connections import check_config, check_mode, resolved_secrets, roles_of
+from wsync_engine.services.connections import check_config, check_mode, forgive, resolved_secrets, roles_of
 from wsync_engine.services.plan_notes import noted_deletion, noted_times
 from wsync_engine.state.database import tenant_transaction
 from wsync_engine.state.tenants import ensure_tenant, find_tenant
@@ -119,9 +120,13 @@ def apply(
         select(conn, _SQL["tenant_lock"], {"tenant_id": tenant_id})
         catalog = read_catalog(conn, tenant_id, cipher)
         changes = _changes(wanted, catalog)
-        entries = _Writer(conn, tenant_id, actor=actor, cipher=cipher, wanted=wanted, catalog=catalog).write(changes)
+        writer = _Writer(conn, tenant_id, actor=actor, cipher=cipher, wanted=wanted, catalog=catalog)
+        entries = writer.write(changes)
+        caps = forgive(conn, tenant_id, writer.changed_connections)
     if shards is not None and entries:
         announce(shards.of(tenant_id), entries)
+    if shards is not None and caps:
+        announce_caps(shards.of(tenant_id), caps)
     return [Change(kind="create", object="tenant", name=declaration.tenant), *changes] if is_new else changes
 
 
@@ -262,6 +267,7 @@ class _Writer:
         self._connection_ids: dict[str, UUID] = {name: stored.connection_id for name, stored in catalog.connections.items()}
         self._sync_ids: dict[str, UUID] = {name: stored.sync_id for name, stored in catalog.syncs.items()}
         self._moved: set[str] = set()
+        self.changed_connections: list[UUID] = []
 
     def write(self, changes: list[Change]) -> list[DueEntry]:
         """Returns what the index is to be told."""
@@ -295,6 +301,8 @@ class _Writer:
         }
         self._conn.execute(_SQL["connection_insert" if change.kind == "create" else "connection_change"], columns)
         former = self._catalog.connections.get(change.name)
+        if former is not None:
+            self.changed_connections.append(former.connection_id)
         if former is not None and former.plugin != spec.plugin:
             self._conn.execute(_SQL["sync_resync_of_sink"], {"connection_id": former.connection_id})
 

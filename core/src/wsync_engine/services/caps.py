@@ -7,9 +7,9 @@ from typing import Any
 import psycopg
 
 from wsync_engine.index.due_index import Index
-from wsync_engine.index.entries import Cap, Kind
+from wsync_engine.index.entries import Cap, CappedKind
 from wsync_engine.model.ids import TenantId
-from wsync_engine.scheduler.caps import announce_cap
+from wsync_engine.scheduler.caps import announce_caps
 from wsync_engine.scheduler.caps import set_cap as store_cap
 from wsync_engine.scheduler.rows import Row, select
 from wsync_engine.services.catalog import named, service_statements
@@ -29,7 +29,7 @@ def list_caps(conn: psycopg.Connection[Any], tenant_id: TenantId) -> list[Row]:
 def set_cap(
     conn: psycopg.Connection[Any],
     tenant_id: TenantId,
-    kind: Kind,
+    kind: CappedKind,
     name: str | None,
     *,
     max_running: int,
@@ -52,5 +52,5 @@ def set_cap(
         kept = known.get((kind, resource_id), 1)
         cap = store_cap(conn, tenant_id, kind, resource_id, max_running=max_running, weight=weight or kept, actor=actor)
     if index is not None:
-        announce_cap(index, cap)
+        announce_caps(index, [cap])
     return cap

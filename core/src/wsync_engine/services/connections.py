@@ -6,26 +6,33 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from uuid import UUID
 
 import psycopg
 from pydantic import BaseModel
 
+from wsync_engine.index.due_index import Index
+from wsync_engine.index.entries import Cap
 from wsync_engine.model.declaration import Declaration
 from wsync_engine.model.ids import TenantId
 from wsync_engine.model.sync import Mode
 from wsync_engine.plugins import PluginHost
 from wsync_engine.plugins.configuration import secret_references, validated
+from wsync_engine.scheduler.breakers import close_breakers
+from wsync_engine.scheduler.caps import announce_caps
+from wsync_engine.scheduler.rows import select
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.secrets.references import check_reference, resolve
-from wsync_engine.services.catalog import Catalog, StoredConnection, named, read_catalog
+from wsync_engine.services.catalog import Catalog, StoredConnection, named, read_catalog, service_statements
 from wsync_engine.state.database import tenant_transaction
 from wsync_sdk.errors import ConfigError
 from wsync_sdk.network import AddressPolicy
 from wsync_sdk.sink import Operation
 from wsync_sdk.source import CheckReport
 
-__all__ = ["Checked", "Role", "check_config", "check_connection", "check_mode", "resolved_secrets", "roles_of", "secret_of"]
+__all__ = ["Checked", "Role", "check_config", "check_connection", "check_mode", "forgive", "resolved_secrets", "roles_of", "secret_of"]
 
+_SQL = service_statements("catalog")
 Role = Literal["source", "sink"]
 STORED = "env:"
 """References whose values are stored, encrypted: no other process has this one's environment."""
@@ -91,18 +98,37 @@ def check_connection(
     keyring: Keyring,
     network: AddressPolicy,
     folders: Sequence[Path] = (),
+    index: Index | None = None,
 ) -> tuple[Checked, ...]:
-    """Open a stored connection and let its plugin look at it, in each role that a sync uses, else in the first that the plugin offers.
+    """Open a stored connection and let its plugin look at it, in each role that a sync uses, else in the first that the plugin offers. Runs that
+    wait because it failed as a destination may go where it is found well.
 
-    :param network: which addresses a sink may call. :param folders: where the tenant's secret files may lie.
+    :param index: the tenant's, told of that. :param network: which addresses a sink may call. :param folders: where the tenant's secret files may lie.
     :raises ConfigError: there is no such connection, or its config is wrong. Errors of the plugin pass through.
     """
     with tenant_transaction(conn, tenant_id):
         catalog = read_catalog(conn, tenant_id, keyring.tenant(tenant_id))
     connection: StoredConnection = named(catalog.connections, name, "connection")
-    return tuple(
+    checked = tuple(
         Checked(role=role, report=_checked(connection, role, host, network, folders)) for role in _roles_in_use(catalog, connection, host)
     )
+    if any(one.role == "sink" and one.report.ok for one in checked):
+        with tenant_transaction(conn, tenant_id):
+            caps = forgive(conn, tenant_id, [connection.connection_id], is_trusted=False)
+        if index is not None and caps:
+            announce_caps(index, caps)
+    return checked
+
+
+def forgive(conn: psycopg.Connection[Any], tenant_id: TenantId, connection_ids: Sequence[UUID], *, is_trusted: bool = True) -> list[Cap]:
+    """A person saw to these destinations: runs that wait because they failed may go. In the tenant's transaction; gives the caps to announce.
+
+    :param is_trusted: False: the next failure alone makes them wait again.
+    """
+    if not connection_ids:
+        return []
+    rows = select(conn, _SQL["connection_credentials"], {"tenant_id": tenant_id, "connection_ids": list(connection_ids)})
+    return close_breakers(conn, tenant_id, [row["credential_id"] for row in rows], is_trusted=is_trusted)
 
 
 def secret_of(connection: StoredConnection, folders: Sequence[Path]) -> Callable[[str], str]:

@@ -23,6 +23,7 @@ from wsync_engine.model.ids import TenantId
 from wsync_engine.model.sync import Mode, SyncSpec, bound_parameters
 from wsync_engine.pipeline.mapping import compile_mapping
 from wsync_engine.plugins import PluginHost
+from wsync_engine.scheduler.breakers import count_breakers
 from wsync_engine.scheduler.rows import Row, select
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.services.catalog import Catalog, StoredConnection, StoredSync, named, read_catalog, service_statements
@@ -74,6 +75,7 @@ def examine_installation(installation: Installation) -> Iterator[Finding]:
             if index.ok:
                 yield _tried_for("clocks", lambda: _clocks(conn, installation.index))
             yield from _workforce(conn)
+            yield _destinations(conn)
 
 
 def _tried(name: str, call: Callable[[], object], message: str) -> Finding:
@@ -151,6 +153,16 @@ def _workforce(conn: psycopg.Connection[Any]) -> Iterator[Finding]:
         yield Finding(name="schedulers", ok=False, message=message, next_step="start one: `wsync-engine scheduler`")
     else:
         yield Finding(name="schedulers", ok=True, message="no schedule is overdue")
+
+
+def _destinations(conn: psycopg.Connection[Any]) -> Finding:
+    away = sum(count_breakers(conn).values())
+    if away:
+        message = f"{away} destination(s) failed again and again, and their runs wait"
+        return Finding(
+            name="destinations", ok=False, message=message, next_step="`wsync-engine doctor SYNC` says which, why and for how long"
+        )
+    return Finding(name="destinations", ok=True, message="none is left alone")
 
 
 # -- one sync

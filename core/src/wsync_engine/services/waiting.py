@@ -28,12 +28,13 @@ _CAP_OPTIONS = {
 
 
 def explain_waiting(conn: psycopg.Connection[Any], tenant_id: UUID, sync_id: UUID) -> Iterator[Finding]:
-    """One finding for each schedule of the sync and one for its open run; in the tenant's transaction."""
+    """One finding for each schedule of the sync, one for a destination that is left alone, one for its open run; in the tenant's transaction."""
     ids = {"tenant_id": tenant_id, "sync_id": sync_id}
-    schedules, open_runs = (select(conn, _SQL[name], ids) for name in ("schedule_states", "sync_open"))
+    schedules, breakers, open_runs = (select(conn, _SQL[name], ids) for name in ("schedule_states", "sync_breaker", "sync_open"))
     yield from (_schedule(row) for row in schedules)
     if not schedules:
         yield Finding(name="schedule", ok=True, message="it has no schedule", next_step="`wsync-engine sync run` makes a run")
+    yield from (_destination(row) for row in breakers)
     yield from (_open_run(row) for row in open_runs)
 
 
@@ -55,6 +56,13 @@ def _schedule(row: Row) -> Finding:
     return Finding(name="schedule", ok=True, message=message)
 
 
+def _destination(row: Row) -> Finding:
+    when = f"no run starts until {row['retry_at']:%Y-%m-%d %H:%M:%SZ}" if row["state"] == "open" else "one run at a time tries it again"
+    message = f"`{row['name']}` failed again and again, so {when}; the last time: {row['reason']}"
+    step = f"mend it, then `wsync-engine connections test {row['name']}` lets runs go where it finds it well; else wait"
+    return Finding(name="destination", ok=False, message=message, next_step=step)
+
+
 def _open_run(row: Row) -> Finding:
     behind = f"; {row['buffered']} more wait behind it" if row["buffered"] else ""
     what = f"run {row['run_id']} is {row['state']}"
@@ -71,9 +79,13 @@ def _open_run(row: Row) -> Finding:
 
 def _queued(row: Row, what: str, behind: str) -> Finding:
     run_id, queue = row["run_id"], row["queue"]
-    if row["is_delayed"]:
+    if row["breaker"] == "open" and row["ready_at"] < row["retry_at"]:
+        message, step = f"{what} until its destination is tried again at {row['retry_at']:%H:%M:%SZ}", "see what is said of `destination`"
+    elif row["is_delayed"]:
         why = f"after: {row['error']}" if row["error"] else "until the run that it replaced is surely dead" if row["waits_for"] else ""
         message, step = f"{what} until {row['ready_at']:%H:%M:%SZ} {why}".rstrip(), f"`wsync-engine runs retry {run_id}` tries it now"
+    elif row["breaker"] == "half_open":
+        message, step = f"{what} while one run at a time tries its destination again", "see what is said of `destination`"
     elif row["full_cap"] is not None:
         whose, _, most = row["full_cap"].partition(": ")
         message = f"{what}: " + (f"nothing may run now, the cap is 0 {whose}" if most == "0" else f"{most} run already, the cap {whose}")

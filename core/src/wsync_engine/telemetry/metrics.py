@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from wsync_sdk.errors import ConfigError
 
 __all__ = [
+    "BREAKERS",
+    "BREAKER_CHANGES",
     "CHILD_EXITS",
     "CLAIMS",
     "CLOCK_SKEW",
@@ -76,6 +78,8 @@ CHILD_EXITS = _counter("wsync_child_exit_total", "Task processes that ended whil
 STUCK = _counter("wsync_stuck_total", "Executions that were ended because their counters stood still.")
 YIELDS = _counter("wsync_yields_total", "Executions that were asked to make room for others.")
 REPAIRS = _counter("wsync_repairs_total", "Entries of the index that a sweep had to put right; none in health.", "kind")
+BREAKER_CHANGES = _counter("wsync_breaker_changes_total", "Circuit breakers of destinations that went into a state.", "state")
+BREAKERS = _gauge("wsync_breakers", "Destinations that are left alone now, as they failed again and again.", "state")
 RUNS = _gauge("wsync_running", "Runs that this worker executes.")
 DUE = _gauge("wsync_due_size", "Schedules that are due some time.", "shard")
 READY = _gauge("wsync_ready", "Runs that wait for a slot.", "shard", "priority")
@@ -107,6 +111,11 @@ LABELS: Mapping[str, Mapping[str, str]] = {
     "kind": {
         "due": "what is due, executed or capped was not as Postgres has it",
         "orphan": "a run that waited for the end of another, which had ended",
+    },
+    "state": {
+        "open": "none of its runs starts",
+        "half_open": "one run at a time tries whether it answers",
+        "closed": "it answered, nobody had to try it, or a person saw to it",
     },
     "shard": {"0, 1, …": "of the index: 0 on one server, to 15 on a cluster"},
 }

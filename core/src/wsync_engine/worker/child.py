@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 
-from wsync_engine.pipeline.context import no_faults
+from wsync_engine.pipeline.context import Destination, no_faults
 from wsync_engine.telemetry import log_to_stderr
 from wsync_engine.worker import fork_server
 from wsync_engine.worker.connectors import Opener
@@ -56,6 +56,7 @@ class RunInProgress:
         self.assignment = assignment
         self.fence = Fence(assignment.write_until_s, clock=clock)
         self.counters: dict[str, int] = {}
+        self.destination = Destination()
         self.cancel_reason: CancelReason | None = None
         self.is_drained = False
         self.shall_yield = False
@@ -128,4 +129,4 @@ class _Link:
         pause = threading.Event()
         while not pause.wait(TICK_S):
             run = self._run
-            self.say(Tick(counters=run.counters if run is not None else {}))
+            self.say(Tick() if run is None else Tick(counters=run.counters, has_answered=run.destination.has_answered))

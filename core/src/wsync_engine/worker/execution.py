@@ -11,7 +11,7 @@ import structlog
 from psycopg.rows import TupleRow
 
 from wsync_engine.model.run import RunError
-from wsync_engine.pipeline.context import Cancelled, RunContext
+from wsync_engine.pipeline.context import Cancelled, Destination, RunContext
 from wsync_engine.pipeline.finish import conclude
 from wsync_engine.pipeline.job import Job, Outcome
 from wsync_engine.pipeline.run import execute
@@ -111,7 +111,7 @@ class _Execution:
         _log.warning("run.ending", run_id=str(self._a.run_id), state=state, error=type(error).__name__, exc_info=_cause(exc))
         outcome = conclude(job, error, outcome=state)
         self._tell(outcome)
-        return _ended(self._run, "concluded", state=outcome.state)
+        return _ended(self._run, "concluded", error, state=outcome.state)
 
     def _job(self, source: Source, sink: Sink) -> Job:
         a = self._a
@@ -121,6 +121,7 @@ class _Execution:
             is_cancelled=self._run.is_cancelled,
             shall_yield=lambda: self._run.shall_yield,
             await_right_to_write=self._run.fence.wait,
+            destination=self._run.destination,
             progress=self._run.count,
             faults=self._setup.faults,
         )
@@ -176,7 +177,14 @@ def _ended(
         state=state,
         error=NO_ERROR if error is None else RunError(error_class=type(error).__name__, message=error.message, next_step=error.next_step),
         retry_after_s=error.retry_after_s if isinstance(error, RetryableError) else None,
+        destination=_seen_of(run.destination, error),
     )
+
+
+def _seen_of(destination: Destination, error: WsyncError | None) -> Literal["", "answers", "fails"]:
+    if any(error is failure for failure in destination.failures):
+        return "fails"
+    return "answers" if destination.has_answered else ""
 
 
 def _cause(exc: Exception) -> Exception | None:

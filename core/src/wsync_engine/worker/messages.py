@@ -32,7 +32,8 @@ class ConnectionPart:
 class Assignment:
     """A claimed run and all that its child needs to execute it.
 
-    :param parameters: of the query, bound for this run. :param destination: the sink's connection and plugin, opaque. :param write_until_s: until when a sink call may start, by `boot_time_s`.
+    :param parameters: of the query, bound for this run. :param destination: the sink's connection and plugin, opaque. :param credential_id: what the sink is called with.
+    :param write_until_s: until when a sink call may start, by `boot_time_s`.
     :param call_timeout_s: how long a sink call may take. :param is_last_attempt: a failure that might pass ends the run none the less.
     """
 
@@ -47,6 +48,7 @@ class Assignment:
     source: ConnectionPart
     sink: ConnectionPart
     destination: str
+    credential_id: UUID
     tenant_key: str = field(repr=False)
     write_until_s: float
     call_timeout_s: float
@@ -97,9 +99,10 @@ class Lost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
-    """The child lives; its run's counters so far."""
+    """The child lives; its run's counters so far, and whether its destination has taken or refused rows."""
 
-    counters: Mapping[str, int]
+    counters: Mapping[str, int] = field(default_factory=dict)
+    has_answered: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +111,8 @@ class Ended:
 
     `concluded`: its end, or a guard's block, is stored (`state`). `retry`: a failure that may pass. `back`: to be queued again without using an attempt.
     `failed`: the end could not be stored by the child. `dropped`: the run was not ours any more.
+
+    :param destination: it took or refused rows, or it is why the execution ended; empty: nothing is known of it.
     """
 
     run_id: UUID
@@ -116,3 +121,4 @@ class Ended:
     state: str = ""
     error: RunError = NO_ERROR
     retry_after_s: float | None = None
+    destination: Literal["", "answers", "fails"] = ""

@@ -20,6 +20,7 @@ class WorkerOptions:
     :param lease_s: a heartbeat comes six times in it, sink calls start in the first two thirds.
     :param drain_timeout_s: how long runs may go on after the first signal. :param stop_grace_s: from asking a run to end until its process is killed.
     :param memory_limit_bytes: of one child. :param queues: whose runs it takes. :param turn_s: how long a run keeps its slot while others of its priority are in line.
+    :param breaker_failures: so many attempts in a row that a destination failed let its runs wait.
     :param recycle_bytes: a child that is larger after a run is replaced, and one that has three quarters of what it may.
     """
 
@@ -37,4 +38,5 @@ class WorkerOptions:
     crash_backoff_s: float = 1.0
     queues: tuple[int, ...] = (0,)
     turn_s: float = 60.0
+    breaker_failures: int = 5
     secret_folders: tuple[Path, ...] = ()

@@ -8,6 +8,7 @@ import structlog
 
 from wsync_engine.telemetry import metrics
 from wsync_engine.worker.child import ChildSetup
+from wsync_engine.worker.destinations import Seen, seen_at_end, seen_so_far
 from wsync_engine.worker.endings import Ending, ending_of_death, ending_of_report
 from wsync_engine.worker.host import Host
 from wsync_engine.worker.messages import Cancel, CancelReason, Drain, Ended, Lost, Renewed, Yield
@@ -28,6 +29,7 @@ class SlotPool:
     """All slots of a worker. `open` before anything else.
 
     `endings`: of runs that left their slots, to be written by the owner, who takes them out. `stuck`: tenures that stood still, to be noted.
+    `seen`: what their runs saw of destinations, to be noted too.
     """
 
     def __init__(self, options: WorkerOptions, host: Host) -> None:
@@ -38,6 +40,7 @@ class SlotPool:
         self.slots: list[Slot] = []
         self.endings: list[Ending] = []
         self.stuck: list[Tenure] = []
+        self.seen: list[Seen] = []
 
     def open(self, setup: ChildSetup) -> None:
         """Start a child in each slot."""
@@ -79,6 +82,7 @@ class SlotPool:
                     has_ended |= self._take_end(slot, message)
                 elif slot.tenure is not None:
                     slot.tenure.take_counters(message.counters, self._clocks.monotonic_s())
+                    self.seen += seen_so_far(slot.tenure, message)
             if not is_alive:
                 self._replace_dead(slot, is_draining=is_draining)
         return has_ended
@@ -91,6 +95,7 @@ class SlotPool:
         metrics.RUNS_ENDED.labels(ended.state or ended.kind).inc()
         metrics.RUN_SECONDS.observe(self._clocks.monotonic_s() - tenure.started_at_s)
         self.endings.append(ending_of_report(ended))
+        self.seen += seen_at_end(tenure, ended)
         largest_bytes = min(self._options.recycle_bytes, self._options.memory_limit_bytes * 3 // 4)
         if slot.runs_done >= self._options.runs_per_child or slot.rss_bytes() > largest_bytes:
             slot.start()

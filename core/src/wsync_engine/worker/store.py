@@ -142,6 +142,7 @@ def _assignment(
         source=_part(row["source_plugin"], row["source_config"], row["source_secrets"], cipher, folders),
         sink=_part(row["sink_plugin"], row["sink_config"], row["sink_secrets"], cipher, folders),
         destination=f"{row['sink_connection_id']}/{row['sink_plugin']}",
+        credential_id=row["credential_id"],
         tenant_key=cipher.to_text(),
         write_until_s=write_until_s,
         call_timeout_s=call_timeout_s,

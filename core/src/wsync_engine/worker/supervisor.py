@@ -34,6 +34,7 @@ from wsync_engine.telemetry import metrics
 from wsync_engine.worker.backoff import Backoff
 from wsync_engine.worker.child import ChildSetup
 from wsync_engine.worker.connectors import Opener
+from wsync_engine.worker.destinations import note_seen
 from wsync_engine.worker.endings import Ending, failed, given_back
 from wsync_engine.worker.host import Host, Listener
 from wsync_engine.worker.live import LiveProgress
@@ -170,6 +171,7 @@ class Worker:
             try:
                 self._beat()
                 self._write_endings()
+                self._note_seen()
                 self._take_work()
                 self._make_room()
                 self._postgres_backoff.succeeded()
@@ -288,6 +290,13 @@ class Worker:
             else:
                 self._tell_end(ending, queued)
             del self._pool.endings[0]
+
+    def _note_seen(self) -> None:
+        """After the endings: whom a breaker lets wait goes by it from the next dispatch on. What is lost here costs time only."""
+        while self._pool.seen:
+            for cap in note_seen(self._postgres(), self._pool.seen[0], most_failures=self._options.breaker_failures):
+                self._tell_index(partial(self._index.of(cap.tenant_id).set_caps, [cap]))
+            del self._pool.seen[0]
 
     def _write_finishes(self) -> None:
         """The common ends, many in one transaction; what can't be written so is written one by one."""

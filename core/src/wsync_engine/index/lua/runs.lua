@@ -31,6 +31,21 @@ end
 local default_caps, resources = {}, {}
 for kind, cap in string.gmatch(ARGV[3], '(%u)(%d*)') do default_caps[kind] = tonumber(cap) end
 local has_caps, has_waiting = redis.call('EXISTS', CAP) == 1, redis.call('EXISTS', WAITING) == 1
+-- What circuit breakers allow, by credential: `B` + id beside the operator's `K` + id, and the lower one holds.
+local function read_breakers(ids)
+    local names, credentials, found = {}, {}, {}
+    for _, id in ipairs(ids) do
+        if string.sub(id, 1, 1) == 'K' then
+            credentials[#credentials + 1] = id
+            names[#names + 1] = 'B' .. string.sub(id, 2)
+        end
+    end
+    if #names == 0 then return found end
+    for at, cap in ipairs(redis.call('HMGET', CAP, unpack(names))) do
+        if cap then found[credentials[at]] = tonumber(string.match(cap, '^%d+')) end
+    end
+    return found
+end
 local function load_resources(ids)
     local new, none = {}, {}
     for _, id in ipairs(ids) do
@@ -42,6 +57,7 @@ local function load_resources(ids)
     if #new == 0 then return end
     local used = redis.call('HMGET', USED, unpack(new))
     local caps = has_caps and redis.call('HMGET', CAP, unpack(new)) or none
+    local breakers = has_caps and read_breakers(new) or none
     local waiting = has_waiting and redis.call('HMGET', WAITING, unpack(new)) or none
     for at, id in ipairs(new) do
         local resource = resources[id]
@@ -51,6 +67,7 @@ local function load_resources(ids)
             local cap, weight = string.match(caps[at], '^(%d+)|(%d+)|')
             resource.cap, resource.weight = tonumber(cap), tonumber(weight)
         end
+        if breakers[id] then resource.cap = math.min(resource.cap or breakers[id], breakers[id]) end
         if waiting[at] then resource.waiting = tonumber(waiting[at]) end
     end
 end

@@ -1,4 +1,4 @@
--- ARGV[4…] (tenant, resource, cap, weight, version)*, resource = kind letter + id. The newer version wins, whatever the cap.
+-- ARGV[4…] (tenant, resource, cap, weight, version)*, resource = kind letter + id (`B`: a breaker's, of a credential). The newer version wins, whatever the cap.
 -- Returns (resource, stored version)* of those that are newer here.
 local given, ids, newer, set = {}, {}, {}, {}
 for at = 4, #ARGV, 5 do
@@ -21,9 +21,10 @@ end
 write('HSET', CAP, set)
 has_caps = true
 for _, cap in ipairs(changed) do
-    load_resources({cap.id})
+    local id = string.gsub(cap.id, '^B', 'K')
+    load_resources({id})
     local urgent = urgent_of(cap.tenant)
-    if cap.cap == 0 and urgent and urgent.needs[cap.id] then drop_urgent(cap.tenant) end
-    if string.sub(cap.id, 1, 1) == 'T' then bring_back(cap.tenant) else readmit(cap.id, cap.tenant) end
+    if resources[id].cap == 0 and urgent and urgent.needs[id] then drop_urgent(cap.tenant) end
+    if string.sub(id, 1, 1) == 'T' then bring_back(cap.tenant) else readmit(id, cap.tenant) end
 end
 return finish(newer)

@@ -45,6 +45,11 @@ UPDATE wsync.connection
 SET plugin = :plugin, config = :config, secrets = :secrets, spec_version = spec_version + 1, updated_at = wsync.clock()
 WHERE connection_id = :connection_id;
 
+-- name: connection_credentials
+SELECT coalesce(k.credential_id, k.connection_id) AS credential_id
+FROM wsync.connection AS k
+WHERE k.tenant_id = :tenant_id AND k.connection_id = ANY(CAST(:connection_ids AS uuid[]));
+
 -- name: connection_delete
 -- Its secrets go at once.
 UPDATE wsync.connection

@@ -32,6 +32,14 @@ LEFT JOIN LATERAL (
     LIMIT 1) AS r ON true
 WHERE y.tenant_id = :tenant_id AND y.sync_id = :sync_id;
 
+-- name: sync_breaker
+-- Whether the sync's destination is left alone.
+SELECT n.name, b.state, b.reason, b.retry_at
+FROM wsync.sync AS y
+JOIN wsync.connection AS n ON n.tenant_id = y.tenant_id AND n.connection_id = y.sink_connection_id
+JOIN wsync.breaker AS b ON b.tenant_id = n.tenant_id AND b.credential_id = coalesce(n.credential_id, n.connection_id)
+WHERE y.tenant_id = :tenant_id AND y.sync_id = :sync_id AND b.state <> 'closed';
+
 -- name: sync_open
 -- The open run of a sync, what waits behind it, and the caps that it needs room under.
 SELECT r.run_id, r.state::text AS state, r.ready_at, r.ready_at > wsync.clock() AS is_delayed, r.error, r.guards, r.started_at, r.cancel_reason,
@@ -42,6 +50,7 @@ SELECT r.run_id, r.state::text AS state, r.ready_at, r.ready_at > wsync.clock() 
         AND NOT w.draining AND w.refusal IS NULL) AS workers,
     (SELECT coalesce(sum(w.slots - w.running), 0) FROM wsync.worker AS w WHERE r.queue = ANY(w.queues)
         AND w.heartbeat_at > (SELECT wsync.clock()) - interval '1 minute' AND NOT w.draining AND w.refusal IS NULL) AS free_slots,
+    k.state AS breaker, k.retry_at,
     (SELECT min(CASE c.kind WHEN 'T' THEN 'of the tenant' WHEN 'N' THEN 'of the source connection' WHEN 'S' THEN 'of the sync'
             ELSE 'of the sink''s credential' END || ': ' || c.max_running)
         FROM wsync.resource_cap AS c
@@ -54,6 +63,7 @@ SELECT r.run_id, r.state::text AS state, r.ready_at, r.ready_at > wsync.clock() 
 FROM wsync.run AS r
 JOIN wsync.queue AS q ON q.queue = r.queue
 JOIN wsync.sync AS y ON y.tenant_id = r.tenant_id AND y.overlap_key = r.overlap_key
+LEFT JOIN wsync.breaker AS k ON k.tenant_id = r.tenant_id AND k.credential_id = r.credential_id
 WHERE y.tenant_id = :tenant_id AND y.sync_id = :sync_id AND r.exclusive AND r.state IN ('queued', 'running', 'cancelling', 'blocked');
 
 -- name: schedule_states

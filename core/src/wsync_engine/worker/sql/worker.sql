@@ -40,7 +40,7 @@ FROM died;
 -- All that the runs' children must be told. OFFSET 0: looked up run by run; a plan that begins with the connection reads all syncs that share it.
 SELECT r.run_id, t.name AS tenant, s.name AS sync_name, s.spec, r.params, r.attempt + 1 >= coalesce(d.max_attempts, 3) AS is_last_attempt,
     a.plugin AS source_plugin, a.config AS source_config, a.secrets AS source_secrets,
-    s.sink_connection_id, b.plugin AS sink_plugin, b.config AS sink_config, b.secrets AS sink_secrets
+    s.sink_connection_id, coalesce(b.credential_id, b.connection_id) AS credential_id, b.plugin AS sink_plugin, b.config AS sink_config, b.secrets AS sink_secrets
 FROM wsync.run AS r
 JOIN wsync.tenant AS t ON t.tenant_id = r.tenant_id
 CROSS JOIN LATERAL (SELECT * FROM wsync.sync AS x WHERE x.sync_id = r.sync_id AND x.tenant_id = r.tenant_id OFFSET 0) AS s
