@@ -130,3 +130,8 @@ def world(database: Any, redis_url: str) -> Iterator[World]:
     world = World(database, redis_url)
     yield world
     world.close()
+
+
+def spec(world: Any, **options: Any) -> ScheduleSpec:
+    """A schedule of a new sync, not yet stored."""
+    return ScheduleSpec(**{"name": "nightly", "sync_id": world.new_sync(), "kind": "cron", "cron": "* * * * *", "zone": "UTC", **options})

@@ -18,6 +18,7 @@ from wsync_engine.index.entries import DueEntry, ReadyRun
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import OPEN_STATES, OverlapPolicy, RunState, Trigger
 from wsync_engine.scheduler.overlap import Admission, RunRequest, admit
+from wsync_engine.scheduler.limits import refuse_texts
 from wsync_engine.scheduler.rows import Event, Row, select, shard_of, statements, timing_of, write_events
 from wsync_engine.scheduler.runs import request_cancel
 from wsync_engine.scheduler.schedules import keep_syncs
@@ -72,6 +73,7 @@ def create_backfill(
     :param max_open: how many of its runs may be open or wait at a time. :param overlap: what its runs do beside an open run of the sync.
     :raises ConfigError: there is no such schedule, the range is wrong or holds none of its times, or its sync is a mirror.
     """
+    refuse_texts(actor=actor, note=note)
     time = select(conn, _SCHEDULE["time_now"], {})[0]
     found = select(conn, _SCHEDULE["schedule_get"], {"schedule_id": schedule_id})
     if not found:
@@ -105,6 +107,7 @@ def cancel_backfill(
 
     :raises ConfigError: there is no such backfill, or it has ended.
     """
+    refuse_texts(actor=actor)
     rows = select(conn, _SQL["backfill_cancel"], {"backfill_id": backfill_id})
     if not rows:
         raise ConfigError(f"no backfill {backfill_id} is active", next_step="`wsync-engine schedules backfills` shows them")

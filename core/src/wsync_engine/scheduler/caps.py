@@ -14,6 +14,7 @@ import structlog
 
 from wsync_engine.index.due_index import RUN_BATCH, Index
 from wsync_engine.index.entries import Cap, CappedKind
+from wsync_engine.scheduler.limits import refuse_texts
 from wsync_engine.scheduler.rows import Event, select, statements, write_events
 from wsync_sdk.errors import ConfigError, RetryableError, StateError
 
@@ -41,6 +42,7 @@ def set_cap(
     :param conn: in the tenant's transaction, or the engine's. :param resource_id: for kind `T` the tenant. :param weight: of a tenant among tenants.
     :raises ConfigError: a number is out of its range, or the kind does not go with the resource.
     """
+    refuse_texts(actor=actor)
     if not 0 <= max_running <= MOST_RUNNING:
         raise ConfigError(f"a cap can't be {max_running}", next_step="set 0 to let nothing run, or a positive number")
     if not 1 <= weight <= HEAVIEST:

@@ -12,11 +12,13 @@ from typing import Any
 from wsync_engine.model.durations import LONGEST_MS
 from wsync_sdk.errors import ConfigError
 
-__all__ = ["INSTANTS", "refuse_new_values", "refuse_values"]
+__all__ = ["INSTANTS", "refuse_new_values", "refuse_texts", "refuse_values"]
 
 INSTANTS = ("anchor_at", "once_at", "start_at", "end_at")
 """The fields that are instants."""
 _MOST = 2**31 - 1
+_LETTERS = {"name": 200, "actor": 200, "idem_key": 200, "note": 2_000, "reason": 2_000}
+"""The longest texts; what is looked up by an index must fit into its page."""
 _RANGES = {
     "every_ms": (1_000, LONGEST_MS),
     "priority": (0, 2),
@@ -51,6 +53,16 @@ def refuse_values(names: Sequence[str], columns: Mapping[str, Sequence[Any]]) ->
                 _refuse(name, field, value)
 
 
+def refuse_texts(**texts: str | None) -> None:
+    """Refuse what can't be stored as `actor`, `idem_key`, `note` or `reason`; None is no text.
+
+    :raises ConfigError: names the first one that is wrong.
+    """
+    for field, text in texts.items():
+        if text is not None and not _are_texts([text], _LETTERS[field]):
+            raise ConfigError(f"`{field}` can't be {_shown(text)}", next_step=f"pass {_text_words(field)}")
+
+
 def refuse_new_values(name: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> None:
     """As `refuse_values`, but for what is stored so already: what an older engine took is no reason to refuse another change.
 
@@ -62,7 +74,7 @@ def refuse_new_values(name: str, new: Mapping[str, Any], old: Mapping[str, Any])
 
 def _fits(field: str, column: Sequence[Any]) -> bool:
     if field == "name":
-        return _are_names(column)
+        return _are_texts(column, _LETTERS["name"])
     if field in _WORDS:
         return all(word in _WORDS[field] for word in _distinct(column))
     if field not in _RANGES and field not in INSTANTS:
@@ -88,11 +100,11 @@ def _distinct(column: Sequence[Any]) -> Iterable[Any]:
         return column
 
 
-def _are_names(column: Collection[Any]) -> bool:
+def _are_texts(column: Collection[Any], most: int) -> bool:
     """Looked at as one text, which costs next to nothing."""
     try:
         text = "".join(column)
-        return "\0" not in text and (text.isascii() or bool(text.encode())) and all(column)
+        return "\0" not in text and (text.isascii() or bool(text.encode())) and all(column) and max(map(len, column)) <= most
     except (TypeError, UnicodeEncodeError):
         return False
 
@@ -100,11 +112,8 @@ def _are_names(column: Collection[Any]) -> bool:
 def _refuse(name: str, field: str, value: object) -> None:
     """Whatever is wrong with one value; nothing may be."""
     if field == "name":
-        if not isinstance(value, str) or not _are_names([value]):
-            raise ConfigError(
-                f"a schedule can't be named {value!r}",
-                next_step="set `name` to a text without NUL characters and halves of surrogate pairs",
-            )
+        if not isinstance(value, str) or not _are_texts([value], _LETTERS["name"]):
+            raise ConfigError(f"a schedule can't be named {_shown(value)}", next_step=f"set `name` to {_text_words(field)}")
         return
     if field in _WORDS:
         if value not in _WORDS[field]:
@@ -119,6 +128,10 @@ def _refuse(name: str, field: str, value: object) -> None:
         bounds = f"a whole number, {low} to {high}" if field in _RANGES else f"an instant in the years {low.year} to {high.year}"
         advice = f"set `{field}` to {bounds}" + (", or leave it out" if field in _OPTIONAL else "")
         raise ConfigError(f"schedule `{name}`: `{field}` can't be {_shown(value)}", next_step=advice)
+
+
+def _text_words(field: str) -> str:
+    return f"a text of 1 to {_LETTERS[field]} letters, without NUL characters and halves of surrogate pairs"
 
 
 def _shown(value: object) -> str:

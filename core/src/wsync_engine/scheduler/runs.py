@@ -18,6 +18,7 @@ import psycopg
 
 from wsync_engine.index.entries import ReadyRun
 from wsync_engine.model.run import RunError, RunState
+from wsync_engine.scheduler.limits import refuse_texts
 from wsync_engine.scheduler.overdue import give_up_all
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, statements, write_events
 from wsync_sdk.errors import StateError
@@ -304,6 +305,7 @@ def request_cancel(conn: psycopg.Connection[Any], run_id: UUID, *, reason: str, 
 
     :param conn: in the tenant's transaction, or the engine's.
     """
+    refuse_texts(reason=reason, actor=actor)
     rows = select(conn, _SQL["run_cancel"], {"run_id": run_id, "reason": reason, "actor": actor})
     if not rows:
         return None

@@ -21,7 +21,7 @@ from wsync_engine.index.due_index import Index
 from wsync_engine.index.entries import DueEntry, ReadyRun
 from wsync_engine.model.ids import uuid7s
 from wsync_engine.model.run import OverlapPolicy, Trigger
-from wsync_engine.scheduler.limits import INSTANTS
+from wsync_engine.scheduler.limits import INSTANTS, refuse_texts
 from wsync_engine.scheduler.overdue import give_up, give_up_all
 from wsync_engine.scheduler.overlap import Admission, RunRequest, admit
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, shard_of, statements, timing_of, write_events
@@ -62,6 +62,7 @@ ANNOUNCE_TIMEOUT_S = 0.06
 _SQL = statements("schedule")
 _RUN = statements("run")
 _CLOCK_INSTANTS = ("next_nominal_at", "next_due_at")
+_NO_PARAMETERS: Mapping[str, Any] = {}
 _log = structlog.get_logger()
 
 
@@ -121,6 +122,7 @@ def create_schedules(conn: psycopg.Connection[Any], tenant_id: UUID, specs: Sequ
 
     :raises ConfigError: one of them is wrong, or its name is taken by another declaration or by another of `specs`.
     """
+    refuse_texts(actor=actor)
     if not specs:
         return []
     now, shards = _time(conn)
@@ -181,6 +183,7 @@ def change_schedule(
     :raises ConfigError: as for `create_schedule`; there is no such schedule.
     :raises StateError: someone changed it meanwhile.
     """
+    refuse_texts(actor=actor)
     spec = in_utc(spec)
     now, _ = _time(conn)
     clock = _locked_clock(conn, schedule_id)
@@ -222,6 +225,7 @@ def pause_schedule(conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id: 
     """No scheduled run is made after this commits, until resume; what was due before and undecided counts as missed. Pausing twice keeps the
     first note unless a new one is given.
     """
+    refuse_texts(note=note, actor=actor)
     clock = _locked_clock(conn, schedule_id)
     old = _definition(conn, schedule_id)
     conn.execute(_SQL["schedule_pause"], {"schedule_id": schedule_id, "note": note, "actor": actor})
@@ -236,6 +240,7 @@ def pause_schedule(conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id: 
 
 def resume_schedule(conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id: UUID, *, actor: str) -> StoredSchedule:
     """Go on with the first nominal time after now; what lay in the pause is neither caught up nor counted. Without a pause: no change."""
+    refuse_texts(actor=actor)
     now, _ = _time(conn)
     clock = _locked_clock(conn, schedule_id)
     old = _definition(conn, schedule_id)
@@ -252,6 +257,7 @@ def resume_schedule(conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id:
 
 def delete_schedule(conn: psycopg.Connection[Any], tenant_id: UUID, schedule_id: UUID, *, actor: str) -> StoredSchedule:
     """The schedule fires no more and its name is free again; runs that exist go on. What was due and undecided counts as missed."""
+    refuse_texts(actor=actor)
     clock = _locked_clock(conn, schedule_id)
     old = _definition(conn, schedule_id)
     conn.execute(_SQL["schedule_delete"], {"schedule_id": schedule_id})
@@ -285,10 +291,13 @@ def trigger_run(
         for; None: now.
     :raises ConfigError: there is no such sync or schedule, or the sync declares no such parameter.
     """
+    refuse_texts(actor=actor, idem_key=idem_key)
     schedule = _definition(conn, schedule_id) if schedule_id else None
     sync = _sync_of(conn, sync_id)
+    declared = sync.pop("parameters")
+    check_params(declared, params or {})
     given = {**(schedule["params"] if schedule else {}), **(params or {})}
-    check_params(sync.pop("parameters"), given)
+    check_params(declared, given)
     if idem_key is not None and (known := _triggered_before(conn, tenant_id, idem_key)) is not None:
         return known
     request = replace(
@@ -360,7 +369,7 @@ def _check_syncs(conn: psycopg.Connection[Any], specs: Sequence[ScheduleSpec]) -
     for spec in specs:
         if spec.sync_id not in parameters:
             _sync_of(conn, spec.sync_id)
-        if spec.params:
+        if spec.params != _NO_PARAMETERS:
             check_params(parameters[spec.sync_id], spec.params)
 
 

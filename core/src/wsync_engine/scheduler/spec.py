@@ -69,6 +69,8 @@ def check_params(declared: Mapping[str, Any], given: Mapping[str, Any]) -> None:
 
     :raises ConfigError: the sync declares no such parameter; the value is none of text, number and boolean.
     """
+    if not isinstance(given, Mapping):
+        raise ConfigError("parameters are no mapping", next_step="pass values by the parameters' names, or leave them out")
     for name, value in given.items():
         if name not in declared:
             known = ", ".join(f"`{x}`" for x in declared) or "none"
