@@ -24,8 +24,8 @@ from wsync_sdk.errors import RetryableError
 
 from .chaos_world import World
 
-# What cancels and terminates, more seldom: else hardly a run would live to its end. `allow_all` is for windows of an append, which these are not.
-POLICIES = {"skip": 4, "buffer_one": 3, "buffer_all": 4, "cancel_other": 1, "terminate_other": 1}
+# What cancels and terminates, more seldom: else hardly a run would live to its end.
+POLICIES = {"skip": 4, "buffer_one": 3, "buffer_all": 4, "allow_all": 2, "cancel_other": 1, "terminate_other": 1}
 SCHEDULES = 36
 CRONS = ("* * * * *", "*/2 * * * *")
 COUNTERS = ("fired", "skipped", "missed", "coalesced")

@@ -107,6 +107,11 @@ class Watch:
         if not rows:
             return
         self._seq = rows[-1]["seq"]
+        began: dict[
+            int, datetime
+        ] = {}  # a process may stand still between two writes of a transaction: what came due meanwhile is not its affair
+        for row in rows:
+            row["began_at"] = began.setdefault(row["tx"], row["at"])
         told = {(row["tx"], row["new"]["run_id"]) for row in rows if row["kind"].startswith("run_event")}
         for row in rows:
             if row["kind"] == "run":
@@ -183,7 +188,7 @@ class Watch:
             self.violate("I3", f"the row's rev of {schedule_id} went down")
         decided = _decisions(new) - _decisions(old)
         if decided == 0:
-            self._check_change(old, new, row["at"])
+            self._check_change(old, new, row["at"], row["began_at"])
             return
         if old["next_nominal_at"] is None:
             self.violate("I2", f"schedule {schedule_id} decided {decided} times although none was to come")
@@ -196,7 +201,7 @@ class Watch:
         if len(expected) != decided:
             self.violate("I2", f"schedule {schedule_id} made {decided} decisions for the {len(expected)} times {first} .. {last}")
         if is_given_up:
-            left = times_between(declared, last + timedelta(microseconds=1), row["at"] - LONGEST_JITTER)
+            left = times_between(declared, last + timedelta(microseconds=1), row["began_at"] - LONGEST_JITTER)
             if left:
                 self.violate("I2", f"a change of schedule {schedule_id} did not count {left[0]}")
         elif new["next_nominal_at"] is not None:
@@ -205,10 +210,10 @@ class Watch:
             if between:
                 self.violate("I2", f"schedule {schedule_id} goes on with {following} and leaves out {between[0]}")
 
-    def _check_change(self, old: Row, new: Row, at: datetime) -> None:
+    def _check_change(self, old: Row, new: Row, at: datetime, began_at: datetime) -> None:
         """A change of a schedule goes on with a time that it asks for, passes over none that is still to come, and loses none that was due."""
         if new["next_nominal_at"] is None:
-            self._check_end(old, new, at)
+            self._check_end(old, new, began_at)
             return
         declared = Declared.of(self._schedules[new["schedule_id"]])
         following = datetime.fromisoformat(new["next_nominal_at"])
@@ -217,20 +222,24 @@ class Watch:
         last = new["last_nominal_at"]
         first = at if last is None else max(at, datetime.fromisoformat(last))
         undecided = old["next_nominal_at"] and datetime.fromisoformat(old["next_nominal_at"])
-        if undecided and undecided < min(following, at - LONGEST_JITTER) and (last is None or datetime.fromisoformat(last) < undecided):
+        if (
+            undecided
+            and undecided < min(following, began_at - LONGEST_JITTER)
+            and (last is None or datetime.fromisoformat(last) < undecided)
+        ):
             self.violate("I2", f"schedule {new['schedule_id']} goes on with {following} and has not decided {undecided}")
         passed_over = times_between(declared, first + timedelta(microseconds=1), following)
         if passed_over:
             self.violate("I2", f"schedule {new['schedule_id']} goes on with {following} and passes over {passed_over[0]}")
 
-    def _check_end(self, old: Row, new: Row, at: datetime) -> None:
+    def _check_end(self, old: Row, new: Row, began_at: datetime) -> None:
         """A pause, a deletion or a change after which nothing is to come has counted what was due."""
         if old["next_nominal_at"] is None:
             return
         first, last = datetime.fromisoformat(old["next_nominal_at"]), new["last_nominal_at"]
         if last is not None:
             first = max(first, datetime.fromisoformat(last) + timedelta(microseconds=1))
-        left = times_between(Declared.of(self._former_schedules[new["schedule_id"]]), first, at - LONGEST_JITTER)
+        left = times_between(Declared.of(self._former_schedules[new["schedule_id"]]), first, began_at - LONGEST_JITTER)
         if left:
             self.violate("I2", f"schedule {new['schedule_id']} ends and has not decided {left[0]}")
 
