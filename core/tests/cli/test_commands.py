@@ -212,6 +212,18 @@ def test_a_run_is_queued_listed_shown_and_cancelled(file: Path, run: Run) -> Non
     assert run("runs", "list", "--state", "asleep").exit_code == 2
 
 
+def test_the_changes_of_a_run_that_has_found_none_out_yet_are_an_error_with_a_next_step(file: Path, run: Run) -> None:
+    run("apply", file)
+    run_id = run("sync", "run", "customers").stdout.strip()
+
+    early = run("runs", "changes", run_id)
+    unknown = run("runs", "changes", run_id, "--op", "insert")
+
+    assert (early.exit_code, "has no change log" in early.stderr) == (2, True)
+    assert f"`wsync-engine runs show {run_id}`" in early.stderr
+    assert (unknown.exit_code, "upsert or delete" in unknown.stderr) == (2, True)
+
+
 def test_a_blocked_run_is_approved_only_once(file: Path, run: Run) -> None:
     run("apply", file)
     run_id = run("sync", "run", "customers").stdout.strip()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import socket
 import socketserver
@@ -100,6 +101,10 @@ def test_up_runs_a_sync_from_end_to_end_and_ends_on_a_signal(up: subprocess.Pope
     guarded = run("sync", "run", "customers", "--wait")
     run_id = json.loads(run("runs", "list", "--state", "blocked", "--json").stdout)["run_id"]
     assert guarded.exit_code == 4, guarded.output
+    assert "`wsync-engine runs changes" in guarded.stderr
+    assert changes_of(run, run_id, "--op", "delete") == [{"operation": "delete", "record": {"id": n}} for n in range(3, 11)]
+    assert changes_of(run, run_id, "--op", "upsert") == []
+    assert len(changes_of(run, run_id, "--limit", "3")) == 3
     assert run("runs", "approve", run_id).exit_code == 0
     assert run("runs", "watch", run_id).exit_code == 0
     with psycopg.connect(database.owner_url) as owner:
@@ -108,10 +113,24 @@ def test_up_runs_a_sync_from_end_to_end_and_ends_on_a_signal(up: subprocess.Pope
     assert up.wait(40) == 0
 
 
+def changes_of(run: Run, run_id: str, *options: str) -> list[dict[str, Any]]:
+    shown = run("runs", "changes", run_id, *options, "--json")
+    assert shown.exit_code == 0, shown.output
+    found = [json.loads(line) for line in shown.stdout.splitlines()]
+    return sorted(found, key=lambda change: change["record"]["id"])
+
+
 def test_a_dry_run_sends_nothing_and_exits_with_0(up: subprocess.Popen[bytes], file: Path, run: Run, database: Any) -> None:
-    result = run("sync", "run", "customers", "--dry-run", "--wait")
+    result = run("sync", "run", "customers", "--dry-run", "--wait", "--json")
 
     assert result.exit_code == 0, result.output + (file.parent / "log").read_text()
+    run_id = json.loads(result.stdout.splitlines()[-1])["run_id"]
+    record = {"id": 1, "email": "user1@example.com"}
+    assert {"operation": "upsert", "record": record} in changes_of(run, run_id)
+    assert "id=1 email=user1@example.com" in run("runs", "changes", run_id).stdout
+    shutil.rmtree(file.parent / "data" / "storage")
+    gone = run("runs", "changes", run_id)
+    assert (gone.exit_code, "not in the storage folder of this host" in gone.stderr) == (2, True)
     with psycopg.connect(database.owner_url) as owner:
         assert owner.execute("SELECT count(*) FROM public.people").fetchone() == (0,)
 

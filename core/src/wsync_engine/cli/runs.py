@@ -1,4 +1,4 @@
-"""`sync run|resync|adopt` and `runs list|show|watch|cancel|retry|approve|discard`."""
+"""`sync run|resync|adopt` and `runs list|show|changes|watch|cancel|retry|approve|discard`."""
 # ruff: noqa: PLC0415  what a command needs is imported when it runs, so that --help stays quick
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from wsync_engine.cli.arguments import Json, Overlap, Parameters, Tenant, parame
 from wsync_engine.cli.boundary import Exit, reported
 from wsync_engine.cli.output import print_objects, say, table
 from wsync_engine.cli.progress import shown_progress
+from wsync_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -182,6 +183,35 @@ def rejections(
 
 @runs.command()
 @reported
+def changes(
+    run: RunArgument,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 20,
+    op: Annotated[str | None, typer.Option(help="Only `upsert` or `delete`.")] = None,
+    tenant: Tenant = None,
+    as_json: Json = False,
+) -> None:
+    """The first rows that a run sends, or would send if it was approved."""
+    from wsync_engine.cli.session import open_session
+    from wsync_engine.services.change_logs import list_changes
+    from wsync_engine.services.runs import find_run
+    from wsync_engine.storage import LocalStorage
+    from wsync_sdk.sink import Operation
+
+    if op is not None and op not in tuple(Operation):
+        raise ConfigError(f"there is no operation `{op}`", next_step=f"give {' or '.join(Operation)}, or leave it out")
+    operation = None if op is None else Operation(op)
+    with open_session(tenant) as session:
+        run_id = find_run(session.api, session.tenant_id, run)
+        storage = LocalStorage.of_url(session.settings.storage, tenant_id=str(session.tenant_id))
+        found = list_changes(session.api, session.tenant_id, run_id, storage=storage, count=limit, operation=operation)
+    if as_json:
+        print_objects(found)
+    else:
+        table(found, ("operation", "record"))
+
+
+@runs.command()
+@reported
 def watch(run: RunArgument, tenant: Tenant = None, as_json: Json = False) -> None:
     """Follow a run until it has ended, or waits for a decision; exits as `sync run --wait`."""
     from wsync_engine.cli.session import open_session
@@ -282,7 +312,9 @@ def _show(run: Mapping[str, Any], as_json: bool) -> None:
 def _exit_by(run: Mapping[str, Any], *, is_ours: bool = True) -> None:
     """`is_ours` False: another run is open, and ours was skipped for it; only one that waits for a person is bad news."""
     if run["state"] == "blocked":
-        say(f"next: `wsync-engine runs approve {run['run_id']}`, or `wsync-engine runs discard {run['run_id']}`")
+        say(
+            f"next: `wsync-engine runs changes {run['run_id']}`, then `wsync-engine runs approve {run['run_id']}` or `wsync-engine runs discard {run['run_id']}`"
+        )
         reasons = [reason for reason in run["guards"] or () if not str(reason).startswith("dry run")]
         if reasons or not run["dry_run"]:
             raise typer.Exit(Exit.GUARD)

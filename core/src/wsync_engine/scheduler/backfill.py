@@ -17,8 +17,8 @@ import psycopg
 from wsync_engine.index.entries import DueEntry, ReadyRun
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import OPEN_STATES, OverlapPolicy, RunState, Trigger
-from wsync_engine.scheduler.overlap import Admission, RunRequest, admit
 from wsync_engine.scheduler.limits import refuse_texts
+from wsync_engine.scheduler.overlap import Admission, RunRequest, admit
 from wsync_engine.scheduler.rows import Event, Row, select, shard_of, statements, timing_of, write_events
 from wsync_engine.scheduler.runs import request_cancel
 from wsync_engine.scheduler.schedules import keep_syncs

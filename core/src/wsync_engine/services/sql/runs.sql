@@ -48,6 +48,12 @@ WHERE x.tenant_id = :tenant_id AND x.run_id = :run_id
 ORDER BY x.at, x.rejection_id
 LIMIT :count;
 
+-- name: run_change_log
+SELECT r.change_log, r.base_version
+FROM (SELECT tenant_id, run_id, change_log, base_version FROM wsync.run
+    UNION ALL SELECT tenant_id, run_id, change_log, base_version FROM wsync.run_history) AS r
+WHERE r.tenant_id = :tenant_id AND r.run_id = :run_id;
+
 -- name: run_find
 -- People type some digits of an id; the last ones differ most, as ids begin with the time. Two rows are enough to know that it is not one.
 SELECT r.run_id
