@@ -79,6 +79,12 @@ class Settings(BaseSettings):
         description="So many attempts in a row that a destination failed let its runs wait, for 30 s at first, without using slots or attempts.",
     )
     keep_runs_days: int = Field(default=90, ge=1, le=3_650, description="For how many days ended runs are kept.")
+    keep_change_logs_days: int = Field(
+        default=7,
+        ge=0,
+        le=3_650,
+        description="For how many days the change logs of ended runs stay in the storage; 0: until the next sweep.",
+    )
     keep_events_days: int = Field(default=30, ge=1, le=3_650, description="For how many days events are kept.")
     plugins_allow: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
         default=(), description="Distributions whose plugins may load, separated by commas; empty: all that are installed."

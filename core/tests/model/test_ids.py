@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from uuid import RFC_4122, UUID
 
 from wsync_engine.model import ids
-from wsync_engine.model.ids import uuid7, uuid7s
+from wsync_engine.model.ids import created_s, uuid7, uuid7s
 
 
 def test_an_id_is_a_version_7_uuid_of_this_millisecond() -> None:
@@ -18,6 +18,7 @@ def test_an_id_is_a_version_7_uuid_of_this_millisecond() -> None:
 
     assert (made.version, made.variant) == (7, RFC_4122)
     assert before_ms <= made.int >> 80 <= after_ms + 1
+    assert before_ms <= created_s(made) * 1_000 <= after_ms + 1
 
 
 def test_ids_of_one_process_only_grow() -> None:

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
@@ -107,7 +109,18 @@ def worker(
         made = _worker_of(settings, urls, index, slots=slots, queues=queues, on_ready=on_ready)
         stop.then = made.stop  # until it heeds signals itself
         if not stop.event.is_set():
+            _start_sweeping(settings, urls, stop.event)
             made.run()
+
+
+def _start_sweeping(settings: Settings, urls: Urls, stop: threading.Event) -> None:
+    """Workers have the storage, so they free it; in a thread that is cut off where the worker ends."""
+    from wsync_engine.services.storage_sweep import keep_swept
+    from wsync_engine.state.database import connect
+
+    connected = partial(connect, urls.engine, application_name="wsync storage")
+    sweeping = partial(keep_swept, connected, settings.storage, keep_days=settings.keep_change_logs_days, stop=stop)
+    threading.Thread(target=sweeping, name="storage", daemon=True).start()
 
 
 def _prepared(settings: Settings, urls: Urls, queue: Sequence[str], *, is_new_storage: bool) -> tuple[Shards, tuple[int, ...]]:

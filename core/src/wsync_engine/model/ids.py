@@ -23,6 +23,7 @@ __all__ = [
     "TaskId",
     "TenantId",
     "WorkerId",
+    "created_s",
     "ids_from",
     "uuid7",
     "uuid7s",
@@ -70,6 +71,11 @@ def uuid7s(count: int) -> list[UUID]:
         at_ms, steps = now_ms(), memoryview(random_bytes(4 * count)).cast("I")
         places = [_advance(at_ms, step) for step in steps]
     return [UUID(int=at_ms << 80 | 0x7 << 76 | tail >> 62 << 64 | 0b10 << 62 | tail & _RAND_B) for at_ms, tail in places]
+
+
+def created_s(made: UUID) -> float:
+    """When an id of `uuid7` was made, in seconds since 1970, by the clock of its process."""
+    return (made.int >> 80) / 1_000
 
 
 def _advance(now_ms: int, step: int) -> tuple[int, int]:

@@ -62,7 +62,7 @@ def _changes(row: Row, storage: LocalStorage, operation: Operation | None) -> It
         if not path.is_file():
             raise ConfigError(
                 "the run's change log is not in the storage folder of this host any more",
-                next_step="look whether this host has the workers' storage; logs are kept until the run has ended and was folded",
+                next_step="look whether this host has the workers' storage; logs of ended runs stay for WSYNC_KEEP_CHANGE_LOGS_DAYS",
             )
         reader = ChangeLogReader(path, log.schema)
         try:

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from wsync_sdk import ConfigError, FatalError
 
-__all__ = ["LocalStorage", "storage_id"]
+__all__ = ["LocalStorage", "storage_id", "tenants_in"]
 
 ID_FILE = "storage-id"
 
@@ -42,6 +42,18 @@ def storage_id(url: str) -> str:
         return file.read_text(encoding="ascii").strip()
     except OSError as exc:
         raise _not_writable(exc) from exc
+
+
+def tenants_in(url: str) -> list[UUID]:
+    """The tenants that have files in the storage at a URL."""
+    return list(_named_by_ids(_root_of(url)))
+
+
+def _named_by_ids(folder: Path) -> Iterator[UUID]:
+    """The entries of a folder that are named by an id; whatever else somebody put there is not ours."""
+    for entry in os.scandir(folder) if folder.is_dir() else ():
+        with suppress(ValueError):
+            yield UUID(entry.name)
 
 
 def _root_of(url: str) -> Path:
@@ -103,6 +115,25 @@ class LocalStorage:
     def absolute(self, stored: str) -> Path:
         """Where a stored path lies."""
         return self.root / stored
+
+    def runs(self) -> list[UUID]:
+        """The runs that have files."""
+        return list(_named_by_ids(self.root / self.tenant_id / "runs"))
+
+    def has_leftovers(self, run_id: str) -> bool:
+        """Whether a run has files beside its change log."""
+        folder = self._run(run_id)
+        return folder.is_dir() and any(entry.name != "log" for entry in os.scandir(folder))
+
+    def snapshots(self) -> Iterator[tuple[UUID, list[tuple[Path, UUID]]]]:
+        """Of each sync its snapshot files, each with the run that wrote it."""
+        folder = self.root / self.tenant_id / "snapshots"
+        for sync_id in _named_by_ids(folder):
+            yield sync_id, [(path, UUID(path.name[:36])) for path in (folder / str(sync_id)).glob("*-*-*-*-*-*.parquet")]
+
+    def drop_run(self, run_id: str) -> None:
+        """Remove all of a run, its change log too."""
+        shutil.rmtree(self._run(run_id), ignore_errors=True)
 
     def drop_stage(self, run_id: str, generation: int) -> None:
         """Remove what one plan staged."""
