@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from wsync_engine.index.due_index import Index, connect
@@ -217,6 +218,20 @@ def test_after_postgres_lost_that_it_closed_its_own_state_holds(world: Any) -> N
 
     assert dispatched(world) == []
     assert world.scheduler.sweep() == 0
+
+
+def test_a_sweep_that_fails_half_way_leaves_the_index_and_postgres_of_one_mind(world: Any) -> None:
+    fail(world, MOST)
+    trigger(world, 3)
+    world.move(FIRST_OPEN_S)
+    with world.engine_connection() as other, other.transaction():
+        other.execute("LOCK TABLE wsync.schedule_clock")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            world.scheduler.sweep()
+
+    answer(world)
+
+    assert len(dispatched(world)) == 3
 
 
 def test_an_index_that_is_away_costs_nothing_but_time(world: Any) -> None:

@@ -69,10 +69,12 @@ def sweep(conn: psycopg.Connection[Any], index: Index) -> int:
     Always goes through all pages: a page that can't be repaired must not hide the rest.
     """
     shard = index.shard
+    # Committed before the index hears of it: undone with a sweep that fails, its version would be given to something else. Nor must who waits
+    # for a breaker's row wait for all of the sweep.
+    advance_breakers(conn)
     with conn.transaction():
         if not select(conn, _SQL["shard_lock"], {"shard": shard})[0]["is_mine"]:
             return 0
-        advance_breakers(conn)
         repairs = compare_caps(conn, index)
         for page in _active_pages(conn, shard):
             repairs += _hold_lost(conn, index, [ready_run(row) for row in page])
