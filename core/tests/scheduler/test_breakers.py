@@ -220,6 +220,23 @@ def test_after_postgres_lost_that_it_closed_its_own_state_holds(world: Any) -> N
     assert world.scheduler.sweep() == 0
 
 
+def test_after_postgres_lost_that_it_opened_again_and_closed_it_since_runs_go(world: Any) -> None:
+    half_open(world)
+    before = breaker(world)
+    fail(world)
+    world.engine.execute(
+        "UPDATE wsync.breaker SET state = 'half_open', version = %s, failures = 0, openings = 1", [before["version"]]
+    )
+    answer(world)
+    trigger(world, 2)
+    assert dispatched(world) == []
+
+    assert world.scheduler.sweep() == 1
+
+    assert len(dispatched(world)) == 2
+    assert world.scheduler.sweep() == 0
+
+
 def test_a_sweep_that_fails_half_way_leaves_the_index_and_postgres_of_one_mind(world: Any) -> None:
     fail(world, MOST)
     trigger(world, 3)

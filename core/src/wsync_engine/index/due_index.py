@@ -322,7 +322,10 @@ class Index:
         return sum(int(self._run_runs("hold", [lease_ms, *(run.member for run in page)])) for page in _pages(runs, RUN_BATCH))
 
     def set_caps(self, caps: Sequence[Cap]) -> dict[str, int]:
-        """Store the caps that are newer than the stored ones; returns resource → version of those whose stored version is newer still."""
+        """Store the caps that are newer than the stored ones; returns resource → version of those whose stored version is newer still.
+
+        The same version of another cap, which Postgres gave twice because it lost commits, counts as the next one.
+        """
         newer: dict[str, int] = {}
         for page in _pages(caps, RUN_BATCH):
             reply = self._run_runs("set_cap", _flat(cap.arguments() for cap in page))
