@@ -48,6 +48,16 @@ class Destination:
             self.failures.append(exc)
             raise
 
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Around a question: as `called`, but who says when to ask again is there."""
+        try:
+            yield
+        except RetryableError as exc:
+            if exc.retry_after_s is None:
+                self.failures.append(exc)
+            raise
+
 
 @dataclass(slots=True, kw_only=True)
 class RunContext:
