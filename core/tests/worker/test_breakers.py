@@ -95,3 +95,16 @@ def test_the_last_attempt_counts_too(world: Any) -> None:
 
     assert world.until_state(run_id, "failed")["error"] == "the destination is away"
     world.until(lambda: breaker(world)["state"] == "open")
+
+
+def test_a_destination_whose_failure_can_not_be_stored_stops_no_worker(world: Any) -> None:
+    world.add_sync()
+    (world.folder / "away").write_text("it says \0")
+    world.add_run()
+    world.start_worker()
+    world.until(lambda: "ending_failed" in world.logs())
+
+    (world.folder / "away").unlink()
+    run_id = world.add_run(sync_id=world.copy_sync())
+
+    assert world.until_state(run_id, "succeeded", "failed")["state"] == "succeeded"

@@ -294,7 +294,14 @@ class Worker:
     def _note_seen(self) -> None:
         """After the endings: whom a breaker lets wait goes by it from the next dispatch on. What is lost here costs time only."""
         while self._pool.seen:
-            for cap in note_seen(self._postgres(), self._pool.seen[0], most_failures=self._options.breaker_failures):
+            try:
+                caps = note_seen(self._postgres(), self._pool.seen[0], most_failures=self._options.breaker_failures)
+            except (psycopg.OperationalError, RetryableError):
+                raise  # again, when Postgres is back
+            except Exception as exc:  # must not hold up all that comes after it, new work among it
+                _log.error("destination.not_noted", error=type(exc).__name__, next_step="report this")
+                caps = []
+            for cap in caps:
                 self._tell_index(partial(self._index.of(cap.tenant_id).set_caps, [cap]))
             del self._pool.seen[0]
 
