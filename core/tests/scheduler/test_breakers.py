@@ -124,6 +124,18 @@ def test_where_no_run_had_to_try_all_go_on_trial_and_one_failure_opens_it_again(
     assert breaker(world)["retry_at"] == world.now + timedelta(seconds=2 * FIRST_OPEN_S)
 
 
+def test_one_run_at_a_time_tries_for_as_long_also_where_no_scheduler_was_there_when_its_time_was_over(world: Any) -> None:
+    fail(world, MOST)
+    trigger(world, 3)
+    wait(world, 3_600)
+
+    wait(world, FIRST_OPEN_S - 1)
+
+    assert (breaker(world)["state"], len(dispatched(world))) == ("half_open", 1)
+    wait(world, 1)
+    assert breaker(world)["state"] == "closed"
+
+
 def test_what_fails_while_it_is_open_does_not_prolong_it(world: Any) -> None:
     fail(world, MOST)
     retry_at = breaker(world)["retry_at"]
@@ -224,9 +236,7 @@ def test_after_postgres_lost_that_it_opened_again_and_closed_it_since_runs_go(wo
     half_open(world)
     before = breaker(world)
     fail(world)
-    world.engine.execute(
-        "UPDATE wsync.breaker SET state = 'half_open', version = %s, failures = 0, openings = 1", [before["version"]]
-    )
+    world.engine.execute("UPDATE wsync.breaker SET state = 'half_open', version = %s, failures = 0, openings = 1", [before["version"]])
     answer(world)
     trigger(world, 2)
     assert dispatched(world) == []

@@ -31,15 +31,17 @@ WHERE b.tenant_id = before.tenant_id AND b.credential_id = before.credential_id
 RETURNING b.tenant_id, b.credential_id, b.state, b.max_running, b.version, b.failures, b.reason, b.retry_at, before.state AS former_state;
 
 -- name: breaker_advance
--- An open one whose time is over lets one run try; one that nobody tried for as long as it had been open lets all, on trial.
+-- An open one whose time is over lets one run try; one that nobody tried for as long as it had been open lets all, on trial. That time counts from
+-- here, and not from when it should have been: no sweep may have come by for longer.
 WITH due AS (
-    SELECT b.tenant_id, b.credential_id, b.state
+    SELECT b.tenant_id, b.credential_id, b.state, CASE b.state WHEN 'open' THEN wsync.clock() - b.retry_at ELSE interval '0' END AS late
     FROM wsync.breaker AS b
     WHERE b.state <> 'closed' AND b.retry_at + CASE b.state WHEN 'open' THEN interval '0' ELSE b.retry_at - b.opened_at END <= wsync.clock()
     ORDER BY b.tenant_id, b.credential_id
     FOR UPDATE SKIP LOCKED)
 UPDATE wsync.breaker AS b
-SET state = CASE due.state WHEN 'open' THEN 'half_open' ELSE 'closed' END, version = b.version + 1, failures = 0
+SET state = CASE due.state WHEN 'open' THEN 'half_open' ELSE 'closed' END, version = b.version + 1, failures = 0,
+    opened_at = b.opened_at + due.late, retry_at = b.retry_at + due.late
 FROM due
 WHERE b.tenant_id = due.tenant_id AND b.credential_id = due.credential_id
 RETURNING b.tenant_id, b.credential_id, b.state, b.max_running, b.version, b.failures, b.reason, b.retry_at;
