@@ -12,7 +12,7 @@ from uuid import UUID
 import psycopg
 import structlog
 
-from wsync_engine.index.due_index import RUN_BATCH, Index
+from wsync_engine.index.due_index import Index
 from wsync_engine.index.entries import Cap, CappedKind
 from wsync_engine.scheduler.rows import Event, select, statements, write_events
 from wsync_sdk.errors import ConfigError, RetryableError, StateError
@@ -21,6 +21,7 @@ __all__ = ["announce_caps", "compare_caps", "load_caps", "set_cap"]
 
 HEAVIEST = 100
 MOST_RUNNING = 2**31 - 1
+PAGE = 1_000
 _SQL = statements("cap")
 _BREAKER = statements("breaker")
 _log = structlog.get_logger()
@@ -102,7 +103,8 @@ def _outrun_breakers(conn: psycopg.Connection[Any], ahead: Sequence[Cap], newer:
 
 
 def _pages(conn: psycopg.Connection[Any], index: Index) -> Iterator[list[Cap]]:
-    after: dict[str, Any] = {"after_tenant": UUID(int=0), "after_kind": "", "after_id": UUID(int=0)}
-    while rows := select(conn, _SQL["cap_page"], {**after, "count": RUN_BATCH}):
-        yield [Cap(**row) for row in rows if index.has(row["tenant_id"])]
-        after = {"after_tenant": rows[-1]["tenant_id"], "after_kind": rows[-1]["kind"], "after_id": rows[-1]["resource_id"]}
+    for statement in (_SQL["cap_page"], _BREAKER["breaker_page"]):
+        after: dict[str, Any] = {"after_tenant": UUID(int=0), "after_kind": "", "after_id": UUID(int=0)}
+        while rows := select(conn, statement, {**after, "count": PAGE}):
+            yield [Cap(**row) for row in rows if index.has(row["tenant_id"])]
+            after = {"after_tenant": rows[-1]["tenant_id"], "after_kind": rows[-1]["kind"], "after_id": rows[-1]["resource_id"]}

@@ -46,6 +46,15 @@ FROM due
 WHERE b.tenant_id = due.tenant_id AND b.credential_id = due.credential_id
 RETURNING b.tenant_id, b.credential_id, b.state, b.max_running, b.version, b.failures, b.reason, b.retry_at;
 
+-- name: breaker_page
+-- All of the installation, as caps. By itself and not with the operators' caps: it grows with each destination that ever failed, and each page is to
+-- be read in the order of the key.
+SELECT tenant_id, 'B' AS kind, credential_id AS resource_id, max_running, 1 AS weight, version
+FROM wsync.breaker
+WHERE (tenant_id, credential_id) > (CAST(:after_tenant AS uuid), CAST(:after_id AS uuid))
+ORDER BY tenant_id, credential_id
+LIMIT :count;
+
 -- name: breaker_outrun
 -- Past the index's version: Postgres lost its last commits.
 UPDATE wsync.breaker AS b
