@@ -247,6 +247,18 @@ def test_after_postgres_lost_that_it_opened_again_and_closed_it_since_runs_go(wo
     assert world.scheduler.sweep() == 0
 
 
+def test_after_postgres_lost_that_it_ever_failed_runs_go(world: Any) -> None:
+    fail(world, MOST)
+    world.engine.execute("DELETE FROM wsync.breaker")
+    trigger(world, 2)
+    assert dispatched(world) == []
+
+    assert world.scheduler.sweep() == 1
+
+    assert len(dispatched(world)) == 2
+    assert world.scheduler.sweep() == 0
+
+
 def test_a_sweep_that_fails_half_way_leaves_the_index_and_postgres_of_one_mind(world: Any) -> None:
     fail(world, MOST)
     trigger(world, 3)

@@ -127,7 +127,8 @@ def test_a_page_of_a_walk_through_all_that_is_due_or_in_line_reads_no_more_than_
 
 def test_comparing_the_caps_reads_each_breaker_once(world: Any) -> None:
     world.engine.execute(
-        "INSERT INTO wsync.breaker (tenant_id, credential_id) SELECT %s, gen_random_uuid() FROM generate_series(1, %s)", [world.tenant_id, MANY]
+        "INSERT INTO wsync.breaker (tenant_id, credential_id) SELECT %s, gen_random_uuid() FROM generate_series(1, %s)",
+        [world.tenant_id, MANY],
     )
 
     read, _ = rows_read(world, lambda: compare_caps(world.engine, world.index))

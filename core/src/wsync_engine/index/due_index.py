@@ -332,6 +332,16 @@ class Index:
             newer |= {reply[at].decode("ascii"): int(reply[at + 1]) for at in range(0, len(reply), 2)}
         return newer
 
+    def limiting_breakers(self) -> dict[UUID, int]:
+        """Credential → version of the breakers that are known here and are not closed."""
+        found = {}
+        with _translated("read the breakers"):
+            for name, cap in self._client.hscan_iter(self._key("cap"), match="B*", count=1_000):
+                most, _, version = bytes(cap).split(b"|")
+                if int(most) <= 1:
+                    found[UUID(hex=bytes(name)[1:].decode("ascii"))] = int(version)
+        return found
+
     def interrupt(self, worker_ids: Sequence[UUID]) -> None:
         """Tell workers that a run of theirs has to end; they learn which from Postgres. A lost message costs a heartbeat's time."""
         with _translated("interrupt workers"):

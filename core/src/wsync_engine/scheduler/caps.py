@@ -80,14 +80,25 @@ def load_caps(conn: psycopg.Connection[Any], index: Index) -> None:
 def compare_caps(conn: psycopg.Connection[Any], index: Index) -> int:
     """The caps that the index does not have yet; returns how many it had newer, because Postgres lost commits: Postgres wins."""
     repairs = 0
+    known: set[UUID] = set()
     for page in _pages(conn, index):
+        known |= {cap.resource_id for cap in page if cap.kind == "B"}
         newer = index.set_caps(page)
         ahead = [cap for cap in page if cap.resource in newer]
         if ahead:
             caps = [*_outrun(conn, ahead, newer), *_outrun_breakers(conn, ahead, newer)]
             index.set_caps(caps)
             repairs += len(caps)
-    return repairs
+    return repairs + _restore_breakers(conn, index, known)
+
+
+def _restore_breakers(conn: psycopg.Connection[Any], index: Index, known: set[UUID]) -> int:
+    """Breakers that let no run go, or one, and of which Postgres has lost even the row: nobody would ever close them. They begin anew."""
+    versions = {credential_id: version for credential_id, version in index.limiting_breakers().items() if credential_id not in known}
+    columns = {"credential_ids": list(versions), "versions": list(versions.values())}
+    lost = [Cap(**row) for row in select(conn, _BREAKER["breaker_restore"], columns)] if versions else []
+    index.set_caps([cap for cap in lost if index.has(cap.tenant_id)])
+    return len(lost)
 
 
 def _outrun(conn: psycopg.Connection[Any], ahead: Sequence[Cap], newer: Mapping[str, int]) -> list[Cap]:

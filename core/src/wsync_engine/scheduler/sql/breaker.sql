@@ -63,6 +63,16 @@ FROM unnest(CAST(:credential_ids AS uuid[]), CAST(:versions AS int[])) AS d (cre
 WHERE b.credential_id = d.credential_id AND b.version < d.version
 RETURNING b.tenant_id, 'B' AS kind, b.credential_id AS resource_id, b.max_running, 1 AS weight, b.version;
 
+-- name: breaker_restore
+-- Closed, past the index's version: Postgres lost that they ever failed.
+INSERT INTO wsync.breaker AS b (tenant_id, credential_id, version)
+SELECT DISTINCT k.tenant_id, d.credential_id, d.version + 1
+FROM unnest(CAST(:credential_ids AS uuid[]), CAST(:versions AS int[])) AS d (credential_id, version)
+JOIN wsync.connection AS k ON d.credential_id IN (k.connection_id, k.credential_id)
+WHERE NOT EXISTS (SELECT FROM wsync.breaker AS x WHERE x.tenant_id = k.tenant_id AND x.credential_id = d.credential_id)
+ON CONFLICT (tenant_id, credential_id) DO NOTHING
+RETURNING b.tenant_id, 'B' AS kind, b.credential_id AS resource_id, b.max_running, 1 AS weight, b.version;
+
 -- name: breaker_count
 SELECT count(*) FILTER (WHERE state = 'open') AS open, count(*) FILTER (WHERE state = 'half_open') AS half_open
 FROM wsync.breaker WHERE state <> 'closed';
