@@ -16,6 +16,7 @@ from wsync_engine.scheduler.breakers import advance_breakers
 from wsync_engine.scheduler.caps import compare_caps, load_caps
 from wsync_engine.scheduler.overlap import promote_orphans
 from wsync_engine.scheduler.rows import Row, instant, ready_run, select, statements
+from wsync_engine.scheduler.runs import executed_among
 from wsync_engine.telemetry import metrics
 
 __all__ = ["load_index", "sweep"]
@@ -101,8 +102,7 @@ def _hold_lost(conn: psycopg.Connection[Any], index: Index, running: list[ReadyR
     if not lost:
         return 0
     # Most of them have ended since they were read, and gave back what they held.
-    rows = select(conn, _SQL["run_still_active"], {"run_ids": [run.run_id for run in lost]})
-    still = {row["run_id"] for row in rows}
+    still = executed_among(conn, [run.run_id for run in lost])
     return index.hold([run for run in lost if run.run_id in still])
 
 

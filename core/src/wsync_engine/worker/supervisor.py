@@ -28,7 +28,7 @@ from wsync_engine.index.shards import Shards
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import RunError
 from wsync_engine.pipeline.context import no_faults
-from wsync_engine.scheduler.runs import Beat, ClaimedRun, Held, claim_runs, finish_runs, heartbeat
+from wsync_engine.scheduler.runs import Beat, ClaimedRun, Held, claim_runs, executed_among, finish_runs, heartbeat
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.telemetry import metrics
 from wsync_engine.worker.backoff import Backoff
@@ -362,7 +362,9 @@ class Worker:
             _observe_claim(run, self._options.lease_s)
         self._assign(claimed, self._write_until_s(sent_s))
         if refused:
-            self._tell_index(lambda: self._index.refuse(list(refused)))
+            # Not those that another worker executes, which got them while we stood still: by what they hold a cap is kept.
+            unused = refused - executed_among(self._postgres(), list(refused))
+            self._tell_index(lambda: self._index.refuse(list(unused)))
         self._tell_index(lambda: self._index.renew([run.run_id for run in claimed], lease_ms=round(self._options.lease_s * 1000)))
 
     def _make_room(self) -> None:
