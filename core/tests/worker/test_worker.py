@@ -516,3 +516,23 @@ def test_a_run_that_another_worker_executes_keeps_what_it_holds_when_we_are_refu
 
     assert world.until_state(unlimited, "succeeded", "failed")["state"] == "succeeded"
     assert world.run_row(next_one)["state"] == "queued"
+
+
+def test_a_worker_that_lost_a_run_gives_back_nothing_that_the_next_holder_holds(world: Any) -> None:
+    world.add_sync(rows=60)
+    announce_caps(world.index, [set_cap(world.engine, world.tenant_id, "S", world.sync_id, max_running=1, actor="ann")])
+    world.shut("write")
+    theirs = world.add_run()
+    frozen = world.start_worker()
+    world.until_reached("write")
+    frozen.send_signal(signal.SIGSTOP)
+    world.start_worker(slots=2)
+    world.until(lambda: world.run_row(theirs)["epoch"] == 2)
+    next_one = world.add_run(is_dry=True)
+
+    frozen.send_signal(signal.SIGCONT)
+    world.until(lambda: "run.dropped" in world.logs() or "child.died" in world.logs())
+    unlimited = world.add_run(is_dry=True, sync_id=world.copy_sync())
+
+    assert world.until_state(unlimited, "blocked")["state"] == "blocked"
+    assert (world.run_row(theirs)["state"], world.run_row(next_one)["state"]) == ("running", "queued")

@@ -325,7 +325,9 @@ class Worker:
                 self._tell_index(partial(self._live.forget, run_id))
 
     def _tell_end(self, ending: Ending, queued: ReadyRun | None) -> None:
-        self._tell_index(lambda: self._index.release([ending.run_id]))
+        # One that we lost is executed by its next holder, perhaps: what it holds is that one's.
+        if ending.is_ours or not executed_among(self._postgres(), [ending.run_id]):
+            self._tell_index(lambda: self._index.release([ending.run_id]))
         if queued is not None:
             self._tell_index(lambda: self._index.push([queued]))
         self._tell_index(lambda: self._live.forget(ending.run_id))
