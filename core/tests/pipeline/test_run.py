@@ -27,7 +27,7 @@ from wsync_sdk import (
     WsyncError,
 )
 
-from .world import Crash, World, change, crash_at
+from .world import Crash, RememberingSink, World, change, crash_at
 
 STEPS = [
     "plan",
@@ -484,3 +484,43 @@ def test_a_run_that_holds_rejected_rows_back_is_not_green(world: World) -> None:
 
     assert (outcome.state, outcome.counts["held_back"]) == ("partial", 1)
     assert "1 rows rejected before" in outcome.reason
+
+
+@pytest.mark.parametrize("call", [1, 2, 3], ids=["before_it_is_read", "before_it_is_compared", "before_it_is_sent"])
+def test_a_destination_that_can_not_be_asked_for_its_stream_failed(world: World, call: int) -> None:
+    away = RetryableError("connection refused", next_step="wait")
+    world.sink.fail_streams[call] = away
+    job = world.job(world.new_run())
+
+    with pytest.raises(RetryableError):
+        execute(job)
+
+    assert job.context.destination.failures == [away]
+
+
+@pytest.mark.parametrize(("retry_after_s", "failures"), [(None, 1), (15.0, 0)])
+def test_a_destination_that_can_not_say_what_it_applied_failed_unless_it_says_when_to_ask_again(
+    world: World, retry_after_s: float | None, failures: int
+) -> None:
+    world.sink = RememberingSink()
+    world.sink.fail = RetryableError("not now", next_step="wait", retry_after_s=retry_after_s)
+    job = world.job(world.new_run())
+
+    with pytest.raises(RetryableError):
+        execute(job)
+
+    assert len(job.context.destination.failures) == failures
+
+
+def test_a_destination_that_can_not_be_asked_about_an_ended_run_failed(world: World) -> None:
+    with suppress(Crash):
+        world.run(crash_at("after_mark_sent", 1))
+    world.engine.execute("UPDATE wsync.run SET state = 'failed', finished_at = now()")
+    world.sink = RememberingSink()
+    world.sink.fail = RetryableError("connection refused", next_step="wait")
+    job = world.job(world.new_run())
+
+    with pytest.raises(RetryableError):
+        execute(job)
+
+    assert len(job.context.destination.failures) == 1

@@ -34,6 +34,7 @@ from wsync_sdk import (
     ReadPlan,
     RetryableError,
     RowError,
+    RowRange,
     RunRef,
     Sink,
     Source,
@@ -41,6 +42,7 @@ from wsync_sdk import (
     StreamLimits,
     StreamSpec,
     Target,
+    TransactionalSink,
     WriteResult,
     WsyncError,
 )
@@ -103,12 +105,17 @@ class RecordingSink(Sink):
         self.needs_before: frozenset[str] = frozenset()
         self.refuse_begin: WsyncError | None = None
         self.fail: WsyncError | None = None
+        self.fail_streams: dict[int, WsyncError] = {}
+        self.asked_streams = 0
         self.verdict: Callable[[Chunk], WriteResult] | None = None
 
     def check(self) -> CheckReport:
         return CheckReport(findings=())
 
     def streams(self) -> Sequence[StreamSpec]:
+        self.asked_streams += 1
+        if self.asked_streams in self.fail_streams:
+            raise self.fail_streams[self.asked_streams]
         limits = StreamLimits(max_rows=7, concurrency=3, calls_per_s=self.calls_per_s)
         return [StreamSpec(name="people", title="People", operations=frozenset(Operation), limits=limits, needs_before=self.needs_before)]
 
@@ -136,6 +143,14 @@ class RecordingSink(Sink):
             self.lose_replies -= 1
             raise RetryableError("reply lost", next_step="wait", retry_after_s=0.0)
         return WriteResult(accepted_rows=chunk.rows)
+
+
+class RememberingSink(RecordingSink, TransactionalSink):
+    """One that is asked what it applied, and does not say."""
+
+    def recorded(self, run: RunRef, target: Target, partition: int) -> Sequence[RowRange]:
+        assert self.fail is not None
+        raise self.fail
 
 
 class World:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 
 from wsync_engine.index.due_index import Index, connect
@@ -123,6 +124,18 @@ def test_where_no_run_had_to_try_all_go_on_trial_and_one_failure_opens_it_again(
     assert breaker(world)["retry_at"] == world.now + timedelta(seconds=2 * FIRST_OPEN_S)
 
 
+def test_one_run_at_a_time_tries_for_as_long_also_where_no_scheduler_was_there_when_its_time_was_over(world: Any) -> None:
+    fail(world, MOST)
+    trigger(world, 3)
+    wait(world, 3_600)
+
+    wait(world, FIRST_OPEN_S - 1)
+
+    assert (breaker(world)["state"], len(dispatched(world))) == ("half_open", 1)
+    wait(world, 1)
+    assert breaker(world)["state"] == "closed"
+
+
 def test_what_fails_while_it_is_open_does_not_prolong_it(world: Any) -> None:
     fail(world, MOST)
     retry_at = breaker(world)["retry_at"]
@@ -217,6 +230,47 @@ def test_after_postgres_lost_that_it_closed_its_own_state_holds(world: Any) -> N
 
     assert dispatched(world) == []
     assert world.scheduler.sweep() == 0
+
+
+def test_after_postgres_lost_that_it_opened_again_and_closed_it_since_runs_go(world: Any) -> None:
+    half_open(world)
+    before = breaker(world)
+    fail(world)
+    world.engine.execute("UPDATE wsync.breaker SET state = 'half_open', version = %s, failures = 0, openings = 1", [before["version"]])
+    answer(world)
+    trigger(world, 2)
+    assert dispatched(world) == []
+
+    assert world.scheduler.sweep() == 1
+
+    assert len(dispatched(world)) == 2
+    assert world.scheduler.sweep() == 0
+
+
+def test_after_postgres_lost_that_it_ever_failed_runs_go(world: Any) -> None:
+    fail(world, MOST)
+    world.engine.execute("DELETE FROM wsync.breaker")
+    trigger(world, 2)
+    assert dispatched(world) == []
+
+    assert world.scheduler.sweep() == 1
+
+    assert len(dispatched(world)) == 2
+    assert world.scheduler.sweep() == 0
+
+
+def test_a_sweep_that_fails_half_way_leaves_the_index_and_postgres_of_one_mind(world: Any) -> None:
+    fail(world, MOST)
+    trigger(world, 3)
+    world.move(FIRST_OPEN_S)
+    with world.engine_connection() as other, other.transaction():
+        other.execute("LOCK TABLE wsync.schedule_clock")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            world.scheduler.sweep()
+
+    answer(world)
+
+    assert len(dispatched(world)) == 3
 
 
 def test_an_index_that_is_away_costs_nothing_but_time(world: Any) -> None:

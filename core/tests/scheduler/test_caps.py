@@ -73,6 +73,18 @@ def test_after_postgres_lost_a_change_of_a_cap_its_own_holds(world: Any) -> None
     assert world.scheduler.sweep() == 0
 
 
+def test_a_version_that_postgres_lost_and_gave_to_another_cap_is_told_apart(world: Any) -> None:
+    capped(world, 5)
+    announce_caps(world.index, [capped(world, 0)])
+    world.engine.execute("UPDATE wsync.resource_cap SET max_running = 3")
+    triggered(world, 4)
+
+    assert world.scheduler.sweep() == 1
+
+    assert len(dispatched(world)) == 3
+    assert world.scheduler.sweep() == 0
+
+
 def test_a_running_run_whose_hold_was_lost_is_held_again_by_the_sweep(world: Any) -> None:
     announce_caps(world.index, [capped(world, 1)])
     triggered(world, 2)

@@ -15,6 +15,7 @@ import pytest
 
 from wsync_engine.model.ids import uuid7
 from wsync_engine.scheduler import sweeper
+from wsync_engine.scheduler.caps import compare_caps
 from wsync_engine.scheduler.fire import fire
 from wsync_engine.scheduler.runs import Beat, Finish, claim_runs, finish_runs, heartbeat
 from wsync_engine.secrets.keyring import Keyring
@@ -122,3 +123,14 @@ def test_a_page_of_a_walk_through_all_that_is_due_or_in_line_reads_no_more_than_
         assert len({row[key] for row in (*first, *second)}) == 2 * sweeper.BATCH
 
     assert {name: rows for name, rows in read.items() if rows > 2 * sweeper.BATCH} == {}
+
+
+def test_comparing_the_caps_reads_each_breaker_once(world: Any) -> None:
+    world.engine.execute(
+        "INSERT INTO wsync.breaker (tenant_id, credential_id) SELECT %s, gen_random_uuid() FROM generate_series(1, %s)",
+        [world.tenant_id, MANY],
+    )
+
+    read, _ = rows_read(world, lambda: compare_caps(world.engine, world.index))
+
+    assert read < 2 * MANY

@@ -274,7 +274,7 @@ class Child:
             return self._ended(run, "dropped")
         except RetryableError as exc:
             what = "back" if line.broken else "retry"
-            return self._ended(run, what, error=BUSY, retry_after_s=exc.retry_after_s, destination="" if line.broken else "fails")
+            return self._ended(run, what, error=BUSY, retry_after_s=exc.retry_after_s, has_failed=not line.broken)
         finally:
             line.close()
 
@@ -302,7 +302,7 @@ class Child:
             books.record_acks([Ack(partition=0, range=chunk, verdict="accepted")], [])
             run.count({"sent": number + 1})
             run.destination.answered()
-            self._say(Tick(counters=run.counters, has_answered=True))
+            self._say(Tick(counters=run.counters, answers=run.destination.answers))
         return self._end(run, books)
 
     def _call(self, run: RunInProgress, seconds: float) -> None:
@@ -366,10 +366,10 @@ class Child:
         state: str = "",
         error: RunError = NO_ERROR,
         retry_after_s: float | None = None,
-        destination: Any = "",
+        has_failed: bool = False,
     ) -> Ended:
         a = run.assignment
         if kind == "retry":
             self.world.failures[a.run_id] += 1
-        seen = destination or ("answers" if run.destination.has_answered else "")
-        return Ended(run_id=a.run_id, epoch=a.epoch, kind=kind, state=state, error=error, retry_after_s=retry_after_s, destination=seen)
+        seen: dict[str, Any] = {"answers": run.destination.answers, "has_failed": has_failed}
+        return Ended(run_id=a.run_id, epoch=a.epoch, kind=kind, state=state, error=error, retry_after_s=retry_after_s, **seen)

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
+
+from wsync_engine.model.ids import uuid7
+from wsync_engine.model.run import RunError
+from wsync_engine.worker.destinations import APART_S, seen_at_end, seen_so_far
+from wsync_engine.worker.messages import Ended, Tick
+from wsync_engine.worker.slots import Tenure
+
+RUN = UUID(int=1)
+AWAY = RunError(error_class="RetryableError", message="away", next_step="wait")
 
 
 def breaker(world: Any) -> dict[str, Any]:
@@ -95,3 +106,45 @@ def test_the_last_attempt_counts_too(world: Any) -> None:
 
     assert world.until_state(run_id, "failed")["error"] == "the destination is away"
     world.until(lambda: breaker(world)["state"] == "open")
+
+
+def test_a_destination_whose_failure_can_not_be_stored_stops_no_worker(world: Any) -> None:
+    world.add_sync()
+    (world.folder / "away").write_text("it says \0")
+    world.add_run()
+    world.start_worker()
+    world.until(lambda: "ending_failed" in world.logs())
+
+    (world.folder / "away").unlink()
+    run_id = world.add_run(sync_id=world.copy_sync())
+
+    assert world.until_state(run_id, "succeeded", "failed")["state"] == "succeeded"
+
+
+def tenure() -> Tenure:
+    assignment: Any = SimpleNamespace(tenant_id=uuid7(), credential_id=uuid7())
+    return Tenure(assignment=assignment, ends_at_s=0, stall_s=0, moved_at_s=0, priority=1, started_at_s=0)
+
+
+def test_rows_that_were_taken_before_it_failed_count_before_the_failure() -> None:
+    ended = Ended(run_id=RUN, epoch=1, kind="retry", error=AWAY, answers=3, has_failed=True)
+
+    assert [seen.failure for seen in seen_at_end(tenure(), ended)] == ["", "away"]
+
+
+def test_a_run_that_goes_back_while_its_destination_fails_does_not_call_it_well() -> None:
+    held = tenure()
+    assert len(list(seen_so_far(held, Tick(answers=1), 0.0))) == 1
+
+    assert list(seen_at_end(held, Ended(run_id=RUN, epoch=1, kind="back", answers=1))) == []
+
+
+def test_a_long_run_says_again_and_again_that_its_destination_answers_but_not_each_second() -> None:
+    held = tenure()
+
+    said = [
+        len(list(seen_so_far(held, Tick(answers=answers), at_s))) for answers, at_s in ((0, 0.0), (1, 1.0), (2, 2.0), (3, 1.0 + APART_S))
+    ]
+
+    assert said == [0, 1, 0, 1]
+    assert list(seen_so_far(held, Tick(answers=3), 3 * APART_S)) == []

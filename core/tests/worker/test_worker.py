@@ -11,7 +11,9 @@ from typing import Any
 import psutil
 
 from wsync_engine.embedded.processes import is_running
-from wsync_engine.scheduler.runs import request_cancel
+from wsync_engine.model.ids import uuid7
+from wsync_engine.scheduler.caps import announce_caps, set_cap
+from wsync_engine.scheduler.runs import claim_runs, request_cancel
 from wsync_engine.scheduler.schedules import announce, trigger_run
 from wsync_engine.state.database import connect, tenant_transaction
 
@@ -501,3 +503,36 @@ def test_a_worker_takes_the_runs_of_its_queues_only(world: Any) -> None:
 
     assert world.run_row(theirs)["state"] == "queued"
     assert world.engine.execute("SELECT queues FROM wsync.worker").fetchone()["queues"] == [5]
+
+
+def test_a_run_that_another_worker_executes_keeps_what_it_holds_when_we_are_refused_it(world: Any) -> None:
+    world.add_sync()
+    announce_caps(world.index, [set_cap(world.engine, world.tenant_id, "S", world.sync_id, max_running=1, actor="ann")])
+    theirs, next_one = world.add_run(is_dry=True), world.add_run(is_dry=True)
+    claim_runs(world.engine, [theirs], uuid7(), lease_s=300)  # as after a stall between dispatch and claim: the index lets us have it too
+    unlimited = world.add_run(sync_id=world.copy_sync())
+
+    world.start_worker()
+
+    assert world.until_state(unlimited, "succeeded", "failed")["state"] == "succeeded"
+    assert world.run_row(next_one)["state"] == "queued"
+
+
+def test_a_worker_that_lost_a_run_gives_back_nothing_that_the_next_holder_holds(world: Any) -> None:
+    world.add_sync(rows=60)
+    announce_caps(world.index, [set_cap(world.engine, world.tenant_id, "S", world.sync_id, max_running=1, actor="ann")])
+    world.shut("write")
+    theirs = world.add_run()
+    frozen = world.start_worker()
+    world.until_reached("write")
+    frozen.send_signal(signal.SIGSTOP)
+    world.start_worker(slots=2)
+    world.until(lambda: world.run_row(theirs)["epoch"] == 2)
+    next_one = world.add_run(is_dry=True)
+
+    frozen.send_signal(signal.SIGCONT)
+    world.until(lambda: "run.dropped" in world.logs() or "child.died" in world.logs())
+    unlimited = world.add_run(is_dry=True, sync_id=world.copy_sync())
+
+    assert world.until_state(unlimited, "blocked")["state"] == "blocked"
+    assert (world.run_row(theirs)["state"], world.run_row(next_one)["state"]) == ("running", "queued")

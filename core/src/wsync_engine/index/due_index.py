@@ -322,12 +322,25 @@ class Index:
         return sum(int(self._run_runs("hold", [lease_ms, *(run.member for run in page)])) for page in _pages(runs, RUN_BATCH))
 
     def set_caps(self, caps: Sequence[Cap]) -> dict[str, int]:
-        """Store the caps that are newer than the stored ones; returns resource → version of those whose stored version is newer still."""
+        """Store the caps that are newer than the stored ones; returns resource → version of those whose stored version is newer still.
+
+        The same version of another cap, which Postgres gave twice because it lost commits, counts as the next one.
+        """
         newer: dict[str, int] = {}
         for page in _pages(caps, RUN_BATCH):
             reply = self._run_runs("set_cap", _flat(cap.arguments() for cap in page))
             newer |= {reply[at].decode("ascii"): int(reply[at + 1]) for at in range(0, len(reply), 2)}
         return newer
+
+    def limiting_breakers(self) -> dict[UUID, int]:
+        """Credential → version of the breakers that are known here and are not closed."""
+        found = {}
+        with _translated("read the breakers"):
+            for name, cap in self._client.hscan_iter(self._key("cap"), match="B*", count=1_000):
+                most, _, version = bytes(cap).split(b"|")
+                if int(most) <= 1:
+                    found[UUID(hex=bytes(name)[1:].decode("ascii"))] = int(version)
+        return found
 
     def interrupt(self, worker_ids: Sequence[UUID]) -> None:
         """Tell workers that a run of theirs has to end; they learn which from Postgres. A lost message costs a heartbeat's time."""

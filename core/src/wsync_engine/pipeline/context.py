@@ -29,15 +29,15 @@ def no_faults(step: str) -> None:
 class Destination:
     """What became of calls to the sink in this execution. Any thread.
 
-    :param has_answered: it said of some rows that it took or refused them. :param failures: of calls since then, that may pass.
+    :param answers: how often it said of some rows that it took or refused them. :param failures: of calls since then, that may pass.
     """
 
-    has_answered: bool = False
+    answers: int = 0
     failures: list[RetryableError] = field(default_factory=list)
 
     def answered(self) -> None:
         """A call was answered."""
-        self.has_answered, self.failures = True, []
+        self.answers, self.failures = self.answers + 1, []
 
     @contextmanager
     def called(self) -> Iterator[None]:
@@ -46,6 +46,16 @@ class Destination:
             yield
         except RetryableError as exc:
             self.failures.append(exc)
+            raise
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Around a question: as `called`, but who says when to ask again is there."""
+        try:
+            yield
+        except RetryableError as exc:
+            if exc.retry_after_s is None:
+                self.failures.append(exc)
             raise
 
 

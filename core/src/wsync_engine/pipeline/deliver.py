@@ -156,7 +156,8 @@ class _Partition:
         """A transactional sink knows what it applied: that is acknowledged without being sent again."""
         if not isinstance(self._d.sink, TransactionalSink):
             return []
-        missing = missing_recorded(self._d.sink, self._d.run, self._d.target, self._partition, acked)
+        with self._d.context.destination.asked():
+            missing = missing_recorded(self._d.sink, self._d.run, self._d.target, self._partition, acked)
         if missing:
             self._d.books.record_acks([self._ack(span, "accepted") for span in missing], [])
             self._d.tally.has_accepted = True

@@ -126,7 +126,8 @@ def _ask_sink(job: Job, run_id: UUID, record: RunRecord) -> None:
         acked = [ack.range for ack in job.books.acks(run_id, partition)]
         if all(is_covered(chunk, acked) for chunk in leaves(job.books.chunks(run_id, partition))):
             continue
-        missing = missing_recorded(job.sink, run_ref(job, run_id, record), target_of(log), partition, acked)
+        with job.context.destination.asked():
+            missing = missing_recorded(job.sink, run_ref(job, run_id, record), target_of(log), partition, acked)
         if missing:
             acks = [Ack(partition=partition, range=span, verdict="accepted") for span in missing]
             job.books.record_acks(acks, [], of_run=run_id)

@@ -38,6 +38,7 @@ from wsync_sdk import (
     RetryableError,
     RowRange,
     StateError,
+    StreamSpec,
     TransactionalSink,
 )
 
@@ -149,9 +150,15 @@ def _prepare_once(job: Job, *, adopt: bool) -> None:
     _diff(job, manifest.grown(partitions), mapping, generation, adopt=adopt, planned_after=planned_after)
 
 
+def _stream(job: Job, name: str) -> StreamSpec:
+    """What the sink says of a stream; some ask the destination for it."""
+    with job.context.destination.called():
+        return job.sink.stream(name)
+
+
 def _check_mode(job: Job) -> None:
     """A stream that can't delete can't be mirrored: said before the query costs anything."""
-    if job.spec.mode is Mode.MIRROR and Operation.DELETE not in job.sink.stream(job.spec.stream).operations:
+    if job.spec.mode is Mode.MIRROR and Operation.DELETE not in _stream(job, job.spec.stream).operations:
         raise ConfigError(
             f"mode `mirror` deletes what left the result, and the stream `{job.spec.stream}` takes no deletes",
             next_step="tell the sink how to delete, or use `mode: upsert`",
@@ -269,7 +276,7 @@ def _log_record(
     """What the change log will be: its files are still to be written."""
     folder, partitions = job.storage.log_folder(str(job.books.run_id)), range(manifest.partitions)
     names = [f"changes-{generation}-{job.books.epoch}-{partition}.parquet" for partition in partitions]
-    needed = job.sink.stream(job.spec.stream).needs_before
+    needed = _stream(job, job.spec.stream).needs_before
     return LogRecord(
         partitions=manifest.partitions,
         files=tuple(job.storage.relative(folder / name) for name in names),
@@ -324,7 +331,7 @@ def _send(job: Job, record: RunRecord) -> None:
     if log.destination != job.destination:
         raise FatalError("the sync was moved to another sink since the change log was made", next_step="run the sync again")
     run = run_ref(job, job.books.run_id, record)
-    stream = job.sink.stream(log.stream)
+    stream = _stream(job, log.stream)
     target = target_of(log)
     token = record.sink_token
     if token is None:

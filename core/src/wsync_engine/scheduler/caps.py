@@ -12,7 +12,7 @@ from uuid import UUID
 import psycopg
 import structlog
 
-from wsync_engine.index.due_index import RUN_BATCH, Index
+from wsync_engine.index.due_index import Index
 from wsync_engine.index.entries import Cap, CappedKind
 from wsync_engine.scheduler.limits import refuse_texts
 from wsync_engine.scheduler.rows import Event, select, statements, write_events
@@ -22,6 +22,7 @@ __all__ = ["announce_caps", "compare_caps", "load_caps", "set_cap"]
 
 HEAVIEST = 100
 MOST_RUNNING = 2**31 - 1
+PAGE = 1_000
 _SQL = statements("cap")
 _BREAKER = statements("breaker")
 _log = structlog.get_logger()
@@ -81,14 +82,25 @@ def load_caps(conn: psycopg.Connection[Any], index: Index) -> None:
 def compare_caps(conn: psycopg.Connection[Any], index: Index) -> int:
     """The caps that the index does not have yet; returns how many it had newer, because Postgres lost commits: Postgres wins."""
     repairs = 0
+    known: set[UUID] = set()
     for page in _pages(conn, index):
+        known |= {cap.resource_id for cap in page if cap.kind == "B"}
         newer = index.set_caps(page)
         ahead = [cap for cap in page if cap.resource in newer]
         if ahead:
             caps = [*_outrun(conn, ahead, newer), *_outrun_breakers(conn, ahead, newer)]
             index.set_caps(caps)
             repairs += len(caps)
-    return repairs
+    return repairs + _restore_breakers(conn, index, known)
+
+
+def _restore_breakers(conn: psycopg.Connection[Any], index: Index, known: set[UUID]) -> int:
+    """Breakers that let no run go, or one, and of which Postgres has lost even the row: nobody would ever close them. They begin anew."""
+    versions = {credential_id: version for credential_id, version in index.limiting_breakers().items() if credential_id not in known}
+    columns = {"credential_ids": list(versions), "versions": list(versions.values())}
+    lost = [Cap(**row) for row in select(conn, _BREAKER["breaker_restore"], columns)] if versions else []
+    index.set_caps([cap for cap in lost if index.has(cap.tenant_id)])
+    return len(lost)
 
 
 def _outrun(conn: psycopg.Connection[Any], ahead: Sequence[Cap], newer: Mapping[str, int]) -> list[Cap]:
@@ -104,7 +116,8 @@ def _outrun_breakers(conn: psycopg.Connection[Any], ahead: Sequence[Cap], newer:
 
 
 def _pages(conn: psycopg.Connection[Any], index: Index) -> Iterator[list[Cap]]:
-    after: dict[str, Any] = {"after_tenant": UUID(int=0), "after_kind": "", "after_id": UUID(int=0)}
-    while rows := select(conn, _SQL["cap_page"], {**after, "count": RUN_BATCH}):
-        yield [Cap(**row) for row in rows if index.has(row["tenant_id"])]
-        after = {"after_tenant": rows[-1]["tenant_id"], "after_kind": rows[-1]["kind"], "after_id": rows[-1]["resource_id"]}
+    for statement in (_SQL["cap_page"], _BREAKER["breaker_page"]):
+        after: dict[str, Any] = {"after_tenant": UUID(int=0), "after_kind": "", "after_id": UUID(int=0)}
+        while rows := select(conn, statement, {**after, "count": PAGE}):
+            yield [Cap(**row) for row in rows if index.has(row["tenant_id"])]
+            after = {"after_tenant": rows[-1]["tenant_id"], "after_kind": rows[-1]["kind"], "after_id": rows[-1]["resource_id"]}

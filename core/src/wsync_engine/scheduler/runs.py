@@ -37,6 +37,7 @@ __all__ = [
     "claim_runs",
     "confirm_kill",
     "drop_waiting",
+    "executed_among",
     "finish_run",
     "finish_runs",
     "give_back_run",
@@ -160,6 +161,11 @@ def claim_runs(conn: psycopg.Connection[Any], run_ids: Sequence[UUID], worker_id
     """Confirm what the index dispatched; those not in the answer are someone else's, cancelled or not ready: release them."""
     rows = select(conn, _SQL["run_claim"], {"run_ids": list(run_ids), "worker_id": worker_id, "lease_s": lease_s})
     return [ClaimedRun(**row, worker_id=worker_id) for row in rows]
+
+
+def executed_among(conn: psycopg.Connection[Any], run_ids: Sequence[UUID]) -> set[UUID]:
+    """Those of the runs that somebody executes now."""
+    return {row["run_id"] for row in select(conn, _SQL["run_still_active"], {"run_ids": list(run_ids)})}
 
 
 def heartbeat(conn: psycopg.Connection[Any], worker_id: UUID, beats: Sequence[Beat], *, lease_s: float = LEASE_S) -> list[Held]:

@@ -16,6 +16,7 @@ from wsync_engine.scheduler.breakers import advance_breakers
 from wsync_engine.scheduler.caps import compare_caps, load_caps
 from wsync_engine.scheduler.overlap import promote_orphans
 from wsync_engine.scheduler.rows import Row, instant, ready_run, select, statements
+from wsync_engine.scheduler.runs import executed_among
 from wsync_engine.telemetry import metrics
 
 __all__ = ["load_index", "sweep"]
@@ -69,10 +70,12 @@ def sweep(conn: psycopg.Connection[Any], index: Index) -> int:
     Always goes through all pages: a page that can't be repaired must not hide the rest.
     """
     shard = index.shard
+    # Committed before the index hears of it: undone with a sweep that fails, its version would be given to something else. Nor must who waits
+    # for a breaker's row wait for all of the sweep.
+    advance_breakers(conn)
     with conn.transaction():
         if not select(conn, _SQL["shard_lock"], {"shard": shard})[0]["is_mine"]:
             return 0
-        advance_breakers(conn)
         repairs = compare_caps(conn, index)
         for page in _active_pages(conn, shard):
             repairs += _hold_lost(conn, index, [ready_run(row) for row in page])
@@ -99,8 +102,7 @@ def _hold_lost(conn: psycopg.Connection[Any], index: Index, running: list[ReadyR
     if not lost:
         return 0
     # Most of them have ended since they were read, and gave back what they held.
-    rows = select(conn, _SQL["run_still_active"], {"run_ids": [run.run_id for run in lost]})
-    still = {row["run_id"] for row in rows}
+    still = executed_among(conn, [run.run_id for run in lost])
     return index.hold([run for run in lost if run.run_id in still])
 
 

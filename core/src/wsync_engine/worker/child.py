@@ -129,4 +129,4 @@ class _Link:
         pause = threading.Event()
         while not pause.wait(TICK_S):
             run = self._run
-            self.say(Tick() if run is None else Tick(counters=run.counters, has_answered=run.destination.has_answered))
+            self.say(Tick() if run is None else Tick(counters=run.counters, answers=run.destination.answers))

@@ -16,6 +16,8 @@ from wsync_engine.worker.slots import Tenure
 
 __all__ = ["Seen", "note_seen", "seen_at_end", "seen_so_far"]
 
+APART_S = 5.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
@@ -27,19 +29,19 @@ class Seen:
     retry_after_s: float | None = None
 
 
-def seen_so_far(tenure: Tenure, tick: Tick) -> Iterator[Seen]:
-    """That its destination answers, once: others may be waiting to hear of it, and the run may take hours."""
-    if tick.has_answered and not tenure.has_answered:
-        tenure.has_answered = True
+def seen_so_far(tenure: Tenure, tick: Tick, now_s: float) -> Iterator[Seen]:
+    """That its destination answers, now and then: others may be waiting to hear of it, and the run may take hours."""
+    if tick.answers > tenure.answers and now_s >= tenure.answered_at_s + APART_S:
+        tenure.answers, tenure.answered_at_s = tick.answers, now_s
         yield _seen(tenure)
 
 
 def seen_at_end(tenure: Tenure, ended: Ended) -> Iterator[Seen]:
-    """What the execution's end says of its destination, if anything."""
-    if ended.destination == "fails":
-        yield replace(_seen(tenure), failure=ended.error.message, retry_after_s=ended.retry_after_s)
-    elif ended.destination == "answers":
+    """What the execution's end says of its destination, if anything: what it did since the last time, in order."""
+    if ended.answers > tenure.answers:
         yield _seen(tenure)
+    if ended.has_failed:
+        yield replace(_seen(tenure), failure=ended.error.message, retry_after_s=ended.retry_after_s)
 
 
 def _seen(tenure: Tenure) -> Seen:

@@ -11,7 +11,7 @@ import structlog
 from psycopg.rows import TupleRow
 
 from wsync_engine.model.run import RunError
-from wsync_engine.pipeline.context import Cancelled, Destination, RunContext
+from wsync_engine.pipeline.context import Cancelled, RunContext
 from wsync_engine.pipeline.finish import conclude
 from wsync_engine.pipeline.job import Job, Outcome
 from wsync_engine.pipeline.run import execute
@@ -177,14 +177,9 @@ def _ended(
         state=state,
         error=NO_ERROR if error is None else RunError(error_class=type(error).__name__, message=error.message, next_step=error.next_step),
         retry_after_s=error.retry_after_s if isinstance(error, RetryableError) else None,
-        destination=_seen_of(run.destination, error),
+        answers=run.destination.answers,
+        has_failed=any(error is failure for failure in run.destination.failures),
     )
-
-
-def _seen_of(destination: Destination, error: WsyncError | None) -> Literal["", "answers", "fails"]:
-    if any(error is failure for failure in destination.failures):
-        return "fails"
-    return "answers" if destination.has_answered else ""
 
 
 def _cause(exc: Exception) -> Exception | None:

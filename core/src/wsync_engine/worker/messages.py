@@ -99,10 +99,10 @@ class Lost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
-    """The child lives; its run's counters so far, and whether its destination has taken or refused rows."""
+    """The child lives; its run's counters so far, and how often its destination has taken or refused rows."""
 
     counters: Mapping[str, int] = field(default_factory=dict)
-    has_answered: bool = False
+    answers: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ class Ended:
     `concluded`: its end, or a guard's block, is stored (`state`). `retry`: a failure that may pass. `back`: to be queued again without using an attempt.
     `failed`: the end could not be stored by the child. `dropped`: the run was not ours any more.
 
-    :param destination: it took or refused rows, or it is why the execution ended; empty: nothing is known of it.
+    :param answers: as of a tick. :param has_failed: the destination is why the execution ended.
     """
 
     run_id: UUID
@@ -121,4 +121,5 @@ class Ended:
     state: str = ""
     error: RunError = NO_ERROR
     retry_after_s: float | None = None
-    destination: Literal["", "answers", "fails"] = ""
+    answers: int = 0
+    has_failed: bool = False

@@ -81,8 +81,9 @@ class SlotPool:
                 if isinstance(message, Ended):
                     has_ended |= self._take_end(slot, message)
                 elif slot.tenure is not None:
-                    slot.tenure.take_counters(message.counters, self._clocks.monotonic_s())
-                    self.seen += seen_so_far(slot.tenure, message)
+                    now_s = self._clocks.monotonic_s()
+                    slot.tenure.take_counters(message.counters, now_s)
+                    self.seen += seen_so_far(slot.tenure, message, now_s)
             if not is_alive:
                 self._replace_dead(slot, is_draining=is_draining)
         return has_ended

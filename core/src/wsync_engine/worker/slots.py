@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -31,7 +32,7 @@ class Tenure:
 
     :param ends_at_s: when its time is over, monotonic. :param stopping: why it shall end, once it shall.
     :param priority: of its run. :param started_at_s: when it got the slot, monotonic. :param is_yielding: it was asked to make room.
-    :param has_answered: its destination took or refused rows. :param kill_at_s: when its process is killed, if it has not ended by then.
+    :param answers: how often its destination took or refused rows, as far as was noted, at `answered_at_s`, monotonic. :param kill_at_s: when its process is killed, if it has not ended by then.
     :param moved_at_s: when its counters last changed; as long as it has none, when its child last spoke: a query may take its time until the first row.
     """
 
@@ -45,7 +46,8 @@ class Tenure:
     stopping: StopReason | None = None
     kill_at_s: float | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
-    has_answered: bool = False
+    answers: int = 0
+    answered_at_s: float = -math.inf
 
     def take_counters(self, counters: Mapping[str, int], now_s: float) -> None:
         """What the child counted so far."""

@@ -28,7 +28,7 @@ from wsync_engine.index.shards import Shards
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import RunError
 from wsync_engine.pipeline.context import no_faults
-from wsync_engine.scheduler.runs import Beat, ClaimedRun, Held, claim_runs, finish_runs, heartbeat
+from wsync_engine.scheduler.runs import Beat, ClaimedRun, Held, claim_runs, executed_among, finish_runs, heartbeat
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.telemetry import metrics
 from wsync_engine.worker.backoff import Backoff
@@ -294,7 +294,14 @@ class Worker:
     def _note_seen(self) -> None:
         """After the endings: whom a breaker lets wait goes by it from the next dispatch on. What is lost here costs time only."""
         while self._pool.seen:
-            for cap in note_seen(self._postgres(), self._pool.seen[0], most_failures=self._options.breaker_failures):
+            try:
+                caps = note_seen(self._postgres(), self._pool.seen[0], most_failures=self._options.breaker_failures)
+            except (psycopg.OperationalError, RetryableError):
+                raise  # again, when Postgres is back
+            except Exception as exc:  # must not hold up all that comes after it, new work among it
+                _log.error("destination.not_noted", error=type(exc).__name__, next_step="report this")
+                caps = []
+            for cap in caps:
                 self._tell_index(partial(self._index.of(cap.tenant_id).set_caps, [cap]))
             del self._pool.seen[0]
 
@@ -318,7 +325,9 @@ class Worker:
                 self._tell_index(partial(self._live.forget, run_id))
 
     def _tell_end(self, ending: Ending, queued: ReadyRun | None) -> None:
-        self._tell_index(lambda: self._index.release([ending.run_id]))
+        # One that we lost is executed by its next holder, perhaps: what it holds is that one's.
+        if ending.is_ours or not executed_among(self._postgres(), [ending.run_id]):
+            self._tell_index(lambda: self._index.release([ending.run_id]))
         if queued is not None:
             self._tell_index(lambda: self._index.push([queued]))
         self._tell_index(lambda: self._live.forget(ending.run_id))
@@ -355,7 +364,9 @@ class Worker:
             _observe_claim(run, self._options.lease_s)
         self._assign(claimed, self._write_until_s(sent_s))
         if refused:
-            self._tell_index(lambda: self._index.refuse(list(refused)))
+            # Not those that another worker executes, which got them while we stood still: by what they hold a cap is kept.
+            unused = refused - executed_among(self._postgres(), list(refused))
+            self._tell_index(lambda: self._index.refuse(list(unused)))
         self._tell_index(lambda: self._index.renew([run.run_id for run in claimed], lease_ms=round(self._options.lease_s * 1000)))
 
     def _make_room(self) -> None:

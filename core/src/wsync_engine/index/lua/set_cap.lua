@@ -1,5 +1,7 @@
 -- ARGV[4…] (tenant, resource, cap, weight, version)*, resource = kind letter + id (`B`: a breaker's, of a credential). The newer version wins, whatever the cap.
--- Returns (resource, stored version)* of those that are newer here.
+-- Returns (resource, stored version)* of those that are newer here. The same version of another cap is older or newer, nobody knows which, because
+-- Postgres lost commits and went on: that is said as if the stored one were the next version.
+local function written(cap) return whole(cap.cap) .. '|' .. cap.weight .. '|' .. whole(cap.version) end
 local given, ids, newer, set = {}, {}, {}, {}
 for at = 4, #ARGV, 5 do
     given[#given + 1] = {tenant = ARGV[at], id = ARGV[at + 1], cap = tonumber(ARGV[at + 2]), weight = ARGV[at + 3], version = tonumber(ARGV[at + 4])}
@@ -11,11 +13,11 @@ for at, cap in ipairs(given) do
     local version = tonumber(string.match(stored[at] or '', '|(%d+)$') or '0')
     if cap.version > version then
         set[#set + 1] = cap.id
-        set[#set + 1] = whole(cap.cap) .. '|' .. cap.weight .. '|' .. whole(cap.version)
+        set[#set + 1] = written(cap)
         changed[#changed + 1] = cap
-    elseif cap.version < version then
+    elseif cap.version < version or stored[at] ~= written(cap) then
         newer[#newer + 1] = cap.id
-        newer[#newer + 1] = whole(version)
+        newer[#newer + 1] = whole(math.max(version, cap.version + 1))
     end
 end
 write('HSET', CAP, set)

@@ -7,14 +7,11 @@ DO UPDATE SET max_running = excluded.max_running, weight = excluded.weight, vers
 RETURNING tenant_id, kind, resource_id, max_running, weight, version;
 
 -- name: cap_page
--- All caps of the installation, those that breakers set among them: small tables, read to their end.
-SELECT c.tenant_id, c.kind, c.resource_id, c.max_running, c.weight, c.version
-FROM (
-    SELECT tenant_id, kind, resource_id, max_running, weight, version FROM wsync.resource_cap
-    UNION ALL
-    SELECT tenant_id, 'B', credential_id, max_running, 1, version FROM wsync.breaker) AS c
-WHERE (c.tenant_id, c.kind, c.resource_id) > (CAST(:after_tenant AS uuid), CAST(:after_kind AS text), CAST(:after_id AS uuid))
-ORDER BY c.tenant_id, c.kind, c.resource_id
+-- All caps of the installation that operators set: a small table, read to its end.
+SELECT tenant_id, kind, resource_id, max_running, weight, version
+FROM wsync.resource_cap
+WHERE (tenant_id, kind, resource_id) > (CAST(:after_tenant AS uuid), CAST(:after_kind AS text), CAST(:after_id AS uuid))
+ORDER BY tenant_id, kind, resource_id
 LIMIT :count;
 
 -- name: cap_outrun

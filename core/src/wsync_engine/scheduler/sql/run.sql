@@ -38,6 +38,11 @@ SELECT claimed.*, coalesce(s.attempt_timeout_ms, 21600000) AS attempt_timeout_ms
 FROM claimed
 LEFT JOIN wsync.schedule AS s USING (schedule_id);
 
+-- name: run_still_active
+SELECT r.run_id
+FROM wsync.run AS r
+WHERE r.run_id = ANY(:run_ids) AND r.state IN ('running', 'cancelling');
+
 -- name: run_heartbeat
 -- All runs of one worker at once. A stale epoch, or a run that was taken away, is not in the answer.
 WITH beating AS (

@@ -74,8 +74,3 @@ LEFT JOIN LATERAL (SELECT extract(epoch FROM wsync.clock() - r.ready_at) AS age_
     WHERE r.shard = :shard AND r.state = 'queued' AND r.priority = 1 ORDER BY r.ready_at LIMIT 1) AS b ON true
 LEFT JOIN LATERAL (SELECT extract(epoch FROM wsync.clock() - r.ready_at) AS age_high_s FROM wsync.run AS r
     WHERE r.shard = :shard AND r.state = 'queued' AND r.priority = 2 ORDER BY r.ready_at LIMIT 1) AS c ON true;
-
--- name: run_still_active
-SELECT r.run_id
-FROM wsync.run AS r
-WHERE r.run_id = ANY(:run_ids) AND r.state IN ('running', 'cancelling');
