@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -18,6 +19,8 @@ from wsync_sdk import (
     PluginError,
     Query,
     ReadPlan,
+    Rejection,
+    RowError,
     Secret,
     Split,
     batches_from_rows,
@@ -78,6 +81,17 @@ def test_rows_become_batches_of_the_schema() -> None:
 def test_a_row_that_does_not_fit_the_schema_is_the_plugins_error(row: dict[str, object]) -> None:
     with pytest.raises(PluginError):
         list(batches_from_rows([row], pa.schema([("id", pa.int64())])))
+
+
+@pytest.mark.parametrize(("text", "kept"), [
+    ("plain: Zoë 日本", "plain: Zoë 日本"), ("a\0b", "a\ufffdb"), ("a\ud800", "a?"), ("x" * 5_000, "x" * 3_999 + "…"), (7, "7"),
+], ids=["plain", "NUL", "surrogate", "long", "number"])  # fmt: skip
+def test_what_no_database_stores_is_replaced_in_what_a_destination_said(text: Any, kept: str) -> None:
+    error = RowError(text, code=text, next_step=text)
+    rejection = Rejection(row=0, code=text, message=text)
+
+    assert (error.message, str(error), error.code, error.next_step) == (kept,) * 4
+    assert (rejection.code, rejection.message) == (kept, kept)
 
 
 def test_a_config_error_is_a_value_error() -> None:

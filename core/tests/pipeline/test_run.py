@@ -233,6 +233,23 @@ def test_a_rejection_within_a_chunk_leaves_the_others_accepted(world: World) -> 
     assert outcome.counts["accepted"] + outcome.counts["rejected"] == 100
 
 
+@pytest.mark.parametrize("words", ["too\0many", "\ud800", "x" * 10_000], ids=["NUL", "surrogate", "long"])
+def test_a_destinations_words_that_no_database_stores_cost_no_verdict(world: World, words: str) -> None:
+    world.sink.verdict = lambda chunk: WriteResult(
+        accepted_rows=chunk.rows - 1, rejections=(Rejection(row=0, code=words, message=f"{words}: not taken"),)
+    )
+    rejected = world.run()
+    world.source.rows = {key: f"{name}!" for key, name in world.source.rows.items()}
+    world.sink.fail = FatalError(words, next_step=words)
+    job = world.job(world.new_run())
+    with pytest.raises(FatalError) as caught:
+        execute(job)
+
+    assert (rejected.state, rejected.counts["unsure"]) == ("partial", 0)
+    assert conclude(job, caught.value).state == "failed"
+    assert world.scalar("SELECT count(*) FROM wsync.rejection WHERE sync_id = %s", world.sync_id) == rejected.counts["rejected"]
+
+
 @pytest.mark.parametrize("error", [FatalError("gone", next_step="mend"), ConfigError("wrong", next_step="mend")])
 def test_a_failed_delivery_keeps_its_acks(world: World, error: WsyncError) -> None:
     world.run()

@@ -9,7 +9,8 @@
     ├── RowError          one row is refused, by mapping or sink                → a rejection, the run goes on
     └── StateError        our lease is old, or stored state is impossible       → drop the work, write nothing more
 
-No message holds a secret or a row's value: messages are logged, shown and mailed.
+No message holds a secret or a row's value: messages are logged, shown and mailed. They may quote a destination, so what no database stores is
+replaced in them: NUL characters, halves of surrogate pairs, and all beyond 4,000 letters.
 """
 
 from __future__ import annotations
@@ -23,7 +24,18 @@ __all__ = [
     "RowError",
     "StateError",
     "WsyncError",
+    "storable",
 ]
+
+
+MOST_LETTERS = 4_000
+
+
+def storable(text: object) -> str:
+    """A text as every database can store it: see above."""
+    plain = str(text).replace("\0", "\ufffd")
+    plain = plain if plain.isascii() else plain.encode("utf-8", "replace").decode("utf-8")
+    return plain if len(plain) <= MOST_LETTERS else f"{plain[: MOST_LETTERS - 1]}…"
 
 
 class WsyncError(Exception):
@@ -34,9 +46,9 @@ class WsyncError(Exception):
     """
 
     def __init__(self, message: str, *, next_step: str) -> None:
-        super().__init__(message)
-        self.message = message
-        self.next_step = next_step
+        self.message = storable(message)
+        self.next_step = storable(next_step)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return self.message
@@ -81,7 +93,7 @@ class RowError(WsyncError):
 
     def __init__(self, message: str, *, code: str, next_step: str) -> None:
         super().__init__(message, next_step=next_step)
-        self.code = code
+        self.code = storable(code)
 
 
 class StateError(WsyncError):

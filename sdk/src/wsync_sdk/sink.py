@@ -29,7 +29,7 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from wsync_sdk.errors import ConfigError
+from wsync_sdk.errors import ConfigError, storable
 from wsync_sdk.network import AddressPolicy
 from wsync_sdk.source import CheckReport
 
@@ -235,6 +235,10 @@ class Rejection:
     code: str
     message: str
     retryable: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "code", storable(self.code))
+        object.__setattr__(self, "message", storable(self.message))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

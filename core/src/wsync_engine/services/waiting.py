@@ -84,8 +84,6 @@ def _queued(row: Row, what: str, behind: str) -> Finding:
     elif row["is_delayed"]:
         why = f"after: {row['error']}" if row["error"] else "until the run that it replaced is surely dead" if row["waits_for"] else ""
         message, step = f"{what} until {row['ready_at']:%H:%M:%SZ} {why}".rstrip(), f"`wsync-engine runs retry {run_id}` tries it now"
-    elif row["breaker"] == "half_open":
-        message, step = f"{what} while one run at a time tries its destination again", "see what is said of `destination`"
     elif row["full_cap"] is not None:
         whose, _, most = row["full_cap"].partition(": ")
         message = f"{what}: " + (f"nothing may run now, the cap is 0 {whose}" if most == "0" else f"{most} run already, the cap {whose}")
@@ -93,6 +91,8 @@ def _queued(row: Row, what: str, behind: str) -> Finding:
         step = step if most == "0" else f"wait for one of them to end; {step}"
     elif not row["workers"]:
         message, step = f"{what}: no worker serves the queue `{queue}`", f"start one: `wsync-engine worker --queue {queue}`"
+    elif row["breaker"] == "half_open":
+        message, step = f"{what} while one run at a time tries its destination again", "see what is said of `destination`"
     elif row["waiting_s"] > GRACE_S and row["free_slots"] <= 0:
         message, step = f"{what} for {row['waiting_s']:.0f} s: all slots of the queue `{queue}` are in use", "wait, or start another worker"
     elif row["waiting_s"] > GRACE_S:
