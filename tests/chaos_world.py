@@ -246,8 +246,18 @@ class World:
         until_s = time.monotonic() + timeout_s
         pause = threading.Event()
         while not condition():
-            assert time.monotonic() < until_s, f"{what}\n{self.log_tail()}"
+            assert time.monotonic() < until_s, f"{what}\n{self.log_tail()}\n{self.standing()}"
             pause.wait(0.1)
+
+    def standing(self) -> str:
+        """What is open, and which destinations are left alone."""
+        runs = self.rows(
+            "SELECT y.name, r.state::text, r.exclusive, count(*), min(r.ready_at - wsync.clock())::text, max(r.attempt), max(r.error)"
+            " FROM wsync.run r JOIN wsync.sync y USING (sync_id)"
+            " WHERE r.state IN ('queued', 'running', 'cancelling', 'buffered', 'blocked') GROUP BY 1, 2, 3 ORDER BY 1, 2"
+        )
+        breakers = self.rows("SELECT state, failures, openings, reason, (retry_at - wsync.clock())::text FROM wsync.breaker")
+        return "\n".join(str(row) for row in [*runs, *breakers])
 
     def log_tail(self) -> str:
         return (self.folder / "log").read_text()[-6_000:]
