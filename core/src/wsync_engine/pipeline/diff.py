@@ -45,6 +45,7 @@ class DiffInput:
 
     :param stage: its staged files, maybe none. :param fields: the stream's top-level fields. :param offer_before_us: rejected changes whose
         backoff ends later (microseconds since 1970) are held back. :param before: fields whose values the snapshot keeps.
+    :param is_part: the stage holds a part of the result: who is not in it may not have left.
     """
 
     partition: int
@@ -58,6 +59,7 @@ class DiffInput:
     offer_before_us: int
     log: Path
     before: tuple[BeforeField, ...] = ()
+    is_part: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,8 +17,9 @@ from wsync_engine.pipeline.deliver import is_covered, missing_recorded
 from wsync_engine.pipeline.fold import Verdicts, fold_partition
 from wsync_engine.pipeline.job import Job, Outcome, log_of, run_ref, scratch_of, target_of
 from wsync_engine.pipeline.local_database import SnapshotLost
+from wsync_engine.pipeline.log_record import LogRecord
 from wsync_engine.pipeline.snapshot import is_resync_wanted
-from wsync_engine.state.books import Ack, RunRecord
+from wsync_engine.state.books import Ack, NewSnapshot, RunRecord
 from wsync_sdk import StateError, TransactionalSink, WsyncError
 
 __all__ = ["conclude", "fold_predecessors"]
@@ -31,7 +32,7 @@ def conclude(job: Job, error: WsyncError | None, *, outcome: str = "failed") -> 
     """
     record = job.books.load()
     counts = dict(record.counts)
-    fold: tuple[int, dict[str, Any]] | None = None
+    fold: NewSnapshot | None = None
     is_folded = True
     if record.delivery is not None:
         is_folded = _is_known(job, record, must=error is None)
@@ -89,7 +90,7 @@ def fold_predecessors(job: Job) -> None:
             _tidy(job, run_id, record, fold)
 
 
-def _fold_or_give_up(job: Job, run_id: UUID, record: RunRecord) -> tuple[int, dict[str, Any]] | None:
+def _fold_or_give_up(job: Job, run_id: UUID, record: RunRecord) -> NewSnapshot | None:
     """The fold of an ended run; where its files are lost a resync makes up for it, since all is offered again then."""
     try:
         return _fold(job, run_id, record)
@@ -148,14 +149,15 @@ def _delivered_counts(job: Job, run_id: UUID, record: RunRecord) -> dict[str, in
     return {**totals, "not_sent": changes - sum(totals.values())}
 
 
-def _fold(job: Job, run_id: UUID, record: RunRecord) -> tuple[int, dict[str, Any]] | None:
-    """Write the snapshot's next files; None where nothing was sent."""
+def _fold(job: Job, run_id: UUID, record: RunRecord) -> NewSnapshot | None:
+    """Write the snapshot's next files; None where nothing was sent, and no cursor moves."""
     log = log_of(record)
+    cursor = _cursor(job, run_id, record)
     folder = job.storage.snapshot_folder(str(job.sync_id))
     files: list[str | None] = list(log.base.files)
     verdicts = [_verdicts(job, run_id, partition) for partition in range(log.partitions)]
     if all(verdict.is_empty for verdict in verdicts):
-        return None
+        return _moved_cursor(log, cursor)
     rows = 0
     for partition, verdict in enumerate(verdicts):
         target = folder / f"{run_id}-{uuid7()}.parquet"  # a holder that sleeps in mid-write must not share our file
@@ -172,15 +174,32 @@ def _fold(job: Job, run_id: UUID, record: RunRecord) -> tuple[int, dict[str, Any
         job.context.faults("fold")
     delivery = 0 if record.adopt else record.delivery or 0
     manifest = replace(log.base, files=tuple(files), key=log.key, rows=rows, is_unsure=False, delivery=delivery)
-    return log.base.version, manifest.to_json()
+    return NewSnapshot(base=log.base.version, manifest=manifest.to_json(), cursor=cursor)
 
 
-def _tidy(job: Job, run_id: UUID, record: RunRecord, fold: tuple[int, dict[str, Any]] | None) -> None:
+def _cursor(job: Job, run_id: UUID, record: RunRecord) -> Mapping[str, Any] | None:
+    """How far the result was read, by this log: further than before only if each of its changes was accepted, or rejected and kept."""
+    part = log_of(record).part
+    if part is None:
+        return None
+    counts = _delivered_counts(job, run_id, record)
+    is_settled = counts["not_sent"] == 0 and counts["unsure"] == 0 and counts["rejected"] == 0 and not record.counts["held_back"]
+    return part.settled if is_settled else part.former
+
+
+def _moved_cursor(log: LogRecord, cursor: Mapping[str, Any] | None) -> NewSnapshot | None:
+    """The same snapshot, read further. Not one that is in doubt as a whole: the next run has to read all of it."""
+    if log.part is None or cursor is None or cursor == log.part.former or log.base.is_unsure:
+        return None
+    return NewSnapshot(base=log.base.version, manifest=log.base.to_json(), cursor=cursor)
+
+
+def _tidy(job: Job, run_id: UUID, record: RunRecord, fold: NewSnapshot | None) -> None:
     """Drop files that nobody names any more; a failure here costs disk only."""
     try:
         job.storage.drop_run_leftovers(str(run_id))
         if fold is not None:
             base = log_of(record).base.files
-            job.storage.drop_superseded(str(job.sync_id), str(run_id), before=base, after=fold[1]["files"])
+            job.storage.drop_superseded(str(job.sync_id), str(run_id), before=base, after=fold.manifest["files"])
     except OSError:
         pass

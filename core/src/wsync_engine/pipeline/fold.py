@@ -97,13 +97,13 @@ def _match(task: DiffInput, left: str, right: str) -> str:
 
 def _kept(task: DiffInput) -> str:
     """Entries the log says nothing of. What was never acknowledged, or is unsure outside `mirror`, is forgotten once it left the result."""
+    unjudged = f"SELECT o.* FROM snapshot o WHERE NOT EXISTS (FROM judged j WHERE {_match(task, 'j', 'o')})"
+    if task.is_part:  # nobody knows who left
+        return unjudged
     forgettable = f"(o.{HASH} IS NULL AND NOT o.wsync_unsure)"
     if task.mode is not Mode.MIRROR:
         forgettable = f"(o.{HASH} IS NULL OR o.wsync_unsure)"
-    return (
-        f"SELECT o.* FROM snapshot o WHERE NOT EXISTS (FROM judged j WHERE {_match(task, 'j', 'o')})"
-        f" AND NOT ({forgettable} AND NOT EXISTS (FROM stage s WHERE {_match(task, 's', 'o')}))"
-    )
+    return f"{unjudged} AND NOT ({forgettable} AND NOT EXISTS (FROM stage s WHERE {_match(task, 's', 'o')}))"
 
 
 def _judged_entries(task: DiffInput, now_us: int) -> str:

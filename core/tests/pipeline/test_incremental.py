@@ -1,0 +1,576 @@
+"""Reading by a cursor: it moves when every change is settled, in the transaction of the snapshot, and nothing that was not read is taken as gone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from wsync_engine.model.sync import Cursor, FromRun, MappingEntry, Mode, Read
+from wsync_engine.pipeline.context import Cancelled
+from wsync_engine.pipeline.finish import conclude
+from wsync_engine.pipeline.run import execute
+from wsync_sdk import ConfigError, FatalError, WriteResult
+
+from .ledger import Ledger, instant
+from .test_beside import beside
+from .test_run import STEPS
+from .world import Crash, crash_at
+
+
+@pytest.fixture
+def ledger(database: Any, tmp_path: Path) -> Iterator[Ledger]:
+    made = Ledger(database, tmp_path)
+    yield made
+    made.close()
+
+
+# -- what is read
+
+
+def test_a_run_reads_what_lies_at_the_cursor_or_behind_it_and_the_rest_stays_delivered(ledger: Ledger) -> None:
+    ledger.put(*range(30))
+    first = ledger.run()
+    ledger.put(3, 40)
+
+    second = ledger.run()
+
+    assert (first.state, first.counts["read"], first.counts["accepted"]) == ("succeeded", 30, 30)
+    assert (second.state, second.counts["read"], second.counts["upserts"], second.counts["unchanged"]) == ("succeeded", 3, 2, 1)
+    assert [asked["cursor"] for asked in ledger.source.asked] == [-(2**63), 30]
+    assert ledger.stored() == "32"
+    assert ledger.sink.contents == ledger.names()
+    assert ledger.scalar("SELECT manifest ->> 'rows' FROM wsync.snapshot") == "31"
+
+
+def test_a_row_at_the_very_cursor_is_not_lost(ledger: Ledger) -> None:
+    ledger.put(1)
+    ledger.run()
+    ledger.source.entries[2] = ("came late", ledger.at)
+
+    assert ledger.run().counts["upserts"] == 1
+
+
+def test_a_read_without_rows_is_an_ordinary_one_and_leaves_the_cursor(ledger: Ledger) -> None:
+    ledger.put(*range(30))
+    ledger.run()
+    ledger.source.entries.clear()
+
+    outcome = ledger.run()
+
+    assert (outcome.state, outcome.counts["read"], ledger.stored()) == ("succeeded", 0, "30")
+    assert ledger.run().state == "succeeded"
+    assert len(ledger.sink.contents) == 30
+
+
+def test_an_empty_result_that_is_read_from_the_start_is_still_guarded(ledger: Ledger) -> None:
+    ledger.put(*range(30))
+    ledger.run()
+    ledger.source.entries.clear()
+    ledger.ask_for_resync()
+
+    assert "the result is empty" in ledger.run().reason
+
+
+def test_rows_that_are_read_again_move_the_cursor_also_where_nothing_is_sent(ledger: Ledger) -> None:
+    ledger.put(*range(30))
+    ledger.run()
+    for key in range(5):
+        ledger.put(key, name=ledger.source.entries[key][0])
+
+    assert ledger.run().counts["unchanged"] == 6
+    assert ledger.stored() == "35"
+
+
+def test_the_overlap_is_read_again(ledger: Ledger) -> None:
+    ledger.spec = replace(ledger.spec, cursor=Cursor(column="seen", overlap_by=5))
+    ledger.put(*range(30))
+    ledger.run()
+    ledger.source.entries[99] = ("committed late", 26)
+
+    outcome = ledger.run()
+
+    assert (ledger.last_asked(), outcome.counts["upserts"], outcome.counts["unchanged"]) == (25, 1, 6)
+
+
+def test_a_row_without_a_value_is_delivered_counted_and_moves_nothing(ledger: Ledger) -> None:
+    ledger.put(1)
+    ledger.source.entries[2] = ("nowhere", None)
+
+    outcome = ledger.run()
+
+    assert (outcome.state, outcome.counts["accepted"], outcome.counts["null_cursors"], ledger.stored()) == ("succeeded", 2, 1, "1")
+    assert ledger.run().counts["null_cursors"] == 1
+
+
+def test_without_any_value_everything_is_read_again(ledger: Ledger) -> None:
+    ledger.source.entries[2] = ("nowhere", None)
+
+    assert [ledger.run().counts["read"] for _ in range(2)] == [1, 1]
+    assert [asked["cursor"] for asked in ledger.source.asked] == [-(2**63)] * 2
+
+
+def test_the_first_run_begins_at_the_initial_value(ledger: Ledger) -> None:
+    ledger.spec = replace(ledger.spec, cursor=Cursor(column="seen", initial=20))
+    ledger.put(*range(30))
+
+    assert ledger.run().counts["read"] == 11
+    assert ledger.last_asked() == 20
+
+
+def wall(at: datetime) -> datetime:
+    return at.replace(tzinfo=None)
+
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+VALUES: dict[str, tuple[pa.DataType, list[Any], Any, Any]] = {
+    # type, values, the lowest value of the type, the usual overlap before the highest value
+    "timestamptz": (pa.timestamp("us", tz="UTC"), [instant(1), instant(30)], datetime(1, 1, 1, tzinfo=UTC), instant(20)),
+    "nanoseconds": (pa.timestamp("ns", tz="UTC"), [instant(1), instant(30)], datetime(1, 1, 1, tzinfo=UTC), instant(20)),
+    "timestamp": (
+        pa.timestamp("us"),
+        [wall(instant(0)), wall(instant(0, day=2))],
+        wall(datetime.min.replace(tzinfo=UTC)),
+        wall(instant(23 * 60 + 50)),
+    ),
+    "date": (pa.date32(), [date(2026, 3, 1), date(2026, 3, 5)], date(1, 1, 1), date(2026, 3, 4)),
+    "integer": (pa.int32(), [5, 10], -(2**63), 10),
+    "decimal": (pa.decimal128(5, 2), [Decimal("9.50"), Decimal("10.25")], Decimal("-999.99"), Decimal("10.25")),
+    "float": (pa.float64(), [9.5, 10.25, float("inf"), float("nan")], float("-inf"), 10.25),
+    "text": (pa.string(), ["a@example.com", "b@example.com"], "", "b@example.com"),
+}
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_each_type_goes_on_at_its_highest_value(ledger: Ledger, kind: str) -> None:
+    ledger.source.type, values, lowest, next_asked = VALUES[kind]
+    ledger.source.entries = {key: (f"name {key}", value) for key, value in enumerate(values)}
+
+    ledger.run()
+    ledger.run()
+
+    assert [asked["cursor"] for asked in ledger.source.asked] == [lowest, next_asked]
+    assert type(ledger.last_asked()) is type(next_asked)
+
+
+@pytest.mark.parametrize(
+    ("kind", "initial", "asked"),
+    [
+        ("timestamptz", "2026-03-01T02:00:00+02:00", instant(0)),
+        ("timestamp", "2026-03-01T00:00:00", wall(instant(0))),
+        ("date", "2026-03-01", date(2026, 3, 1)),
+        ("integer", 7, 7),
+        ("decimal", 7.5, Decimal("7.5")),
+        ("float", 7, 7.0),
+        ("text", "b", "b"),
+    ],
+)
+def test_an_initial_value_is_of_the_columns_type(ledger: Ledger, kind: str, initial: Any, asked: Any) -> None:
+    ledger.source.type = VALUES[kind][0]
+    ledger.spec = replace(ledger.spec, cursor=Cursor(column="seen", initial=initial))
+
+    ledger.run()
+
+    assert (ledger.last_asked(), type(ledger.last_asked())) == (asked, type(asked))
+
+
+@pytest.mark.parametrize(
+    ("kind", "initial"),
+    [("timestamptz", "2026-03-01"), ("timestamp", "2026-03-01T00:00:00Z"), ("date", "soon"), ("integer", 7.5), ("text", 7)],
+)
+def test_an_initial_value_of_another_type_is_refused_before_anything_is_read(ledger: Ledger, kind: str, initial: Any) -> None:
+    ledger.source.type = VALUES[kind][0]
+    ledger.spec = replace(ledger.spec, cursor=Cursor(column="seen", initial=initial))
+
+    refused = ledger.failed_run()
+
+    assert isinstance(refused, ConfigError)
+    assert ("`initial`" in refused.message, ledger.source.plans) == (True, 0)
+
+
+def test_a_text_cursor_is_stored_encrypted(ledger: Ledger) -> None:
+    ledger.source.type = pa.string()
+    ledger.source.entries = {1: ("a", "zoe@example.com")}
+
+    ledger.run()
+
+    assert ledger.scalar("SELECT count(*) FROM wsync.snapshot WHERE cursor::text LIKE '%%zoe%%'") == 0
+    assert ledger.scalar("SELECT count(*) FROM wsync.run WHERE change_log::text LIKE '%%zoe%%'") == 0
+    assert ledger.scalar("SELECT count(*) FROM wsync.split WHERE counts::text LIKE '%%zoe%%'") == 0
+
+
+@pytest.mark.parametrize("kind", ["timestamptz", "timestamp", "date"])
+def test_a_row_from_the_future_does_not_keep_later_ones_from_being_read(ledger: Ledger, kind: str) -> None:
+    ledger.source.type = VALUES[kind][0]
+    future = {
+        "timestamptz": NOW + timedelta(days=999),
+        "timestamp": wall(NOW) + timedelta(days=999),
+        "date": NOW.date() + timedelta(days=999),
+    }[kind]
+    present = {"timestamptz": NOW, "timestamp": wall(NOW), "date": NOW.date()}[kind]
+    ledger.source.entries = {1: ("from the future", future)}
+    ledger.run()
+    ledger.spec = replace(ledger.spec, cursor=Cursor(column="seen", overlap_ms=86_400_000))
+    ledger.source.entries[2] = ("of today", present)
+
+    ledger.run()
+
+    assert ledger.sink.contents == ledger.names()
+
+
+# -- the time of the last run
+
+
+def by_time(ledger: Ledger) -> None:
+    ledger.spec = replace(ledger.spec, read=Read.FULL, cursor=None, query="SELECT id, name, seen FROM people WHERE seen >= :last_sync_time")
+    ledger.source.type = pa.timestamp("us", tz="UTC")
+
+
+def test_the_last_run_is_the_one_that_was_settled_and_counts_from_before_its_query(ledger: Ledger) -> None:
+    by_time(ledger)
+    ledger.source.entries = {1: ("a", instant(1))}
+    before = ledger.scalar("SELECT wsync.clock()")
+
+    ledger.run()
+    ledger.sink.verdict = lambda chunk: WriteResult(accepted_rows=0, unknown=tuple(range(chunk.rows)))
+    ledger.source.entries[2] = ("b", instant(1))
+    unsettled = ledger.run()
+    ledger.sink.verdict = None
+    ledger.run()
+    ledger.run()
+
+    first, second, third, fourth = (asked["last_sync_time"] for asked in ledger.source.asked)
+    assert first == datetime(1970, 1, 1, tzinfo=UTC)
+    assert (unsettled.state, second, fourth > second) == ("partial", third, True)
+    began = ledger.scalar("SELECT min(at) FROM wsync.run_event WHERE kind = 'plan.started'")
+    assert before <= second <= began
+
+
+def test_what_a_query_by_the_time_of_the_last_run_does_not_give_is_not_forgotten(ledger: Ledger) -> None:
+    by_time(ledger)
+    ledger.source.entries = {key: (f"name {key}", instant(1)) for key in range(30)}
+    ledger.run()
+    ledger.source.entries.clear()
+
+    outcome = ledger.run()
+
+    assert (outcome.state, ledger.scalar("SELECT manifest ->> 'rows' FROM wsync.snapshot")) == ("succeeded", "30")
+
+
+# -- when the cursor moves
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_wherever_the_process_dies_the_cursor_moves_with_what_was_delivered(ledger: Ledger, step: str) -> None:
+    ledger.put(*range(30))
+    ledger.run()
+    ledger.put(*range(20, 50))
+    run_id = ledger.new_run()
+
+    with pytest.raises(Crash):
+        execute(ledger.job(run_id, crash_at(step, 1)))
+    assert ledger.stored() == ("60" if step == "after_finish" else "30")
+    if step != "after_finish":
+        assert execute(ledger.job(run_id)).state == "succeeded"
+
+    assert ledger.stored() == "60"
+    assert ledger.sink.contents == ledger.names()
+
+
+@pytest.mark.parametrize(("step", "occurrence"), [("after_start_delivery", 1), ("after_mark_sent", 2), ("after_ack", 2)])
+def test_a_run_that_was_cancelled_half_way_leaves_the_cursor_and_the_next_one_makes_up_for_it(
+    ledger: Ledger, step: str, occurrence: int
+) -> None:
+    ledger.put(*range(30))
+    ledger.run()
+    ledger.put(*range(20, 220))
+    job = ledger.job(ledger.new_run(), crash_at(step, occurrence))
+    with pytest.raises(Crash):
+        execute(job)
+
+    conclude(ledger.job(job.books.run_id), Cancelled("cancelled", next_step=""), outcome="cancelled")
+
+    assert ledger.stored() == "30"
+    assert ledger.run().state == "succeeded"
+    assert ledger.stored() == "230"
+    assert ledger.sink.contents == ledger.names()
+
+
+def test_the_next_run_folds_what_a_killed_one_had_settled_and_goes_on_from_there(ledger: Ledger) -> None:
+    ledger.put(*range(30))
+    run_id = ledger.new_run()
+    with pytest.raises(Crash):
+        execute(ledger.job(run_id, crash_at("before_finish", 1)))
+    ledger.engine.execute("UPDATE wsync.run SET state = 'failed', finished_at = now() WHERE run_id = %s", (run_id,))
+
+    ledger.run()
+
+    assert ledger.last_asked() == 30
+
+
+def test_changes_without_a_verdict_are_read_again(ledger: Ledger) -> None:
+    ledger.put(*range(30))
+    ledger.run()
+    ledger.put(*range(5))
+    ledger.sink.verdict = lambda chunk: WriteResult(accepted_rows=0, unknown=tuple(range(chunk.rows)))
+    unsure = ledger.run()
+    ledger.sink.verdict = None
+
+    outcome = ledger.run()
+
+    assert (unsure.state, ledger.last_asked(), outcome.counts["upserts"]) == ("partial", 30, 5)
+    assert ledger.sink.contents == ledger.names()
+
+
+def test_an_unsure_row_that_has_gone_is_not_forgotten(ledger: Ledger) -> None:
+    ledger.put(*range(5))
+    ledger.sink.verdict = lambda chunk: WriteResult(accepted_rows=0, unknown=tuple(range(chunk.rows)))
+    ledger.run()
+    ledger.sink.verdict = None
+    ledger.put(9)
+    ledger.run()
+    assert ledger.scalar("SELECT manifest ->> 'rows' FROM wsync.snapshot") == "6"
+
+
+def test_a_key_that_is_there_twice_keeps_the_cursor_until_one_of_its_rows_has_gone(ledger: Ledger) -> None:
+    ledger.put(*range(10))
+    ledger.source.extra_rows = [{"id": 3, "name": "another", "seen": 5}]
+
+    refused = ledger.run()
+    ledger.source.extra_rows = []
+    mended = ledger.run()
+
+    assert (refused.state, refused.counts["refused_duplicates"]) == ("partial", 1)
+    assert mended.state == "succeeded"
+    assert ledger.sink.contents == ledger.names()
+
+
+def test_a_cursor_never_goes_back(ledger: Ledger) -> None:
+    ledger.spec = replace(ledger.spec, cursor=Cursor(column="seen", overlap_by=20))
+    ledger.put(*range(30))
+    ledger.run()
+    ledger.source.entries = {1: ("changed without a new position", 15)}
+
+    ledger.run()
+
+    assert ledger.stored() == "30"
+
+
+def test_a_dry_run_moves_nothing_and_its_approval_does(ledger: Ledger) -> None:
+    ledger.put(*range(30))
+    ledger.run()
+    ledger.put(*range(5))
+    run_id = ledger.new_run(dry_run=True)
+
+    assert execute(ledger.job(run_id)).state == "blocked"
+    assert ledger.stored() == "30"
+    ledger.engine.execute("UPDATE wsync.run SET state = 'queued', dry_run = false, approved_by = 'ann' WHERE run_id = %s", (run_id,))
+
+    assert execute(ledger.job(run_id)).state == "succeeded"
+    assert ledger.stored() == "35"
+
+
+def test_a_run_beside_which_another_delivered_reads_from_the_others_cursor(ledger: Ledger) -> None:
+    ledger.put(*range(30))
+    ledger.run()
+    ledger.put(*range(5))
+
+    outcome = ledger.run(beside("after_change_log", ledger.run_beside))
+
+    assert [asked["cursor"] for asked in ledger.source.asked] == [-(2**63), 30, 30, 35]
+    assert (outcome.state, outcome.counts["read"], ledger.stored()) == ("succeeded", 1, "35")
+
+
+def test_an_approved_plan_from_before_the_cursor_moved_is_refused(ledger: Ledger) -> None:
+    ledger.put(*range(30))
+    run_id = ledger.new_run(dry_run=True)
+    execute(ledger.job(run_id))
+    ledger.run()
+    ledger.engine.execute("UPDATE wsync.run SET state = 'queued', dry_run = false, approved_by = 'ann' WHERE run_id = %s", (run_id,))
+
+    with pytest.raises(FatalError, match="stale plan"):
+        execute(ledger.job(run_id))
+
+
+def test_a_holder_that_lost_its_lease_moves_no_cursor(ledger: Ledger) -> None:
+    ledger.put(*range(30))
+    run_id = ledger.new_run()
+
+    def take_over() -> None:
+        assert execute(ledger.job(run_id)).state == "succeeded"
+        ledger.engine.execute("UPDATE wsync.snapshot SET cursor = jsonb_set(cursor, '{cursor,value}', '\"31\"')")
+
+    with pytest.raises(Exception, match="no longer ours"):
+        execute(ledger.job(run_id, beside("before_finish", take_over)))
+
+    assert ledger.stored() == "31"
+
+
+# -- when everything is read again
+
+
+def resync(ledger: Ledger) -> None:
+    ledger.ask_for_resync()
+
+
+def other_query(ledger: Ledger) -> None:
+    ledger.spec = replace(ledger.spec, query=f"{ledger.spec.query} AND true")
+
+
+def other_mapping(ledger: Ledger) -> None:
+    ledger.spec = replace(ledger.spec, mapping=(*ledger.spec.mapping, MappingEntry(target="kind", constant="person")))
+
+
+def other_initial(ledger: Ledger) -> None:
+    ledger.spec = replace(ledger.spec, cursor=Cursor(column="seen", initial=-5))
+
+
+def a_swap_by_an_older_engine(ledger: Ledger) -> None:
+    ledger.engine.execute("UPDATE wsync.snapshot SET version = version + 1")
+
+
+def another_destination(ledger: Ledger) -> None:
+    ledger.move()
+
+
+@pytest.mark.parametrize("change", [resync, other_query, other_mapping, other_initial, a_swap_by_an_older_engine, another_destination])
+def test_what_makes_the_cursor_worthless_has_the_next_run_read_everything(ledger: Ledger, change: Callable[[Ledger], None]) -> None:
+    ledger.put(*range(30))
+    ledger.run()
+    ledger.put(40)
+    change(ledger)
+
+    outcome = ledger.run()
+
+    assert (outcome.state, outcome.counts["read"], ledger.stored()) == ("succeeded", 31, "31")
+    assert ledger.scalar("SELECT count(*) FROM wsync.run_event WHERE kind = 'cursor.forgotten'") == 1
+    ledger.run()
+    assert ledger.last_asked() == 31
+
+
+def test_a_resync_offers_everything_and_one_that_died_half_way_goes_on(ledger: Ledger) -> None:
+    ledger.put(*range(200))
+    ledger.run()
+    ledger.sink.calls.clear()
+    ledger.ask_for_resync()
+    job = ledger.job(ledger.new_run(), crash_at("after_ack", 2))
+    with pytest.raises(Crash):
+        execute(job)
+    conclude(ledger.job(job.books.run_id), Cancelled("cancelled", next_step=""), outcome="cancelled")
+
+    outcome = ledger.run()
+
+    assert (outcome.counts["read"], outcome.counts["unchanged"] + outcome.counts["upserts"]) == (200, 200)
+    assert {key for _, keys in ledger.sink.calls for key in keys} == set(range(200))
+    assert ledger.run().counts["read"] == 1
+
+
+def test_adopting_takes_everything_as_delivered_and_the_next_run_goes_on_behind_it(ledger: Ledger) -> None:
+    ledger.put(*range(30))
+    ledger.run()
+    ledger.put(3)
+
+    outcome = ledger.adopt()
+    following = ledger.run()
+
+    assert (outcome.counts["read"], outcome.counts["accepted"]) == (30, 1)
+    assert (ledger.last_asked(), following.counts["upserts"]) == (31, 0)
+
+
+def test_other_values_of_the_parameters_are_another_result(ledger: Ledger) -> None:
+    ledger.put(*range(30))
+    ledger.spec = replace(ledger.spec, parameters={"country": "DE", "day": FromRun(name="nominal_at")})
+    asked = []
+    for parameters in ({"country": "DE", "day": instant(1)}, {"country": "DE", "day": instant(2)}, {"country": "FR", "day": instant(2)}):
+        execute(replace(ledger.job(ledger.new_run()), parameters=parameters))
+        asked.append(ledger.last_asked())
+
+    assert asked == [-(2**63), 30, -(2**63)]
+
+
+def test_fields_of_another_type_have_everything_read_again_in_the_same_run(ledger: Ledger) -> None:
+    ledger.spec = replace(ledger.spec, mapping=())
+    ledger.put(*range(30))
+    ledger.run()
+    ledger.source.type = pa.int32()
+
+    outcome = ledger.run()
+
+    assert (outcome.state, outcome.counts["read"]) == ("succeeded", 30)
+    assert [asked["cursor"] for asked in ledger.source.asked] == [-(2**63), 30, -(2**63)]
+
+
+def test_a_full_read_in_between_makes_the_cursor_worthless(ledger: Ledger) -> None:
+    ledger.put(*range(30))
+    ledger.run()
+    incremental = ledger.spec
+    ledger.spec = replace(ledger.spec, read=Read.FULL, cursor=None, query="SELECT id, name, seen FROM people")
+    ledger.put(3)
+    assert ledger.run().counts["read"] == 30
+    ledger.spec = incremental
+
+    ledger.run()
+
+    assert ledger.last_asked() == -(2**63)
+
+
+# -- what is refused
+
+
+def test_a_cursor_column_of_another_type_names_both_types_and_changes_nothing(ledger: Ledger) -> None:
+    ledger.put(*range(30))
+    ledger.run()
+    ledger.source.type = pa.timestamp("us", tz="UTC")
+    ledger.source.entries = {}
+
+    refused = ledger.failed_run()
+
+    assert isinstance(refused, ConfigError)
+    assert refused.message == "the cursor column `seen` was an integer, and is a timestamp with time zone now"
+    assert "sync resync" in refused.next_step
+    assert ledger.stored() == "30"
+    ledger.ask_for_resync()
+    ledger.source.entries = {key: (f"name {key}", instant(key)) for key in range(30)}
+    assert ledger.run().state == "succeeded"
+
+
+def test_a_missing_cursor_column_suggests_the_nearest(ledger: Ledger) -> None:
+    ledger.spec = replace(ledger.spec, cursor=Cursor(column="sen"))
+
+    refused = ledger.failed_run()
+
+    assert (refused.message, refused.next_step) == ("the query has no column `sen` to be the cursor", "did you mean `seen`?")
+
+
+@pytest.mark.parametrize(
+    ("kind", "cursor", "next_step"),
+    [
+        (pa.int64(), Cursor(column="seen", overlap_ms=1_000), "write a number"),
+        (pa.timestamp("us"), Cursor(column="seen", overlap_by=5), "write a duration"),
+        (pa.string(), Cursor(column="seen", overlap_by=5), "remove `overlap`"),
+        (pa.string(), Cursor(column="seen", overlap_ms=5), "remove `overlap`"),
+        (pa.bool_(), Cursor(column="seen"), "name a column with"),
+    ],
+)
+def test_what_can_be_no_cursor_is_refused_before_anything_is_read(
+    ledger: Ledger, kind: pa.DataType, cursor: Cursor, next_step: str
+) -> None:
+    ledger.source.type = kind
+    ledger.spec = replace(ledger.spec, cursor=cursor)
+
+    refused = ledger.failed_run()
+
+    assert isinstance(refused, ConfigError)
+    assert (refused.next_step.startswith(next_step), ledger.source.plans) == (True, 0)
+
+
+def test_a_part_of_a_result_is_never_mirrored(ledger: Ledger) -> None:
+    ledger.spec = replace(ledger.spec, mode=Mode.MIRROR)
+
+    assert "`mirror` deletes what is not in the result" in ledger.failed_run().message
