@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from wsync_engine.model.sync import Cursor, Guards, MappingEntry, Mode, Read
 from wsync_sdk import Held, PlanContext, Preview, Query, ReadLimits, ReadPlan, Split
@@ -26,6 +28,7 @@ class LedgerSource(TableSource):
         self.entries: dict[int | None, tuple[str, Any]] = {}
         self.type: pa.DataType = pa.int64()
         self.asked: list[dict[str, Any]] = []
+        self.estimated_rows: int | None = None
         self.extra_rows: list[dict[str, Any]] = []
 
     @property
@@ -41,7 +44,8 @@ class LedgerSource(TableSource):
         self.plans += 1
         self.asked.append(dict(query.parameters))
         splits = (Split(index=0, token=b"0"), Split(index=1, token=b"1"))
-        return ReadPlan(schema=self.schema, splits=splits, lifetime=Held(), handle=b"handle", connector_version="1")
+        rows = self.estimated_rows
+        return ReadPlan(schema=self.schema, splits=splits, lifetime=Held(), handle=b"handle", connector_version="1", estimated_rows=rows)
 
     def read(self, split: Split, offset: int = 0) -> Iterator[pa.RecordBatch]:
         cursor = self.asked[-1].get("cursor")
@@ -82,6 +86,17 @@ class Ledger(World):
     def stored(self) -> Any:
         """The stored cursor's value."""
         return self.scalar("SELECT cursor -> 'cursor' ->> 'value' FROM wsync.snapshot WHERE sync_id = %s", self.sync_id)
+
+    def end_backoff(self) -> None:
+        """As if the time had passed after which rejected rows are offered again."""
+        for path in self.storage.snapshot_folder(str(self.sync_id)).glob("*.parquet"):
+            entries = pq.read_table(path)
+            place = entries.schema.get_field_index("wsync_offer_at")
+            ended = pc.if_else(pc.is_valid(entries["wsync_offer_at"]), 0, entries["wsync_offer_at"])
+            pq.write_table(entries.set_column(place, "wsync_offer_at", ended), path)
+
+    def carried_files(self) -> list[Path]:
+        return list(self.storage.snapshot_folder(str(self.sync_id)).glob("*.sealed"))
 
     def names(self) -> dict[int | None, str]:
         """What the query's rows are, whenever they were read."""

@@ -6,18 +6,21 @@ Before a fold a sink that keeps acks of its own is asked for those that we never
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from wsync_engine.model.ids import uuid7
+from wsync_engine.pipeline.carried import carried_rows, seal
 from wsync_engine.pipeline.chunking import leaves
 from wsync_engine.pipeline.deliver import is_covered, missing_recorded
-from wsync_engine.pipeline.fold import Verdicts, fold_partition
+from wsync_engine.pipeline.fold import Folded, Target, Verdicts, fold_partition
 from wsync_engine.pipeline.job import Job, Outcome, log_of, run_ref, scratch_of, target_of
 from wsync_engine.pipeline.local_database import SnapshotLost
 from wsync_engine.pipeline.log_record import LogRecord
+from wsync_engine.pipeline.manifest import Manifest
 from wsync_engine.pipeline.snapshot import is_resync_wanted
 from wsync_engine.state.books import Ack, NewSnapshot, RunRecord
 from wsync_sdk import StateError, TransactionalSink, WsyncError
@@ -156,25 +159,60 @@ def _fold(job: Job, run_id: UUID, record: RunRecord) -> NewSnapshot | None:
     folder = job.storage.snapshot_folder(str(job.sync_id))
     files: list[str | None] = list(log.base.files)
     verdicts = [_verdicts(job, run_id, partition) for partition in range(log.partitions)]
-    if all(verdict.is_empty for verdict in verdicts):
+    if all(verdict.is_empty for verdict in verdicts) and not _has_rejected(log, record):
         return _moved_cursor(log, cursor)
     rows = 0
+    carried: list[str | None] = []
     for partition, verdict in enumerate(verdicts):
         target = folder / f"{run_id}-{uuid7()}.parquet"  # a holder that sleeps in mid-write must not share our file
-        rows += fold_partition(
-            log.diff_input(partition, job.storage),
-            verdict,
-            target,
+        folded, sealed = _fold_partition(job, log, partition, verdict, target)
+        rows += folded.rows
+        carried.append(sealed)
+        files[partition] = job.storage.relative(target)
+        job.context.faults("fold")
+    manifest = replace(
+        log.base,
+        files=tuple(files),
+        key=log.key,
+        rows=rows,
+        is_unsure=False,
+        delivery=_last_delivery(log, record, verdicts),
+        carried=tuple(carried) if any(carried) else (),
+    )
+    return NewSnapshot(base=log.base.version, manifest=manifest.to_json(), cursor=cursor)
+
+
+def _last_delivery(log: LogRecord, record: RunRecord, verdicts: Sequence[Verdicts]) -> int:
+    """What the sink knows of: where nothing was sent it has not heard of this run."""
+    if all(verdict.is_empty for verdict in verdicts):
+        return log.base.delivery
+    return 0 if record.adopt else record.delivery or 0
+
+
+def _has_rejected(log: LogRecord, record: RunRecord) -> bool:
+    """Whether rows that were rejected before are to be kept, or some that were kept have been replaced."""
+    return log.part is not None and (record.counts["held_back"] > 0 or any(log.base.carried))
+
+
+def _fold_partition(job: Job, log: LogRecord, partition: int, verdicts: Verdicts, target: Path) -> tuple[Folded, str | None]:
+    """(its rows, the file of carried rows, sealed beside the snapshot)."""
+    plain = None if log.part is None else scratch_of(job) / f"rejected-{uuid7()}.parquet"
+    with carried_rows(job, log, partition) as former:
+        folded = fold_partition(
+            replace(log.diff_input(partition, job.storage), carried=former),
+            verdicts,
+            Target(snapshot=target, carried=plain),
             job.cipher.sealer(),
             now_us=int(time.time() * 1_000_000),
             scratch=scratch_of(job),
             budget=job.budget,
         )
-        files[partition] = job.storage.relative(target)
-        job.context.faults("fold")
-    delivery = 0 if record.adopt else record.delivery or 0
-    manifest = replace(log.base, files=tuple(files), key=log.key, rows=rows, is_unsure=False, delivery=delivery)
-    return NewSnapshot(base=log.base.version, manifest=manifest.to_json(), cursor=cursor)
+    if plain is None or not folded.carried_rows:
+        return folded, None
+    sealed = target.with_suffix(".sealed")
+    seal(plain, sealed, job.cipher.sealer())
+    plain.unlink()
+    return folded, job.storage.relative(sealed)
 
 
 def _cursor(job: Job, run_id: UUID, record: RunRecord) -> Mapping[str, Any] | None:
@@ -183,8 +221,7 @@ def _cursor(job: Job, run_id: UUID, record: RunRecord) -> Mapping[str, Any] | No
     if part is None:
         return None
     counts = _delivered_counts(job, run_id, record)
-    is_settled = counts["not_sent"] == 0 and counts["unsure"] == 0 and counts["rejected"] == 0 and not record.counts["held_back"]
-    return part.settled if is_settled else part.former
+    return part.former if counts["not_sent"] or counts["unsure"] else part.settled
 
 
 def _moved_cursor(log: LogRecord, cursor: Mapping[str, Any] | None) -> NewSnapshot | None:
@@ -199,7 +236,7 @@ def _tidy(job: Job, run_id: UUID, record: RunRecord, fold: NewSnapshot | None) -
     try:
         job.storage.drop_run_leftovers(str(run_id))
         if fold is not None:
-            base = log_of(record).base.files
-            job.storage.drop_superseded(str(job.sync_id), str(run_id), before=base, after=fold.manifest["files"])
+            after = Manifest.from_json(fold.base, dict(fold.manifest)).named
+            job.storage.drop_superseded(str(job.sync_id), str(run_id), before=log_of(record).base.named, after=after)
     except OSError:
         pass

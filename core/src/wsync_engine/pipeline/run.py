@@ -15,6 +15,7 @@ from wsync_engine.model.ids import uuid7
 from wsync_engine.model.reading import engine_parameters
 from wsync_engine.model.sync import Mode
 from wsync_engine.pipeline.before import before_fields
+from wsync_engine.pipeline.carried import carried_rows
 from wsync_engine.pipeline.change_log import ChangeLogReader
 from wsync_engine.pipeline.cursor import CursorColumn
 from wsync_engine.pipeline.deliver import Delivery, deliver_partition
@@ -276,18 +277,20 @@ def _diff(
     for partition in range(manifest.partitions):
         job.context.check()
         job.context.faults("diff")
-        task = replace(
-            record.diff_input(partition, job.storage),
-            duplicates=job.spec.duplicates,
-            offer_before_us=_NEVER_LATER_US if adopt else int(time.time() * 1_000_000),
-        )
-        counts = diff_partition(task, job.cipher.sealer(), withhold_deletes=withhold, scratch=scratch_of(job), budget=job.budget)
-        job.context.count("partitions_compared", 1)
-        if adopt:  # what left the result stays in the snapshot, for the next run to delete
-            counts = replace(counts, withheld_deletes=0)
-        totals += counts
-        if counts.refused or counts.refused_duplicates:
-            rejections += refusals_of(task, job.cipher, scratch_of(job), job.budget, limit=MOST_LISTED - len(rejections))
+        with carried_rows(job, record, partition) as carried:
+            task = replace(
+                record.diff_input(partition, job.storage),
+                duplicates=job.spec.duplicates,
+                offer_before_us=_NEVER_LATER_US if adopt else int(time.time() * 1_000_000),
+                carried=carried,
+            )
+            counts = diff_partition(task, job.cipher.sealer(), withhold_deletes=withhold, scratch=scratch_of(job), budget=job.budget)
+            job.context.count("partitions_compared", 1)
+            if adopt:  # what left the result stays in the snapshot, for the next run to delete
+                counts = replace(counts, withheld_deletes=0)
+            totals += counts
+            if counts.refused or counts.refused_duplicates:
+                rejections += refusals_of(task, job.cipher, scratch_of(job), job.budget, limit=MOST_LISTED - len(rejections))
     read_rows = sum(split.read_rows for split in splits)
     _check_books(read_rows, totals)
     counted = {"read": read_rows, **totals.to_counts()}
@@ -323,9 +326,9 @@ def _log_record(
 
 def _check_books(read_rows: int, counts: DiffCounts) -> None:
     parts = counts.unchanged + counts.upserts + counts.duplicates + counts.refused + counts.held_back
-    if read_rows != counts.staged or counts.staged != parts:
+    if read_rows + counts.carried != counts.staged or counts.staged != parts:
         raise FatalError(
-            f"the books do not balance: {read_rows} rows read, {counts.staged} staged, {parts} accounted for",
+            f"the books do not balance: {read_rows} rows read, {counts.carried} carried, {counts.staged} staged, {parts} accounted for",
             next_step="report this; nothing was sent",
         )
 

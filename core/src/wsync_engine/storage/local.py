@@ -121,7 +121,7 @@ class LocalStorage:
         Never any other: a later run may already be writing, and a process that slept through its own end must not sweep what it does not know.
         """
         kept = {name for name in after if name is not None}
-        own = {self.relative(path) for path in self.snapshot_folder(sync_id).glob(f"{run_id}-*.parquet")}
+        own = {self.relative(path) for path in self.snapshot_folder(sync_id).glob(f"{run_id}-*")}
         for name in ({name for name in before if name is not None} | own) - kept:
             self.absolute(name).unlink(missing_ok=True)
 
