@@ -23,7 +23,7 @@ from pydantic_core import PydanticCustomError
 from wsync_engine.model.calendar import is_in_calendar
 from wsync_engine.model.declaration import ConnectionSpec, Declaration, ScheduleDeclaration, SyncDeclaration
 from wsync_engine.model.durations import LONGEST_MS, duration_text
-from wsync_engine.model.reading import CURSOR, LAST_SYNC_TIME, named_parameters
+from wsync_engine.model.reading import reading_mistake
 from wsync_engine.model.run import OverlapPolicy, Priority
 from wsync_engine.model.sync import Cursor, Duplicates, FromRun, Guards, MappingEntry, Mode, Read, SyncSpec
 
@@ -375,38 +375,11 @@ class SyncBlock(_Block):
 
     @model_validator(mode="after")
     def _one_reading(self) -> SyncBlock:
-        named = named_parameters(self.query or "") - self.parameters.keys()
-        if self.read is Read.FULL:
-            self._check_full(named)
-        else:
-            self._check_incremental(named)
-        if LAST_SYNC_TIME in named and self.mode is Mode.MIRROR:
-            what = "`mirror` deletes what is not in the result, and a query by `:last_sync_time` gives a part of it"
-            raise misplaced("mode", what, "use `mode: upsert`, or a query without `:last_sync_time`")
+        column = None if self.cursor is None else self.cursor.column
+        mistake = reading_mistake(read=self.read, mode=self.mode, query=self.query, cursor_column=column, declared=self.parameters.keys())
+        if mistake is not None:
+            raise misplaced(*mistake)
         return self
-
-    def _check_full(self, named: frozenset[str]) -> None:
-        if self.cursor is not None:
-            raise misplaced("cursor", "`cursor` goes with `read: incremental`", "write `read: incremental`, or remove `cursor`")
-        if CURSOR in named:
-            next_step = "write `read: incremental` with a `cursor`, or give `cursor` under `parameters`"
-            raise misplaced("query", "`:cursor` goes with `read: incremental`", next_step)
-
-    def _check_incremental(self, named: frozenset[str]) -> None:
-        if self.mode is Mode.MIRROR:
-            what = "`mirror` deletes what is not in the result, and an incremental read gives a part of it"
-            raise misplaced("read", what, "use `mode: upsert`, or `read: full`")
-        if self.query is None:
-            raise misplaced("table", "a table is read whole", "write a `query` instead: SELECT … WHERE updated_at >= :cursor")
-        if self.cursor is None:
-            raise misplaced(
-                "read", "an incremental read needs a `cursor`", "add `cursor: {column: updated_at}`, with a column of the query"
-            )
-        if CURSOR in self.parameters:
-            raise misplaced("parameters", "`:cursor` is where the last run came to", "give the parameter another name")
-        if CURSOR not in named:
-            next_step = f"add to the query: WHERE {self.cursor.column} >= :cursor"
-            raise misplaced("query", "the query does not say `:cursor`, so that it would read everything each time", next_step)
 
     def to_declaration(self, name: str) -> SyncDeclaration:
         """As ours."""

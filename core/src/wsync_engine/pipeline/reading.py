@@ -25,11 +25,20 @@ from wsync_engine.model.reading import CURSOR, LAST_SYNC_TIME, engine_parameters
 from wsync_engine.model.sync import Read, SyncSpec
 from wsync_engine.pipeline.cursor import CursorColumn, CursorValue, read_from
 from wsync_engine.pipeline.job import Job
-from wsync_engine.pipeline.snapshot import is_resync_wanted
 from wsync_engine.state.books import Cipher, PublishedSplit, SnapshotRow
 from wsync_sdk import ConfigError, ParameterValue, PlanExpired, Query, Source
 
-__all__ = ["EPOCH", "FieldsChanged", "ReadFrom", "begin_reading", "cursor_column", "explain_refusal", "query_of"]
+__all__ = [
+    "EPOCH",
+    "FieldsChanged",
+    "ReadFrom",
+    "begin_reading",
+    "cursor_column",
+    "explain_refusal",
+    "query_of",
+    "unread_parameters",
+    "usable",
+]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -113,7 +122,8 @@ def begin_reading(job: Job, row: SnapshotRow, *, from_start: bool) -> ReadFrom |
     if not names:
         return None
     fingerprint = reading_fingerprint(job.spec, job.parameters)
-    former = None if from_start else _usable(row, fingerprint)
+    stored = usable(row.cursor, row.manifest, version=row.version, resync=row.resync, fingerprint=fingerprint)
+    former = None if from_start else stored
     if row.cursor is not None and former is None:
         job.books.event("cursor.forgotten", {})
     return ReadFrom(
@@ -125,11 +135,16 @@ def begin_reading(job: Job, row: SnapshotRow, *, from_start: bool) -> ReadFrom |
     )
 
 
-def _usable(row: SnapshotRow, fingerprint: str) -> Mapping[str, Any] | None:
-    stored = row.cursor
-    if stored is None or row.manifest is None or is_resync_wanted(row) or row.manifest.get("resync", 0) < row.forgotten:
+def usable(
+    stored: dict[str, Any] | None, manifest: dict[str, Any] | None, *, version: int, resync: int, fingerprint: str
+) -> Mapping[str, Any] | None:
+    """What is stored beside a snapshot, if the next run may go on from it; None: that one reads from the start.
+
+    :param version, resync: the snapshot's, and how often a resync was asked for, or the sync moved to another destination.
+    """
+    if stored is None or manifest is None or resync > manifest.get("resync", 0):
         return None
-    return stored if (stored["version"], stored["fingerprint"]) == (row.version, fingerprint) else None
+    return stored if (stored["version"], stored["fingerprint"]) == (version, fingerprint) else None
 
 
 def _bound(job: Job, former: Mapping[str, Any] | None, names: frozenset[str]) -> dict[str, ParameterValue]:
@@ -150,8 +165,12 @@ def cursor_column(source: Source, spec: SyncSpec, parameters: Mapping[str, Param
     :raises ConfigError: the query is wrong, or its result has no such column.
     """
     assert spec.cursor is not None
-    unread: dict[str, ParameterValue] = {name: EPOCH if name == LAST_SYNC_TIME else None for name in engine_parameters(spec)}
-    return CursorColumn.of(spec.cursor, source.preview(query_of(spec, {**parameters, **unread}), 1).schema)
+    return CursorColumn.of(spec.cursor, source.preview(query_of(spec, {**parameters, **unread_parameters(spec)}), 1).schema)
+
+
+def unread_parameters(spec: SyncSpec) -> dict[str, ParameterValue]:
+    """The engine's own parameters of a query that is only described."""
+    return {name: EPOCH if name == LAST_SYNC_TIME else None for name in engine_parameters(spec)}
 
 
 def query_of(spec: SyncSpec, parameters: Mapping[str, ParameterValue]) -> Query:

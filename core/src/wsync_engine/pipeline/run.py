@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from wsync_engine.model.ids import uuid7
-from wsync_engine.model.reading import engine_parameters
+from wsync_engine.model.reading import check_reading
 from wsync_engine.model.sync import Mode
 from wsync_engine.pipeline.before import before_fields
 from wsync_engine.pipeline.carried import carried_rows
@@ -161,11 +161,7 @@ def _prepare_once(job: Job, *, adopt: bool, from_start: bool) -> None:
 
 def _check_mode(job: Job) -> None:
     """A stream that can't delete can't be mirrored, nor can a part of a result: said before the query costs anything."""
-    if job.spec.mode is Mode.MIRROR and engine_parameters(job.spec):
-        raise ConfigError(
-            "mode `mirror` deletes what is not in the result, and this query gives a part of it",
-            next_step="use `mode: upsert`, or a query without `:cursor` and `:last_sync_time`",
-        )
+    check_reading(job.spec)
     if job.spec.mode is Mode.MIRROR and Operation.DELETE not in job.sink.stream(job.spec.stream).operations:
         raise ConfigError(
             f"mode `mirror` deletes what left the result, and the stream `{job.spec.stream}` takes no deletes",
