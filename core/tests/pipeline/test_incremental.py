@@ -520,6 +520,31 @@ def test_a_full_read_in_between_makes_the_cursor_worthless(ledger: Ledger) -> No
     assert ledger.last_asked() == -(2**63)
 
 
+def test_what_a_clock_stored_that_was_ahead_is_not_trusted(ledger: Ledger) -> None:
+    by_time(ledger)
+    ledger.source.entries = {1: ("a", instant(1))}
+    ledger.run()
+    later = (NOW + timedelta(days=1)).isoformat()
+    ledger.engine.execute("UPDATE wsync.snapshot SET cursor = cursor || jsonb_build_object('last_sync_at', %s::text)", (later,))
+
+    ledger.run()
+
+    assert ledger.source.asked[-1]["last_sync_time"] == datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("kind", ["timestamptz", "timestamp", "date"])
+def test_a_cursor_in_the_future_is_not_trusted(ledger: Ledger, kind: str) -> None:
+    ledger.source.type, values, lowest, _ = VALUES[kind]
+    ledger.source.entries = {1: ("a", values[0])}
+    ledger.run()
+    later = values[0].replace(year=NOW.year + 1).isoformat()
+    ledger.engine.execute("UPDATE wsync.snapshot SET cursor = jsonb_set(cursor, '{cursor,value}', to_jsonb(%s::text))", (later,))
+
+    ledger.run()
+
+    assert ledger.last_asked() == lowest
+
+
 # -- what is refused
 
 

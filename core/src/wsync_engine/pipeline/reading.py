@@ -123,7 +123,7 @@ def begin_reading(job: Job, row: SnapshotRow, *, from_start: bool) -> ReadFrom |
         return None
     fingerprint = reading_fingerprint(job.spec, job.parameters)
     stored = usable(row.cursor, row.manifest, version=row.version, resync=row.resync, fingerprint=fingerprint)
-    former = None if from_start else stored
+    former = None if from_start or _is_ahead(stored, row.now, job.cipher) else stored
     if row.cursor is not None and former is None:
         job.books.event("cursor.forgotten", {})
     return ReadFrom(
@@ -145,6 +145,15 @@ def usable(
     if stored is None or manifest is None or resync > manifest.get("resync", 0):
         return None
     return stored if (stored["version"], stored["fingerprint"]) == (version, fingerprint) else None
+
+
+def _is_ahead(stored: Mapping[str, Any] | None, now: datetime, cipher: Cipher) -> bool:
+    """Whether it was stored by a clock that has been put back since: then nobody knows when that was."""
+    if stored is None:
+        return False
+    value = CursorValue.from_json(stored["cursor"], cipher) if "cursor" in stored else None
+    is_value_ahead = value is not None and value != value.no_later_than(now)
+    return is_value_ahead or datetime.fromisoformat(stored["last_sync_at"]) > now
 
 
 def _bound(job: Job, former: Mapping[str, Any] | None, names: frozenset[str]) -> dict[str, ParameterValue]:
