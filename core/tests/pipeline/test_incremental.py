@@ -182,7 +182,15 @@ def test_an_initial_value_is_of_the_columns_type(ledger: Ledger, kind: str, init
 
 @pytest.mark.parametrize(
     ("kind", "initial"),
-    [("timestamptz", "2026-03-01"), ("timestamp", "2026-03-01T00:00:00Z"), ("date", "soon"), ("integer", 7.5), ("text", 7)],
+    [
+        ("timestamptz", "2026-03-01"),
+        ("timestamp", "2026-03-01T00:00:00Z"),
+        ("date", "soon"),
+        ("integer", 7.5),
+        ("decimal", "NaN"),
+        ("float", float("inf")),
+        ("text", 7),
+    ],
 )
 def test_an_initial_value_of_another_type_is_refused_before_anything_is_read(ledger: Ledger, kind: str, initial: Any) -> None:
     ledger.source.type = VALUES[kind][0]

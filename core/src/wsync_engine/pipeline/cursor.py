@@ -62,6 +62,7 @@ _LOWEST: Mapping[Kind, ParameterValue] = {
     Kind.FLOAT: -math.inf,
     Kind.TEXT: "",
 }
+_EXAMPLES = {Kind.INSTANT: ": 2027-01-31T08:00:00+01:00", Kind.TIMESTAMP: ": 2027-01-31T08:00:00", Kind.DATE: ": 2027-01-31"}
 _Time = TypeVar("_Time", date, datetime)
 _TIMES = (Kind.INSTANT, Kind.TIMESTAMP, Kind.DATE)
 _NUMBERS = (Kind.INTEGER, Kind.DECIMAL, Kind.FLOAT)
@@ -178,17 +179,28 @@ class CursorColumn:
 
     def _initial(self, initial: int | float | str) -> ParameterValue:
         try:
-            value = _parsed(self.kind, str(initial)) if self.kind is not Kind.TEXT or isinstance(initial, str) else None
+            value: ParameterValue = _parsed(self.kind, str(initial))
         except (ValueError, InvalidOperation):
             value = None
-        if value is None or (self.kind in (Kind.INSTANT, Kind.TIMESTAMP) and (value.tzinfo is None) is (self.kind is Kind.INSTANT)):
-            example = {Kind.INSTANT: ": 2027-01-31T08:00:00+01:00", Kind.TIMESTAMP: ": 2027-01-31T08:00:00", Kind.DATE: ": 2027-01-31"}
+        if self.kind is Kind.TEXT and not isinstance(initial, str):
+            value = None
+        if not self._is_ours(value):
             raise ConfigError(
                 f"`initial` is not of the type of the cursor column `{self.cursor.column}`",
-                next_step=f"give {_WORDS[self.kind]}{example.get(self.kind, '')}",
+                next_step=f"give {_WORDS[self.kind]}{_EXAMPLES.get(self.kind, '')}",
             )
-        checked: ParameterValue = value
-        return checked
+        return value
+
+    def _is_ours(self, value: ParameterValue) -> bool:
+        """Whether a parsed value is one that a row can have: numbers are finite, instants have a zone, and only these."""
+        match value:
+            case None:
+                return False
+            case datetime():
+                return (value.tzinfo is not None) is (self.kind is Kind.INSTANT)
+            case int() | float() | Decimal():
+                return math.isfinite(value)
+        return True
 
 
 def read_from(cursor: Cursor, stored: CursorValue) -> ParameterValue:

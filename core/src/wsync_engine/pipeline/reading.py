@@ -26,7 +26,7 @@ from wsync_engine.model.sync import Read, SyncSpec
 from wsync_engine.pipeline.cursor import CursorColumn, CursorValue, read_from
 from wsync_engine.pipeline.job import Job
 from wsync_engine.state.books import Cipher, PublishedSplit, SnapshotRow
-from wsync_sdk import ConfigError, ParameterValue, PlanExpired, Query, Source
+from wsync_sdk import ParameterValue, PlanExpired, Query, Source, WsyncError
 
 __all__ = [
     "EPOCH",
@@ -195,7 +195,7 @@ def explain_refusal(job: Job, reading: ReadFrom | None) -> None:
     if reading is None or reading.former is None or job.spec.read is not Read.INCREMENTAL:
         return
     column = None
-    with suppress(ConfigError):
+    with suppress(WsyncError):  # the first refusal says it then
         column = cursor_column(job.source, job.spec, job.parameters)
     if column is not None:
         column.check_stored(CursorValue.from_json(reading.former["cursor"], job.cipher))
