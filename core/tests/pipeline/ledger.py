@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from wsync_engine.model.sync import Cursor, Guards, MappingEntry, Mode, Read
-from wsync_sdk import Held, PlanContext, Preview, Query, ReadLimits, ReadPlan, Split
+from wsync_sdk import Held, PlanContext, PlanExpired, Preview, Query, ReadLimits, ReadPlan, Split
 
 from .world import TableSource, World
 
@@ -28,6 +28,7 @@ class LedgerSource(TableSource):
         self.entries: dict[int | None, tuple[str, Any]] = {}
         self.type: pa.DataType = pa.int64()
         self.asked: list[dict[str, Any]] = []
+        self.expire_plans = 0
         self.estimated_rows: int | None = None
         self.extra_rows: list[dict[str, Any]] = []
 
@@ -42,6 +43,9 @@ class LedgerSource(TableSource):
     def plan(self, query: Query, limits: ReadLimits, ctx: PlanContext) -> ReadPlan:
         ctx.started(b"handle")
         self.plans += 1
+        if self.expire_plans:
+            self.expire_plans -= 1
+            raise PlanExpired("the snapshot is gone", next_step="plan again")
         self.asked.append(dict(query.parameters))
         splits = (Split(index=0, token=b"0"), Split(index=1, token=b"1"))
         rows = self.estimated_rows

@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from wsync_engine.model.reading import CURSOR, LAST_SYNC_TIME, engine_parameters, reading_fingerprint
 from wsync_engine.model.sync import Read, SyncSpec
-from wsync_engine.pipeline.cursor import CursorColumn, CursorValue, read_from
+from wsync_engine.pipeline.cursor import CursorColumn, CursorValue, Kind, read_from
 from wsync_engine.pipeline.job import Job
 from wsync_engine.state.books import Cipher, PublishedSplit, SnapshotRow
 from wsync_sdk import ParameterValue, PlanExpired, Query, Source, WsyncError
@@ -123,7 +123,7 @@ def begin_reading(job: Job, row: SnapshotRow, *, from_start: bool) -> ReadFrom |
         return None
     fingerprint = reading_fingerprint(job.spec, job.parameters)
     stored = usable(row.cursor, row.manifest, version=row.version, resync=row.resync, fingerprint=fingerprint)
-    former = None if from_start or _is_ahead(stored, row.now, job.cipher) else stored
+    former = None if from_start or stored is None or _is_ahead(job, stored, names, row.now) else stored
     if row.cursor is not None and former is None:
         job.books.event("cursor.forgotten", {})
     return ReadFrom(
@@ -147,13 +147,14 @@ def usable(
     return stored if (stored["version"], stored["fingerprint"]) == (version, fingerprint) else None
 
 
-def _is_ahead(stored: Mapping[str, Any] | None, now: datetime, cipher: Cipher) -> bool:
-    """Whether it was stored by a clock that has been put back since: then nobody knows when that was."""
-    if stored is None:
-        return False
-    value = CursorValue.from_json(stored["cursor"], cipher) if "cursor" in stored else None
-    is_value_ahead = value is not None and value != value.no_later_than(now)
-    return is_value_ahead or datetime.fromisoformat(stored["last_sync_at"]) > now
+def _is_ahead(job: Job, stored: Mapping[str, Any], names: frozenset[str], now: datetime) -> bool:
+    """Whether the run would begin in the future: a clock that stored it has been put back since, and nobody knows when that was."""
+    bound = _bound(job, stored, names)
+    if CURSOR in bound:
+        value = CursorValue(kind=Kind(stored["cursor"]["kind"]), value=bound[CURSOR])
+        if value != value.no_later_than(now):
+            return True
+    return LAST_SYNC_TIME in bound and datetime.fromisoformat(stored["last_sync_at"]) > now
 
 
 def _bound(job: Job, former: Mapping[str, Any] | None, names: frozenset[str]) -> dict[str, ParameterValue]:

@@ -123,11 +123,10 @@ def _prepare(job: Job, *, adopt: bool) -> None:
         try:
             _prepare_once(job, adopt=adopt, from_start=from_start)
             return
-        except FieldsChanged:
-            from_start = True
-        except PlanExpired:
+        except PlanExpired as exc:
             if attempt == MOST_PLANS:
                 raise
+            from_start = from_start or isinstance(exc, FieldsChanged)
             job.books.event("plan.expired", {"attempt": attempt})
         except SnapshotLost:
             # Beside a dry run a real one may end: the files it replaced are gone, and the plan would be stale.
