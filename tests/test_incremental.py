@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from wsync_engine.model.sync import Cursor, Guards, MappingEntry, Mode, Read, SyncSpec
@@ -216,3 +218,29 @@ def test_wherever_the_process_dies_the_next_holder_moves_the_cursor_once(world: 
     assert (outcome.state, outcome.counts["accepted"], world.cursor()) == ("succeeded", 500, str(ROWS + 500))
     assert world.differences() == []
     assert world.run().counts["upserts"] == 0
+
+
+def end_backoff(world: World) -> None:
+    """As if the time had passed after which rejected rows are offered again."""
+    for path in world.storage.snapshot_folder(str(world.sync_id)).glob("*.parquet"):
+        entries = pq.read_table(path)
+        place = entries.schema.get_field_index("wsync_offer_at")
+        pq.write_table(entries.set_column(place, "wsync_offer_at", pa.array([0] * len(entries), pa.int64())), path)
+
+
+def test_a_row_that_the_table_refuses_is_kept_and_arrives_when_it_is_taken(world: World) -> None:
+    world.use("place")
+    world.admin.execute("CREATE TABLE subscriber (id bigint PRIMARY KEY, email text CONSTRAINT picky CHECK (email <> 'user7@example.com'))")
+    first = world.run()
+    second = world.run()
+    world.put(ROWS + 1, ROWS + 20)
+    third = world.run()
+    world.admin.execute("ALTER TABLE subscriber DROP CONSTRAINT picky")
+    end_backoff(world)
+
+    last = world.run()
+
+    assert (first.counts["rejected"], second.counts["upserts"], second.counts["held_back"]) == (1, 0, 1)
+    assert (third.counts["accepted"], third.counts["read"], third.counts["carried"], world.cursor()) == (20, 21, 1, str(ROWS + 20))
+    assert (last.state, last.counts["accepted"], world.differences()) == ("succeeded", 1, [])
+    assert world.run().state == "succeeded"
