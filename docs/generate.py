@@ -27,11 +27,12 @@ EXITS = {
     Exit.UNREACHABLE: "a server can't be reached",
     Exit.INTERRUPTED: "interrupted",
 }
-BLOCKS = ("FileBlock", "ConnectionBlock", "SyncBlock", "FieldBlock", "DuplicatesBlock", "GuardsBlock", "ScheduleBlock")
+BLOCKS = ("FileBlock", "ConnectionBlock", "SyncBlock", "CursorBlock", "FieldBlock", "DuplicatesBlock", "GuardsBlock", "ScheduleBlock")
 PLACES = {
     "FileBlock": "The file",
     "ConnectionBlock": "`connections.NAME`",
     "SyncBlock": "`syncs.NAME`",
+    "CursorBlock": "`syncs.NAME.cursor`",
     "FieldBlock": "`syncs.NAME.mapping.FIELD`",
     "DuplicatesBlock": "`syncs.NAME.duplicates`",
     "GuardsBlock": "`syncs.NAME.guards`",

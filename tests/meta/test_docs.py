@@ -136,6 +136,11 @@ def test_the_tutorial_does_what_it_shows(reader: Reader) -> None:
         reader.follow(step)
 
 
+def test_the_page_of_incremental_reads_does_what_it_shows(reader: Reader) -> None:
+    for step in steps("incremental.md"):
+        reader.follow(step)
+
+
 def test_the_page_of_suprsend_does_what_it_shows(reader: Reader) -> None:
     reader.environment |= {
         "SUPRSEND_SECRET": "opensesame-7041",

@@ -9,7 +9,9 @@ from typing import Any
 import psycopg
 import pytest
 
+from wsync_engine.model.declaration import sync_spec_from_json
 from wsync_engine.model.ids import uuid7
+from wsync_engine.model.reading import reading_fingerprint
 
 from .conftest import TEXT, Run
 
@@ -215,3 +217,52 @@ def test_a_test_that_finds_a_connection_ill_changes_nothing(
     assert run("connections", "test", "here").exit_code == 1
 
     assert engine.execute("SELECT state FROM wsync.breaker").fetchone() == ("open",)
+
+
+INCREMENTAL = (
+    TEXT.replace("FROM public.customers", "FROM public.customers WHERE id >= :cursor")
+    .replace("mode: mirror", "mode: upsert\n    read: incremental\n    cursor: {column: id}")
+)  # fmt: skip
+STORED = "INSERT INTO wsync.snapshot (sync_id, tenant_id, version, manifest, cursor) SELECT sync_id, tenant_id, 1, %s, %s FROM wsync.sync"
+
+
+def store_cursor(engine: Any, cursor: dict[str, str]) -> None:
+    spec = sync_spec_from_json(engine.execute("SELECT spec FROM wsync.sync").fetchone()[0])
+    stored = {"version": 1, "fingerprint": reading_fingerprint(spec, {}), "last_sync_at": "2026-03-01T00:00:00+00:00", "cursor": cursor}
+    engine.execute(STORED, [json.dumps({"files": [], "rows": 7, "resync": 0}), json.dumps(stored)])
+
+
+def test_it_says_where_the_next_run_reads_from(look: Look, engine: Any, file: Path, run: Run) -> None:
+    file.write_text(INCREMENTAL)
+    found = look("customers")
+    assert (found["query"]["ok"], found["cursor"]["message"]) == (
+        True,
+        "the next run reads from the start: no run has settled all of its changes yet",
+    )
+
+    store_cursor(engine, {"kind": "integer", "value": "42"})
+
+    assert look("customers")["cursor"]["message"].startswith(
+        "the next run reads on from `id` 42, less the overlap; the last settled run began"
+    )
+    run("sync", "resync", "customers")
+    assert look("customers")["cursor"]["message"].startswith("the next run reads from the start: a resync was asked for")
+
+
+def test_it_shows_no_text_that_is_a_cursor(look: Look, engine: Any, file: Path, run: Run) -> None:
+    file.write_text(INCREMENTAL.replace("WHERE id", "WHERE email").replace("column: id", "column: email"))
+    run("apply", file)
+    store_cursor(engine, {"kind": "text", "sealed": "c2VhbGVk"})
+
+    message = look("customers")["cursor"]["message"]
+
+    assert message.startswith("the next run reads on from `email` a text, encrypted, less")
+
+
+def test_a_cursor_that_does_not_fit_the_query_is_found_without_a_run(look: Look, file: Path) -> None:
+    file.write_text(INCREMENTAL.replace("column: id", "column: id, overlap: 10m"))
+    found = look("customers")
+    assert (found["query"]["ok"], found["query"]["next_step"]) == (False, "write a number")
+
+    file.write_text(INCREMENTAL.replace("column: id", "column: ids"))
+    assert look("customers")["query"]["next_step"] == "did you mean `id`?"

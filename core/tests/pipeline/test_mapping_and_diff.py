@@ -14,7 +14,7 @@ from wsync_engine.model.sync import Duplicates, MappingEntry, Mode, SyncSpec
 from wsync_engine.pipeline.canonical import ALGORITHM, partition_of_key
 from wsync_engine.pipeline.diff import DiffCounts, DiffInput, diff_partition
 from wsync_engine.pipeline.extract import extract_split
-from wsync_engine.pipeline.fold import Verdicts, fold_partition
+from wsync_engine.pipeline.fold import Target, Verdicts, fold_partition
 from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.manifest import KeyColumn, Manifest
 from wsync_engine.pipeline.mapping import HASH, REFUSAL, compile_mapping
@@ -105,7 +105,9 @@ class World:
         acked = [(RowRange(first, last), verdict) for first, last, verdict in given if verdict != "sent"]
         sent = [RowRange(first, last) for first, last, _ in given]
         target = self.folder / f"snapshot-{self.count}.parquet"
-        fold_partition(task, Verdicts(acked=acked, sent=sent), target, SEALER, now_us=now_us, scratch=self.folder, budget=BUDGET)
+        fold_partition(
+            task, Verdicts(acked=acked, sent=sent), Target(snapshot=target), SEALER, now_us=now_us, scratch=self.folder, budget=BUDGET
+        )
         self.snapshot = target
         return counts, changes
 

@@ -14,11 +14,12 @@ import pytest
 
 from wsync_engine.model.declaration import ConnectionSpec, Declaration, ScheduleDeclaration, sync_spec_from_json
 from wsync_engine.model.run import Priority
+from wsync_engine.model.sync import Cursor, Guards, MappingEntry, Mode, Read
 from wsync_engine.scheduler.schedules import create_schedule, trigger_run
 from wsync_engine.scheduler.spec import ScheduleSpec
 from wsync_engine.services.apply import apply
 from wsync_engine.services.changes import Change, FieldChange
-from wsync_engine.services.plan_notes import FIRES_NO_MORE
+from wsync_engine.services.plan_notes import FIRES_NO_MORE, READS_EVERYTHING
 from wsync_engine.state.database import connect, tenant_transaction
 from wsync_sdk.errors import ConfigError
 
@@ -365,3 +366,54 @@ def test_a_schedule_that_never_fires_changes_nothing(store: Store) -> None:
         store.apply(with_schedule(ScheduleDeclaration(cron="0 0 30 2 *")))
 
     assert store.rows("SELECT * FROM wsync.sync") == []
+
+
+# -- what is read
+
+BY_CURSOR: dict[str, Any] = {
+    "query": "SELECT id, email FROM customers WHERE id >= :cursor",
+    "mode": Mode.UPSERT,
+    "read": Read.INCREMENTAL,
+    "cursor": Cursor(column="id"),
+}
+
+
+def notes(changes: list[Change]) -> set[str]:
+    return {change.note for change in changes if change.object == "sync"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"query": "SELECT id, email FROM customers WHERE id >= :cursor AND active"},
+        {"cursor": Cursor(column="email")},
+        {"cursor": Cursor(column="id", initial=7)},
+        {"mapping": (MappingEntry(target="id", column="id"),)},
+        {"parameters": {"least": 7}},
+    ],
+)
+def test_a_change_that_makes_a_cursor_worthless_is_planned_with_a_word_about_that(store: Store, changes: dict[str, Any]) -> None:
+    store.apply(with_sync(**BY_CURSOR))
+
+    assert notes(store.plan(with_sync(**{**BY_CURSOR, **changes}))) == {READS_EVERYTHING}
+
+
+@pytest.mark.parametrize("changes", [{"cursor": Cursor(column="id", overlap_by=7)}, {"guards": Guards(max_deletes=1)}, {}])
+def test_a_change_that_leaves_the_cursor_is_planned_without_a_word(store: Store, changes: dict[str, Any]) -> None:
+    store.apply(with_sync(**BY_CURSOR))
+
+    assert notes(store.plan(with_sync(**{**BY_CURSOR, **changes}))) == {""}
+
+
+def test_a_sync_that_becomes_incremental_reads_everything_once_and_one_that_becomes_full_needs_no_word(store: Store) -> None:
+    store.apply(with_sync(mode=Mode.UPSERT))
+    assert notes(store.apply(with_sync(**BY_CURSOR))) == {READS_EVERYTHING}
+
+    assert notes(store.plan(with_sync(mode=Mode.UPSERT))) == {""}
+
+
+def test_what_no_sync_can_read_is_refused_also_without_a_file(store: Store) -> None:
+    with pytest.raises(ConfigError, match="sync `customers`: `mirror` deletes what is not in the result"):
+        store.apply(with_sync(**{**BY_CURSOR, "mode": Mode.MIRROR}))
+
+    assert store.rows("SELECT * FROM wsync.tenant") == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from uuid import UUID
 
 import pytest
@@ -197,3 +198,21 @@ def test_a_run_that_failed_long_ago_or_of_a_deleted_schedule_is_made_anew(applie
 
     ids = {row["run_id"]: row["schedule_id"] for row in applied.rows("SELECT run_id, schedule_id FROM wsync.run")}
     assert ids == {archived.run_id: schedule_id, unscheduled.run_id: None}
+
+
+@pytest.mark.parametrize(
+    ("counts", "after"), [('{"unsure": 0, "not_sent": 0}', "60"), ('{"unsure": 1}', "30"), ('{"not_sent": 1}', "30"), ("{}", "60")]
+)
+def test_a_run_that_reads_what_changed_shows_where_its_cursor_came_to(applied: Store, counts: str, after: str) -> None:
+    run_id = triggered(applied)
+    cursors = [{"last_sync_at": "2026-03-01T00:00:00+00:00", "cursor": {"kind": "integer", "value": value}} for value in ("30", "60")]
+    log = {"part": {"former": cursors[0], "settled": cursors[1], "is_whole": False}}
+    applied.engine.execute("UPDATE wsync.run SET change_log = %s, counts = %s WHERE run_id = %s", [json.dumps(log), counts, run_id])
+
+    shown = show_run(applied.api, applied.tenant_id, run_id).run
+
+    assert (shown["cursor"], "part" in shown) == ({"before": "30", "after": after}, False)
+
+
+def test_a_run_that_reads_everything_shows_no_cursor(applied: Store) -> None:
+    assert "cursor" not in show_run(applied.api, applied.tenant_id, triggered(applied)).run

@@ -287,7 +287,9 @@ class Source(ABC):
 
     @abstractmethod
     def preview(self, query: Query, rows: int) -> Preview:
-        """Schema and at most `rows` first rows; the schema is the one `plan` will have.
+        """Schema and at most `rows` first rows; the schema is the one `plan` will have, whatever the parameters' values.
+
+        The engine binds None to a cursor whose type it does not know yet, to learn that from the schema; there may be no rows then.
 
         :raises ConfigError: the SQL is wrong, or a parameter is missing or unknown.
         """

@@ -11,7 +11,16 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from wsync_engine.config.document import Document, Path, Problem, read_document
-from wsync_engine.config.schema import ConnectionBlock, DuplicatesBlock, FieldBlock, FileBlock, GuardsBlock, ScheduleBlock, SyncBlock
+from wsync_engine.config.schema import (
+    ConnectionBlock,
+    CursorBlock,
+    DuplicatesBlock,
+    FieldBlock,
+    FileBlock,
+    GuardsBlock,
+    ScheduleBlock,
+    SyncBlock,
+)
 from wsync_engine.model.declaration import Declaration, ScheduleDeclaration, SyncDeclaration
 from wsync_engine.model.refusal import Misplaced, refusal_words
 from wsync_engine.plugins import PluginHost
@@ -87,7 +96,13 @@ def _place(problem: Problem) -> str:
 
 _CHILDREN: Mapping[type[BaseModel], Mapping[str, type[BaseModel]]] = {
     FileBlock: {"connections": ConnectionBlock, "syncs": SyncBlock},
-    SyncBlock: {"mapping": FieldBlock, "duplicates": DuplicatesBlock, "guards": GuardsBlock, "schedule": ScheduleBlock},
+    SyncBlock: {
+        "mapping": FieldBlock,
+        "duplicates": DuplicatesBlock,
+        "guards": GuardsBlock,
+        "schedule": ScheduleBlock,
+        "cursor": CursorBlock,
+    },
 }
 _NAMED = ("connections", "syncs", "mapping")
 """Keys whose entries are named by the user: the block is one step deeper."""

@@ -23,10 +23,11 @@ from pydantic_core import PydanticCustomError
 from wsync_engine.model.calendar import is_in_calendar
 from wsync_engine.model.declaration import ConnectionSpec, Declaration, ScheduleDeclaration, SyncDeclaration
 from wsync_engine.model.durations import LONGEST_MS, duration_text
+from wsync_engine.model.reading import reading_mistake
 from wsync_engine.model.run import OverlapPolicy, Priority
-from wsync_engine.model.sync import Duplicates, FromRun, Guards, MappingEntry, Mode, SyncSpec
+from wsync_engine.model.sync import Cursor, Duplicates, FromRun, Guards, MappingEntry, Mode, Read, SyncSpec
 
-__all__ = ["ConnectionBlock", "FileBlock", "GuardsBlock", "ScheduleBlock", "SyncBlock"]
+__all__ = ["ConnectionBlock", "CursorBlock", "FileBlock", "GuardsBlock", "ScheduleBlock", "SyncBlock"]
 
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}$"
 Name = Annotated[str, Field(pattern=NAME)]
@@ -274,6 +275,52 @@ class GuardsBlock(_Block):
     )
 
 
+def _duration_or_number(value: Any) -> Any:
+    """Milliseconds as `(ms,)`, a number as itself."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError("an overlap is a duration (10m, 1d) or a number")  # noqa: TRY004  pydantic's contract
+    if isinstance(value, str):
+        overlap_ms = _milliseconds(value)
+        if overlap_ms > LONGEST_MS:
+            raise ValueError(f"it must be at most {duration_text(LONGEST_MS)}")
+        return (overlap_ms,)
+    if not 0 <= value < float("inf"):
+        raise ValueError("an overlap is no less than 0")
+    return value
+
+
+def _initial(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError("a value to begin at is a number, a date or time, or a text")  # noqa: TRY004  pydantic's contract
+    return value
+
+
+Overlap = Annotated[
+    tuple[int] | int | float,
+    BeforeValidator(_duration_or_number, json_schema_input_type=Annotated[str, Field(pattern=f"^{_DURATION.pattern}$")] | float),
+]
+
+
+class CursorBlock(_Block):
+    """Where an incremental read begins: at the highest value that was read before, less an overlap."""
+
+    column: str = Field(min_length=1, description="Of the result, mapped or not; whoever changes a row raises its value.")
+    overlap: Overlap | None = Field(
+        default=None,
+        description="How far before the highest value is read again, for rows that were committed late: a duration for times and dates, a number for"
+        " numbers. By default 10m for times, 1d for dates, else nothing.",
+    )
+    initial: Annotated[int | float | str, BeforeValidator(_initial)] | None = Field(
+        default=None, description="Where the first run begins; by default everything is read."
+    )
+
+    def to_cursor(self) -> Cursor:
+        """As ours."""
+        overlap_ms = self.overlap[0] if isinstance(self.overlap, tuple) else None
+        overlap_by = None if isinstance(self.overlap, tuple) else self.overlap
+        return Cursor(column=self.column, overlap_ms=overlap_ms, overlap_by=overlap_by, initial=self.initial)
+
+
 class FromRunBlock(_Block):
     """A parameter whose value is the run's own."""
 
@@ -285,7 +332,12 @@ class SyncBlock(_Block):
 
     source: str = Field(description="A connection.")
     sink: str = Field(description="A connection.")
-    query: str | None = Field(default=None, min_length=1, description="SQL; instead of `table`.")
+    query: str | None = Field(
+        default=None,
+        min_length=1,
+        description="SQL; instead of `table`. `:last_sync_time`, with `mode: upsert`: when the last run whose every change was settled began to read,"
+        " a timestamp with zone; 1970-01-01T00:00:00Z at first.",
+    )
     table: str | None = Field(default=None, min_length=1, description="A whole table; instead of `query`.")
     parameters: dict[str, Annotated[Constant | FromRunBlock, BeforeValidator(_plain_or_from_run)]] = Field(
         default_factory=dict,
@@ -299,6 +351,12 @@ class SyncBlock(_Block):
     )
     stream: str = Field(min_length=1, description="Of the sink: profiles, a table …")
     mode: Mode = Field(description="upsert: new and changed rows; mirror: also deletes what left the result.")
+    read: Read = Field(
+        default=Read.FULL,
+        description="full: the whole result at each run; incremental: what lies at the cursor or behind it, with `mode: upsert`. The query says"
+        " `WHERE updated_at >= :cursor`.",
+    )
+    cursor: CursorBlock | None = Field(default=None, description="For `read: incremental`.")
     mapping: dict[str, FieldEntry] = Field(
         default_factory=dict,
         description="field: column, field: [column, …] for a list, or field: {…} as below; dots nest."
@@ -313,6 +371,14 @@ class SyncBlock(_Block):
     def _one_query(self) -> SyncBlock:
         if (self.query is None) == (self.table is None):
             raise ValueError("either `query` or `table` says what is read")
+        return self
+
+    @model_validator(mode="after")
+    def _one_reading(self) -> SyncBlock:
+        column = None if self.cursor is None else self.cursor.column
+        mistake = reading_mistake(read=self.read, mode=self.mode, query=self.query, cursor_column=column, declared=self.parameters.keys())
+        if mistake is not None:
+            raise misplaced(*mistake)
         return self
 
     def to_declaration(self, name: str) -> SyncDeclaration:
@@ -332,6 +398,8 @@ class SyncBlock(_Block):
             mapping=mapping,
             duplicates=Duplicates(**self.duplicates.model_dump()),
             guards=Guards(**self.guards.model_dump()),
+            read=self.read,
+            cursor=None if self.cursor is None else self.cursor.to_cursor(),
         )
         return SyncDeclaration(spec=spec, queue=self.queue, schedule=None if self.schedule is None else self.schedule.to_declaration())
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from wsync_engine.model.run import OverlapPolicy, Priority
-from wsync_engine.model.sync import Duplicates, FromRun, Guards, MappingEntry, Mode, Scalar, SyncSpec
+from wsync_engine.model.sync import Cursor, Duplicates, FromRun, Guards, MappingEntry, Mode, Read, Scalar, SyncSpec
 from wsync_sdk.errors import StateError
 
 __all__ = ["ConnectionSpec", "Declaration", "ScheduleDeclaration", "SyncDeclaration", "sync_spec_from_json", "sync_spec_to_json"]
@@ -68,9 +68,15 @@ class Declaration:
 
 
 def sync_spec_to_json(spec: SyncSpec) -> dict[str, Any]:
-    """The sync as plain JSON values, as stored in `wsync.sync.spec`; every field is there, equal specs give equal values."""
+    """The sync as plain JSON values, as stored in `wsync.sync.spec`; equal specs give equal values.
+
+    Every field is there but what engines before do not know, where it is not used: they go on reading it.
+    """
+    stored = asdict(spec)
+    reading = {name: stored.pop(name) for name in ("read", "cursor")}
     return {
-        **asdict(spec),
+        **stored,
+        **({} if spec.read is Read.FULL else {**reading, "read": spec.read.value}),
         "mode": spec.mode.value,
         "key": list(spec.key),
         "mapping": [_entry_to_json(entry) for entry in spec.mapping],
@@ -103,6 +109,8 @@ def sync_spec_from_json(stored: Mapping[str, Any]) -> SyncSpec:
                 "mapping": tuple(_entry_from_json(entry) for entry in stored.get("mapping", ())),
                 "duplicates": Duplicates(**stored.get("duplicates", {})),
                 "guards": Guards(**stored.get("guards", {})),
+                "read": Read(stored.get("read", Read.FULL)),
+                "cursor": Cursor(**stored["cursor"]) if stored.get("cursor") else None,
                 "parameters": {
                     name: FromRun(name=x["from"]) if isinstance(x, Mapping) else x for name, x in stored.get("parameters", {}).items()
                 },

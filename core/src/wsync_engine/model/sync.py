@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
-__all__ = ["Duplicates", "FromRun", "Guards", "MappingEntry", "Mode", "Scalar", "SyncSpec", "bound_parameters"]
+__all__ = ["Cursor", "Duplicates", "FromRun", "Guards", "MappingEntry", "Mode", "Read", "Scalar", "SyncSpec", "bound_parameters"]
 
 Scalar = None | bool | int | float | str
 
@@ -18,6 +18,29 @@ class Mode(StrEnum):
 
     UPSERT = "upsert"
     MIRROR = "mirror"
+
+
+class Read(StrEnum):
+    """How much is read: the `full` result each time, or `incremental`: what lies at the cursor or behind it."""
+
+    FULL = "full"
+    INCREMENTAL = "incremental"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cursor:
+    """Where an incremental read begins.
+
+    :param column: of the result, mapped or not; a row that changes gets a value that is no lower than those that were read before.
+    :param overlap_ms: how far before the highest value is read again, for rows that were committed late; of a column of dates or times.
+    :param overlap_by: the same, of a column of numbers. Neither: a usual one for the column's type.
+    :param initial: where the first run begins; None: at the lowest value of the column's type.
+    """
+
+    column: str
+    overlap_ms: int | None = None
+    overlap_by: int | float | None = None
+    initial: int | float | str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +91,7 @@ class SyncSpec:
     """A sync as declared.
 
     :param query: SQL, or None with `table` set. :param key: top-level fields of the mapping that identify a subscriber.
-    :param mapping: empty: every column under its own name.
+    :param mapping: empty: every column under its own name. :param cursor: there with `read` incremental.
     """
 
     name: str
@@ -84,6 +107,8 @@ class SyncSpec:
     mapping: tuple[MappingEntry, ...] = ()
     duplicates: Duplicates = Duplicates()
     guards: Guards = Guards()
+    read: Read = Read.FULL
+    cursor: Cursor | None = None
 
 
 def bound_parameters(

@@ -45,6 +45,8 @@ class DiffInput:
 
     :param stage: its staged files, maybe none. :param fields: the stream's top-level fields. :param offer_before_us: rejected changes whose
         backoff ends later (microseconds since 1970) are held back. :param before: fields whose values the snapshot keeps.
+    :param carried: rows that were rejected before, staged beside what was read, maybe none.
+    :param is_part: the stage holds a part of the result: who is not in it may not have left.
     """
 
     partition: int
@@ -58,11 +60,13 @@ class DiffInput:
     offer_before_us: int
     log: Path
     before: tuple[BeforeField, ...] = ()
+    is_part: bool = False
+    carried: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffCounts:
-    """The books of one partition: staged = unchanged + upserts + duplicates + refused + held_back, counted apart from one another."""
+    """The books of one partition: read + carried = staged = unchanged + upserts + duplicates + refused + held_back, counted apart from one another."""
 
     staged: int = 0
     unchanged: int = 0
@@ -75,6 +79,7 @@ class DiffCounts:
     refused_duplicates: int = 0
     withheld_deletes: int = 0
     held_deletes: int = 0
+    carried: int = 0
 
     def __add__(self, other: DiffCounts) -> DiffCounts:
         return DiffCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__})
@@ -85,8 +90,8 @@ class DiffCounts:
 
     @classmethod
     def from_counts(cls, counts: Mapping[str, int]) -> DiffCounts:
-        """What `to_counts` gave; other names are passed over."""
-        return cls(**{name: counts[name] for name in cls.__dataclass_fields__})
+        """What `to_counts` gave, also of an engine that counted less; other names are passed over."""
+        return cls(**{name: counts.get(name, 0) for name in cls.__dataclass_fields__})
 
 
 def snapshot_columns(key: Sequence[KeyColumn], *, has_before: bool = False) -> str:
@@ -112,16 +117,32 @@ def diff_partition(task: DiffInput, sealer: Sealer, *, withhold_deletes: bool, s
 
 
 def load_stage(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> None:
-    """View `stage`: the partition's rows."""
+    """View `stage`: the partition's rows, those that were read and, of other keys, those that were carried (view `carried`)."""
     if task.stage:
-        connection.execute(f"CREATE TEMP VIEW stage AS SELECT * FROM read_parquet({path_list(task.stage)}, hive_partitioning = false)")
+        connection.execute(f"CREATE TEMP VIEW was_read AS SELECT * FROM read_parquet({path_list(task.stage)}, hive_partitioning = false)")
+    else:
+        keys = ", ".join(f"CAST(NULL AS {column.type}) AS {identifier(column.name)}" for column in task.key)
+        others = "".join(f", NULL AS {identifier(name)}" for name in task.fields if name not in {column.name for column in task.key})
+        connection.execute(
+            f"CREATE TEMP VIEW was_read AS SELECT {keys}{others}, CAST(NULL AS UUID) AS {HASH}, 0 AS {PARTITION}, "
+            f"CAST(NULL AS VARCHAR) AS {REFUSAL} WHERE false"
+        )
+    if task.carried is None:
+        connection.execute("CREATE TEMP VIEW carried AS SELECT * FROM was_read WHERE false")
+        connection.execute("CREATE TEMP VIEW stage AS SELECT * FROM was_read")
         return
-    keys = ", ".join(f"CAST(NULL AS {column.type}) AS {identifier(column.name)}" for column in task.key)
-    others = "".join(f", NULL AS {identifier(name)}" for name in task.fields if name not in {column.name for column in task.key})
     connection.execute(
-        f"CREATE TEMP VIEW stage AS SELECT {keys}{others}, CAST(NULL AS UUID) AS {HASH}, 0 AS {PARTITION}, "
-        f"CAST(NULL AS VARCHAR) AS {REFUSAL} WHERE false"
+        f"CREATE TEMP VIEW carried AS SELECT * FROM read_parquet({path_list([task.carried])}, hive_partitioning = false) c"
+        f" WHERE {_is_here(task)} AND NOT EXISTS (FROM was_read s WHERE {_on(task, 's', 'c')})"
     )
+    was_read = "SELECT * FROM was_read UNION ALL BY NAME " if task.stage else ""
+    connection.execute(f"CREATE TEMP VIEW stage AS {was_read}SELECT * FROM carried")
+
+
+def _is_here(task: DiffInput) -> str:
+    """Whether a row of a file that was written with fewer partitions belongs to this one."""
+    texts = [f"coalesce({canonical_value(identifier(column.name), column.type)}, '')" for column in task.key]
+    return f"{partition_of_key(texts, task.manifest.partitions)} = {task.partition}"
 
 
 def load_snapshot(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> None:
@@ -135,17 +156,13 @@ def load_snapshot(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> Non
             "the key's fields or types are not those of the snapshot",
             next_step="give the key its former fields and types again, or declare a sync of another name",
         )
-    texts = [f"coalesce({canonical_value(identifier(column.name), column.type)}, '')" for column in task.key]
     # What was never acknowledged is not at the sink, whatever else is in doubt.
     doubt = (
         f"REPLACE (({HASH} IS NOT NULL OR wsync_unsure) AS wsync_unsure, CAST(0 AS BIGINT) AS wsync_offer_at)" if manifest.is_unsure else ""
     )
     file = f"read_parquet({path_list([task.snapshot])}, hive_partitioning = false)"
     without, before = _before_column(connection, file, is_needed=bool(task.before))
-    connection.execute(
-        f"CREATE TEMP VIEW snapshot AS SELECT * {without} {doubt}{before} FROM {file}"
-        f" WHERE {partition_of_key(texts, manifest.partitions)} = {task.partition}"
-    )
+    connection.execute(f"CREATE TEMP VIEW snapshot AS SELECT * {without} {doubt}{before} FROM {file} WHERE {_is_here(task)}")
 
 
 def _before_column(connection: duckdb.DuckDBPyConnection, file: str, *, is_needed: bool) -> tuple[str, str]:
@@ -234,6 +251,7 @@ def _count(connection: duckdb.DuckDBPyConnection, task: DiffInput, *, has_repeat
         held_deletes=_departed_rows(connection, task, is_held=True),
         snapshot_rows=_row(connection, f"SELECT count(*) FROM snapshot WHERE {HASH} IS NOT NULL OR wsync_unsure")[0],
         refused_duplicates=refused_keys,
+        carried=_row(connection, "SELECT count(*) FROM carried")[0],
     )
 
 

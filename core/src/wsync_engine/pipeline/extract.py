@@ -13,6 +13,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from wsync_engine.pipeline.cursor import CursorColumn, CursorValue, HighestSeen
 from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.mapping import PARTITION, REFUSAL, CompiledMapping
 from wsync_engine.pipeline.sql import PARQUET, text
@@ -26,7 +27,7 @@ class StagedSplit:
     """What one split became.
 
     :param files: per partition that got rows, the file's path. :param read_rows: rows the source gave, counted from its batches.
-    :param unreadable_keys: rows whose key could not be read: they block the run's deletes.
+    :param unreadable_keys: rows whose key could not be read: they block the run's deletes. :param cursor: the highest value of the cursor's column.
     """
 
     part: int
@@ -34,6 +35,8 @@ class StagedSplit:
     read_rows: int
     refused_rows: int
     unreadable_keys: int
+    cursor: CursorValue | None = None
+    null_cursors: int = 0
 
 
 class _Feed:
@@ -42,8 +45,11 @@ class _Feed:
     DuckDB turns an exception of a reader into text; the original is kept here and raised by `extract_split`.
     """
 
-    def __init__(self, batches: Iterator[pa.RecordBatch], schema: pa.Schema, on_batch: Callable[[int], None]) -> None:
+    def __init__(
+        self, batches: Iterator[pa.RecordBatch], schema: pa.Schema, on_batch: Callable[[int], None], highest: HighestSeen | None
+    ) -> None:
         self.rows = 0
+        self._highest = highest
         self.error: BaseException | None = None
         self._batches = batches
         self._schema = schema
@@ -58,6 +64,8 @@ class _Feed:
                 if not batch.schema.equals(self._schema):
                     raise PluginError("a batch's schema is not its plan's", next_step="report it to the connector's author")
                 self._on_batch(batch.num_rows)
+                if self._highest is not None:
+                    self._highest.take(batch)
                 self.rows += batch.num_rows
                 yield batch
         except BaseException as exc:
@@ -77,15 +85,18 @@ def extract_split(
     attempt: str,
     budget: Budget,
     on_batch: Callable[[int], None],
+    cursor: CursorColumn | None = None,
 ) -> StagedSplit:
     """Read, map and stage one split.
 
     :param attempt: unique text for this try; files of a try that died are never mistaken for this one's.
     :param on_batch: called with each batch's rows before they count; may raise to stop (lease lost, cancelled).
+    :param cursor: whose highest value is looked for.
     """
     target = folder / f"split-{split.index}-{attempt}"
     batches = source.read(split)
-    feed = _Feed(batches, schema, on_batch)
+    highest = None if cursor is None else HighestSeen(cursor)
+    feed = _Feed(batches, schema, on_batch, highest)
     try:
         with opened(scratch, budget) as connection:
             _copy(connection, feed, mapping, target, partitions)
@@ -95,7 +106,15 @@ def extract_split(
         close = getattr(batches, "close", None)
         if close is not None:
             close()
-    return StagedSplit(part=split.index, files=files, read_rows=feed.rows, refused_rows=refused, unreadable_keys=unreadable)
+    return StagedSplit(
+        part=split.index,
+        files=files,
+        read_rows=feed.rows,
+        refused_rows=refused,
+        unreadable_keys=unreadable,
+        cursor=None if highest is None else highest.value,
+        null_cursors=0 if highest is None else highest.nulls,
+    )
 
 
 def _copy(connection: duckdb.DuckDBPyConnection, feed: _Feed, mapping: CompiledMapping, target: Path, partitions: int) -> None:

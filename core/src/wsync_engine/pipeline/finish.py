@@ -6,19 +6,23 @@ Before a fold a sink that keeps acks of its own is asked for those that we never
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from wsync_engine.model.ids import uuid7
+from wsync_engine.pipeline.carried import carried_rows, seal
 from wsync_engine.pipeline.chunking import leaves
 from wsync_engine.pipeline.deliver import is_covered, missing_recorded
-from wsync_engine.pipeline.fold import Verdicts, fold_partition
+from wsync_engine.pipeline.fold import Folded, Target, Verdicts, fold_partition
 from wsync_engine.pipeline.job import Job, Outcome, log_of, run_ref, scratch_of, target_of
 from wsync_engine.pipeline.local_database import SnapshotLost
+from wsync_engine.pipeline.log_record import LogRecord
+from wsync_engine.pipeline.manifest import Manifest
 from wsync_engine.pipeline.snapshot import is_resync_wanted
-from wsync_engine.state.books import Ack, RunRecord
+from wsync_engine.state.books import Ack, NewSnapshot, RunRecord
 from wsync_sdk import StateError, TransactionalSink, WsyncError
 
 __all__ = ["conclude", "fold_predecessors"]
@@ -31,7 +35,7 @@ def conclude(job: Job, error: WsyncError | None, *, outcome: str = "failed") -> 
     """
     record = job.books.load()
     counts = dict(record.counts)
-    fold: tuple[int, dict[str, Any]] | None = None
+    fold: NewSnapshot | None = None
     is_folded = True
     if record.delivery is not None:
         is_folded = _is_known(job, record, must=error is None)
@@ -89,7 +93,7 @@ def fold_predecessors(job: Job) -> None:
             _tidy(job, run_id, record, fold)
 
 
-def _fold_or_give_up(job: Job, run_id: UUID, record: RunRecord) -> tuple[int, dict[str, Any]] | None:
+def _fold_or_give_up(job: Job, run_id: UUID, record: RunRecord) -> NewSnapshot | None:
     """The fold of an ended run; where its files are lost a resync makes up for it, since all is offered again then."""
     try:
         return _fold(job, run_id, record)
@@ -149,39 +153,91 @@ def _delivered_counts(job: Job, run_id: UUID, record: RunRecord) -> dict[str, in
     return {**totals, "not_sent": changes - sum(totals.values())}
 
 
-def _fold(job: Job, run_id: UUID, record: RunRecord) -> tuple[int, dict[str, Any]] | None:
-    """Write the snapshot's next files; None where nothing was sent."""
+def _fold(job: Job, run_id: UUID, record: RunRecord) -> NewSnapshot | None:
+    """Write the snapshot's next files; None where nothing was sent, and no cursor moves."""
     log = log_of(record)
+    cursor = _cursor(job, run_id, record)
     folder = job.storage.snapshot_folder(str(job.sync_id))
     files: list[str | None] = list(log.base.files)
     verdicts = [_verdicts(job, run_id, partition) for partition in range(log.partitions)]
-    if all(verdict.is_empty for verdict in verdicts):
-        return None
+    if all(verdict.is_empty for verdict in verdicts) and not _has_rejected(log, record):
+        return _moved_cursor(log, cursor)
     rows = 0
+    carried: list[str | None] = []
     for partition, verdict in enumerate(verdicts):
         target = folder / f"{run_id}-{uuid7()}.parquet"  # a holder that sleeps in mid-write must not share our file
-        rows += fold_partition(
-            log.diff_input(partition, job.storage),
-            verdict,
-            target,
+        folded, sealed = _fold_partition(job, log, partition, verdict, target)
+        rows += folded.rows
+        carried.append(sealed)
+        files[partition] = job.storage.relative(target)
+        job.context.faults("fold")
+    manifest = replace(
+        log.base,
+        files=tuple(files),
+        key=log.key,
+        rows=rows,
+        is_unsure=False,
+        delivery=_last_delivery(log, record, verdicts),
+        carried=tuple(carried) if any(carried) else (),
+    )
+    return NewSnapshot(base=log.base.version, manifest=manifest.to_json(), cursor=cursor)
+
+
+def _last_delivery(log: LogRecord, record: RunRecord, verdicts: Sequence[Verdicts]) -> int:
+    """What the sink knows of: where nothing was sent it has not heard of this run."""
+    if all(verdict.is_empty for verdict in verdicts):
+        return log.base.delivery
+    return 0 if record.adopt else record.delivery or 0
+
+
+def _has_rejected(log: LogRecord, record: RunRecord) -> bool:
+    """Whether rows that were rejected before are to be kept, or some that were kept have been replaced."""
+    return log.part is not None and (record.counts["held_back"] > 0 or any(log.base.carried))
+
+
+def _fold_partition(job: Job, log: LogRecord, partition: int, verdicts: Verdicts, target: Path) -> tuple[Folded, str | None]:
+    """(its rows, the file of carried rows, sealed beside the snapshot)."""
+    plain = None if log.part is None else scratch_of(job) / f"rejected-{uuid7()}.parquet"
+    with carried_rows(job, log, partition) as former:
+        folded = fold_partition(
+            replace(log.diff_input(partition, job.storage), carried=former),
+            verdicts,
+            Target(snapshot=target, carried=plain),
             job.cipher.sealer(),
             now_us=int(time.time() * 1_000_000),
             scratch=scratch_of(job),
             budget=job.budget,
         )
-        files[partition] = job.storage.relative(target)
-        job.context.faults("fold")
-    delivery = 0 if record.adopt else record.delivery or 0
-    manifest = replace(log.base, files=tuple(files), key=log.key, rows=rows, is_unsure=False, delivery=delivery)
-    return log.base.version, manifest.to_json()
+    if plain is None or not folded.carried_rows:
+        return folded, None
+    sealed = target.with_suffix(".sealed")
+    seal(plain, sealed, job.cipher.sealer())
+    plain.unlink()
+    return folded, job.storage.relative(sealed)
 
 
-def _tidy(job: Job, run_id: UUID, record: RunRecord, fold: tuple[int, dict[str, Any]] | None) -> None:
+def _cursor(job: Job, run_id: UUID, record: RunRecord) -> Mapping[str, Any] | None:
+    """How far the result was read, by this log: further than before only if each of its changes was accepted, or rejected and kept."""
+    part = log_of(record).part
+    if part is None:
+        return None
+    counts = _delivered_counts(job, run_id, record)
+    return part.former if counts["not_sent"] or counts["unsure"] else part.settled
+
+
+def _moved_cursor(log: LogRecord, cursor: Mapping[str, Any] | None) -> NewSnapshot | None:
+    """The same snapshot, read further. Not one that is in doubt as a whole: the next run has to read all of it."""
+    if log.part is None or cursor is None or cursor == log.part.former or log.base.is_unsure:
+        return None
+    return NewSnapshot(base=log.base.version, manifest=log.base.to_json(), cursor=cursor)
+
+
+def _tidy(job: Job, run_id: UUID, record: RunRecord, fold: NewSnapshot | None) -> None:
     """Drop files that nobody names any more; a failure here costs disk only."""
     try:
         job.storage.drop_run_leftovers(str(run_id))
         if fold is not None:
-            base = log_of(record).base.files
-            job.storage.drop_superseded(str(job.sync_id), str(run_id), before=base, after=fold[1]["files"])
+            after = Manifest.from_json(fold.base, dict(fold.manifest)).named
+            job.storage.drop_superseded(str(job.sync_id), str(run_id), before=log_of(record).base.named, after=after)
     except OSError:
         pass

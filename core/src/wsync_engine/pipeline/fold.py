@@ -4,6 +4,8 @@
     rejected        → the old entry, and what was refused, with the time before which it is not offered again unchanged
     sent, no verdict, or unknown → unsure   not sent → the old entry
 
+Where the read was of a part of the result, rejected rows are kept as well: nobody will read them again (`carried.py`).
+
 New files are written beside the old ones; they count once the manifest that names them is swapped in.
 """
 
@@ -21,12 +23,12 @@ from wsync_engine.pipeline.before import SEALED, known_after_send, known_when_ac
 from wsync_engine.pipeline.chunking import leaves, remaining
 from wsync_engine.pipeline.diff import DiffInput, load_snapshot, load_stage
 from wsync_engine.pipeline.local_database import Budget, opened
-from wsync_engine.pipeline.mapping import HASH
+from wsync_engine.pipeline.mapping import HASH, REFUSAL
 from wsync_engine.pipeline.sql import PARQUET, identifier, text
 from wsync_engine.state.books import Sealer
 from wsync_sdk import OP, RowRange
 
-__all__ = ["Verdicts", "fold_partition"]
+__all__ = ["Folded", "Target", "Verdicts", "fold_partition"]
 
 FIRST_BACKOFF_US = 3_600 * 1_000_000
 MOST_BACKOFF_US = 7 * 86_400 * 1_000_000
@@ -57,8 +59,26 @@ class Verdicts:
         return not self.acked and not self.sent
 
 
-def fold_partition(task: DiffInput, verdicts: Verdicts, target: Path, sealer: Sealer, *, now_us: int, scratch: Path, budget: Budget) -> int:
-    """Write the partition's next snapshot file; returns its rows.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where a partition's fold writes. `carried`: rejected rows, to be offered again without being read again; None: they are not kept."""
+
+    snapshot: Path
+    carried: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folded:
+    """Rows of the files that a fold wrote; without carried rows there is no file of them."""
+
+    rows: int
+    carried_rows: int = 0
+
+
+def fold_partition(
+    task: DiffInput, verdicts: Verdicts, target: Target, sealer: Sealer, *, now_us: int, scratch: Path, budget: Budget
+) -> Folded:
+    """Write the partition's next snapshot file, and its carried rows.
 
     :raises FatalError: the stage, log or old snapshot file is missing or damaged.
     """
@@ -66,10 +86,32 @@ def fold_partition(task: DiffInput, verdicts: Verdicts, target: Path, sealer: Se
         load_stage(connection, task)
         load_snapshot(connection, task)
         _load_judged(connection, task, verdicts)
-        connection.execute(f"COPY ({_kept(task)} UNION ALL BY NAME {_judged_entries(task, now_us)}) TO {text(str(target))} ({PARQUET})")
-        row = connection.execute(f"SELECT count(*) FROM read_parquet({text(str(target))})").fetchone()
-        assert row is not None
-        return int(row[0])
+        entries = f"{_kept(task)} UNION ALL BY NAME {_judged_entries(task, now_us)}"
+        connection.execute(f"COPY ({entries}) TO {text(str(target.snapshot))} ({PARQUET})")
+        rows = _rows_of(connection, target.snapshot)
+        if target.carried is None:
+            return Folded(rows=rows)
+        connection.execute(f"COPY ({_open_rejections(task, target.snapshot)}) TO {text(str(target.carried))} ({PARQUET})")
+        carried_rows = _rows_of(connection, target.carried)
+        if not carried_rows:
+            target.carried.unlink()
+        return Folded(rows=rows, carried_rows=carried_rows)
+
+
+def _rows_of(connection: duckdb.DuckDBPyConnection, file: Path) -> int:
+    row = connection.execute(f"SELECT count(*) FROM read_parquet({text(str(file))})").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _open_rejections(task: DiffInput, snapshot: Path) -> str:
+    """Rows whose newest entry says that just they were rejected."""
+    keys = ", ".join(f"s.{identifier(column.name)}" for column in task.key)
+    return (
+        f"SELECT s.* FROM stage s JOIN read_parquet({text(str(snapshot))}) n ON {_match(task, 's', 'n')}"
+        f" WHERE n.wsync_rejections > 0 AND n.wsync_rejected_hash = s.{HASH} AND s.{REFUSAL} IS NULL"
+        f" QUALIFY row_number() OVER (PARTITION BY {keys}) = 1"
+    )
 
 
 def _load_judged(connection: duckdb.DuckDBPyConnection, task: DiffInput, verdicts: Verdicts) -> None:
@@ -97,13 +139,13 @@ def _match(task: DiffInput, left: str, right: str) -> str:
 
 def _kept(task: DiffInput) -> str:
     """Entries the log says nothing of. What was never acknowledged, or is unsure outside `mirror`, is forgotten once it left the result."""
+    unjudged = f"SELECT o.* FROM snapshot o WHERE NOT EXISTS (FROM judged j WHERE {_match(task, 'j', 'o')})"
+    if task.is_part:  # nobody knows who left
+        return unjudged
     forgettable = f"(o.{HASH} IS NULL AND NOT o.wsync_unsure)"
     if task.mode is not Mode.MIRROR:
         forgettable = f"(o.{HASH} IS NULL OR o.wsync_unsure)"
-    return (
-        f"SELECT o.* FROM snapshot o WHERE NOT EXISTS (FROM judged j WHERE {_match(task, 'j', 'o')})"
-        f" AND NOT ({forgettable} AND NOT EXISTS (FROM stage s WHERE {_match(task, 's', 'o')}))"
-    )
+    return f"{unjudged} AND NOT ({forgettable} AND NOT EXISTS (FROM stage s WHERE {_match(task, 's', 'o')}))"
 
 
 def _judged_entries(task: DiffInput, now_us: int) -> str:

@@ -8,10 +8,12 @@ from wsync_engine.pipeline.diff import DiffCounts
 __all__ = ["tripped"]
 
 
-def tripped(guards: Guards, counts: DiffCounts, *, read_rows: int) -> list[str]:
-    """In words, each guard that these totals trip; empty: go on. A first run, without a snapshot, trips none that compares with it."""
+def tripped(guards: Guards, counts: DiffCounts, *, read_rows: int, is_part: bool) -> list[str]:
+    """In words, each guard that these totals trip; empty: go on. A first run, without a snapshot, trips none that compares with it, nor does
+    one that read a part of the result: that part may be empty.
+    """
     reasons = []
-    before = counts.snapshot_rows
+    before = 0 if is_part else counts.snapshot_rows
     if before and read_rows == 0 and not guards.allow_empty:
         reasons.append(f"the result is empty, {before} subscribers are in the snapshot (guard `allow_empty`)")
     if before and guards.max_delete_percent is not None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from wsync_engine.pipeline.sql import text
 from wsync_sdk import FatalError
 
-__all__ = ["LOST_NEXT_STEP", "Budget", "SnapshotLost", "arrow_table", "is_damage", "opened"]
+__all__ = ["LOST_NEXT_STEP", "Budget", "SnapshotLost", "arrow_table", "damaged", "is_damage", "opened"]
 
 
 LOST_NEXT_STEP = (
@@ -49,13 +49,13 @@ def opened(scratch: Path, budget: Budget) -> Iterator[duckdb.DuckDBPyConnection]
         yield connection
     except duckdb.IOException as exc:
         if "No files found" in str(exc):
-            raise _damaged("missing") from exc
+            raise damaged("missing") from exc
         raise FatalError("the storage folder can't be written or read", next_step="free space on its disk, then run again") from exc
     except duckdb.OutOfMemoryException as exc:
         raise FatalError("the task needs more memory or scratch space than it has", next_step="free disk space, then run again") from exc
     except duckdb.Error as exc:
         if is_damage(exc):
-            raise _damaged("damaged") from exc
+            raise damaged("damaged") from exc
         raise
     finally:
         connection.close()
@@ -70,7 +70,8 @@ class SnapshotLost(FatalError):
     """A file that Postgres names is missing or damaged."""
 
 
-def _damaged(how: str) -> SnapshotLost:
+def damaged(how: str) -> SnapshotLost:
+    """The error for a file that is `missing` or `damaged`."""
     return SnapshotLost(
         f"snapshot_lost: a file of the snapshot, or of a run that is not folded yet, is {how}",
         next_step=LOST_NEXT_STEP,

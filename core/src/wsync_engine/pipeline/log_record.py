@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +15,20 @@ from wsync_engine.pipeline.diff import DiffInput
 from wsync_engine.pipeline.manifest import KeyColumn, Manifest
 from wsync_engine.storage import LocalStorage
 
-__all__ = ["LogRecord"]
+__all__ = ["LogRecord", "PartRead"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartRead:
+    """Of a log whose query asks where the last run came to: what is stored of that by the fold.
+
+    :param former: what was stored when it was read. :param settled: what is stored once every change is settled, else `former` again.
+    :param is_whole: it was read from the start: who is not in the result has left it.
+    """
+
+    former: Mapping[str, Any] | None
+    settled: Mapping[str, Any] | None
+    is_whole: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +39,7 @@ class LogRecord:
     :param destination, stream: where the log goes, whatever the sync says by the time it is delivered.
     :param base: the snapshot it was compared with, seen in `partitions`. :param schema: of the stream's fields.
     :param before: fields of the stream whose before-values it holds. :param planned_after: the sync's delivery number at the plan.
+    :param part: None where the whole result was read.
     """
 
     partitions: int
@@ -38,6 +53,7 @@ class LogRecord:
     stream: str
     before: tuple[str, ...] = ()
     planned_after: int | None = None
+    part: PartRead | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
@@ -53,6 +69,7 @@ class LogRecord:
             "stream": self.stream,
             "before": list(self.before),
             "planned_after": self.planned_after,
+            "part": None if self.part is None else asdict(self.part),
         }
 
     @classmethod
@@ -70,12 +87,18 @@ class LogRecord:
             stream=document["stream"],
             before=tuple(document.get("before", ())),
             planned_after=document.get("planned_after"),
+            part=PartRead(**document["part"]) if document.get("part") else None,
         )
 
     @property
     def before_fields(self) -> tuple[BeforeField, ...]:
         """The fields whose before-values it holds."""
         return before_fields(self.before, self.schema)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether a row that was not read may still be in the result."""
+        return self.part is not None and not self.part.is_whole
 
     def diff_input(self, partition: int, storage: LocalStorage) -> DiffInput:
         """The files of one partition, as the fold reads them."""
@@ -92,4 +115,5 @@ class LogRecord:
             offer_before_us=0,
             log=storage.absolute(self.files[partition]),
             before=self.before_fields,
+            is_part=self.is_part,
         )

@@ -32,6 +32,7 @@ class Manifest:
     :param partitions: power of two; never shrinks. :param seed: the hash's.
     :param delivery: number of the last one that it holds; 0: what it holds was adopted, and no sink knows of it.
     :param resync: up to which request every entry has been offered again. :param is_unsure: whatever the files say, every entry is `unsure`.
+    :param carried: per partition the file of rejected rows that the next incremental read may not bring again, sealed; empty: there is none.
     """
 
     version: int
@@ -44,13 +45,20 @@ class Manifest:
     delivery: int = 0
     resync: int = 0
     is_unsure: bool = False
+    carried: tuple[str | None, ...] = ()
 
     def grown(self, partitions: int) -> Manifest:
         """The same snapshot seen as more partitions: each is read from the file of the one it was split from."""
         if partitions < self.partitions:
             raise StateError("a snapshot's partitions never shrink", next_step="report this")
         files = tuple(self.files[part & (self.partitions - 1)] for part in range(partitions))
-        return replace(self, partitions=partitions, files=files)
+        carried = tuple(self.carried[part & (self.partitions - 1)] for part in range(partitions)) if self.carried else ()
+        return replace(self, partitions=partitions, files=files, carried=carried)
+
+    @property
+    def named(self) -> frozenset[str]:
+        """All files that it names."""
+        return frozenset(name for name in (*self.files, *self.carried) if name is not None)
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
@@ -64,6 +72,7 @@ class Manifest:
             "delivery": self.delivery,
             "resync": self.resync,
             "is_unsure": self.is_unsure,
+            **({"carried": list(self.carried)} if self.carried else {}),
         }
 
     @classmethod
@@ -80,6 +89,7 @@ class Manifest:
             delivery=document["delivery"],
             resync=document["resync"],
             is_unsure=document["is_unsure"],
+            carried=tuple(document.get("carried", ())),
         )
 
 

@@ -12,9 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from wsync_engine.model.ids import uuid7
+from wsync_engine.model.reading import check_reading
 from wsync_engine.model.sync import Mode
 from wsync_engine.pipeline.before import before_fields
+from wsync_engine.pipeline.carried import carried_rows
 from wsync_engine.pipeline.change_log import ChangeLogReader
+from wsync_engine.pipeline.cursor import CursorColumn
 from wsync_engine.pipeline.deliver import Delivery, deliver_partition
 from wsync_engine.pipeline.diff import DiffCounts, diff_partition
 from wsync_engine.pipeline.extract import StagedSplit, extract_split
@@ -22,18 +25,18 @@ from wsync_engine.pipeline.finish import conclude, fold_predecessors
 from wsync_engine.pipeline.guards import tripped
 from wsync_engine.pipeline.job import Job, Outcome, log_of, run_ref, scratch_of, target_of
 from wsync_engine.pipeline.local_database import SnapshotLost
-from wsync_engine.pipeline.log_record import LogRecord
+from wsync_engine.pipeline.log_record import LogRecord, PartRead
 from wsync_engine.pipeline.manifest import KeyColumn, Manifest, partitions_for
 from wsync_engine.pipeline.mapping import CompiledMapping, compile_mapping
+from wsync_engine.pipeline.reading import FieldsChanged, ReadFrom, begin_reading, explain_refusal, query_of
 from wsync_engine.pipeline.refusals import refusals_of
 from wsync_engine.pipeline.snapshot import current_manifest
-from wsync_engine.state.books import Ack, NewRejection, PublishedSplit, RunRecord
+from wsync_engine.state.books import Ack, NewRejection, PublishedSplit, RunRecord, SnapshotRow
 from wsync_sdk import (
     ConfigError,
     FatalError,
     Operation,
     PlanExpired,
-    Query,
     ReadPlan,
     RetryableError,
     RowRange,
@@ -115,14 +118,16 @@ def _without_plan(job: Job, record: RunRecord, attempt: int) -> RunRecord:
 
 def _prepare(job: Job, *, adopt: bool) -> None:
     """Everything before the first write: plan, extract, diff; leaves the change log stored."""
+    from_start = adopt  # the sink has everything, so everything is read
     for attempt in range(1, MOST_PLANS + 1):
         base = job.books.snapshot(job.sync_id).version
         try:
-            _prepare_once(job, adopt=adopt)
+            _prepare_once(job, adopt=adopt, from_start=from_start)
             return
-        except PlanExpired:
+        except PlanExpired as exc:
             if attempt == MOST_PLANS:
                 raise
+            from_start = from_start or isinstance(exc, FieldsChanged)
             job.books.event("plan.expired", {"attempt": attempt})
         except SnapshotLost:
             # Beside a dry run a real one may end: the files it replaced are gone, and the plan would be stale.
@@ -131,23 +136,27 @@ def _prepare(job: Job, *, adopt: bool) -> None:
             job.books.event("base.moved", {"attempt": attempt})
 
 
-def _prepare_once(job: Job, *, adopt: bool) -> None:
-    planned_after = job.books.snapshot(job.sync_id).delivery
-    manifest = _current_manifest(job, adopt=adopt)
+def _prepare_once(job: Job, *, adopt: bool, from_start: bool) -> None:
+    row = job.books.snapshot(job.sync_id)
+    manifest = _current_manifest(job, row, adopt=adopt)
     job.context.check()
     generation = job.books.begin_plan()
     job.context.faults("plan")
-    plan = _plan(job, manifest)
+    reading = begin_reading(job, row, from_start=from_start)
+    plan = _plan(job, manifest, reading)
     try:
         partitions = partitions_for(plan.estimated_rows, manifest)
+        column = None if reading is None else reading.column(job, plan.schema)
         mapping = compile_mapping(job.spec, plan.schema, seed=manifest.seed, partitions=partitions)
-        _extract(job, plan, mapping, partitions, generation)
+        if reading is not None:
+            reading.check_fields(mapping.schema)
+        _extract(job, plan, mapping, partitions, generation=generation, cursor=column)
     except PlanExpired:
         job.storage.drop_stage(str(job.books.run_id), generation)
         raise
     finally:
         job.source.release(plan)
-    _diff(job, manifest.grown(partitions), mapping, generation, adopt=adopt, planned_after=planned_after)
+    _diff(job, manifest.grown(partitions), mapping, generation, reading, adopt=adopt, planned_after=row.delivery)
 
 
 def _stream(job: Job, name: str) -> StreamSpec:
@@ -157,7 +166,8 @@ def _stream(job: Job, name: str) -> StreamSpec:
 
 
 def _check_mode(job: Job) -> None:
-    """A stream that can't delete can't be mirrored: said before the query costs anything."""
+    """A stream that can't delete can't be mirrored, nor can a part of a result: said before the query costs anything."""
+    check_reading(job.spec)
     if job.spec.mode is Mode.MIRROR and Operation.DELETE not in _stream(job, job.spec.stream).operations:
         raise ConfigError(
             f"mode `mirror` deletes what left the result, and the stream `{job.spec.stream}` takes no deletes",
@@ -182,14 +192,18 @@ class _PlanContext:
         return self._job.context.is_cancelled()
 
 
-def _plan(job: Job, manifest: Manifest) -> ReadPlan:
-    query = Query(sql=job.spec.query, table=job.spec.table, parameters=job.parameters, split_by=job.spec.split_by)
-    plan = job.source.plan(query, job.read_limits, _PlanContext(job))
+def _plan(job: Job, manifest: Manifest, reading: ReadFrom | None) -> ReadPlan:
+    query = query_of(job.spec, job.parameters if reading is None else reading.parameters)
+    try:
+        plan = job.source.plan(query, job.read_limits, _PlanContext(job))
+    except ConfigError:
+        explain_refusal(job, reading)
+        raise
     job.books.store_plan(job.cipher.encrypt(plan.to_bytes()), manifest.version)
     return plan
 
 
-def _extract(job: Job, plan: ReadPlan, mapping: CompiledMapping, partitions: int, generation: int) -> None:
+def _extract(job: Job, plan: ReadPlan, mapping: CompiledMapping, partitions: int, *, generation: int, cursor: CursorColumn | None) -> None:
     folder = job.storage.stage_folder(str(job.books.run_id), generation)
     workers = min(job.budget.threads, len(plan.splits))
     budget = replace(job.budget, memory_bytes=job.budget.memory_bytes // workers, threads=max(1, job.budget.threads // workers))
@@ -211,6 +225,7 @@ def _extract(job: Job, plan: ReadPlan, mapping: CompiledMapping, partitions: int
             attempt=str(uuid7()),
             budget=budget,
             on_batch=on_batch,
+            cursor=cursor,
         )
 
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="extract") as pool:
@@ -227,13 +242,13 @@ def _published(job: Job, staged: StagedSplit) -> PublishedSplit:
         read_rows=staged.read_rows,
         refused_rows=staged.refused_rows,
         unreadable_keys=staged.unreadable_keys,
+        cursor=None if staged.cursor is None else staged.cursor.to_json(job.cipher),
+        null_cursors=staged.null_cursors,
     )
 
 
-def _current_manifest(job: Job, *, adopt: bool) -> Manifest:
-    manifest, lost_files = current_manifest(
-        job.books.snapshot(job.sync_id), job.storage, seed=job.seed, is_adopting=adopt, scratch=scratch_of(job), budget=job.budget
-    )
+def _current_manifest(job: Job, row: SnapshotRow, *, adopt: bool) -> Manifest:
+    manifest, lost_files = current_manifest(row, job.storage, seed=job.seed, is_adopting=adopt, scratch=scratch_of(job), budget=job.budget)
     if lost_files:
         job.books.event("snapshot.restarted", {"lost_files": lost_files})
     return manifest
@@ -242,9 +257,21 @@ def _current_manifest(job: Job, *, adopt: bool) -> Manifest:
 # -- diff
 
 
-def _diff(job: Job, manifest: Manifest, mapping: CompiledMapping, generation: int, *, adopt: bool, planned_after: int) -> None:
+def _diff(
+    job: Job,
+    manifest: Manifest,
+    mapping: CompiledMapping,
+    generation: int,
+    reading: ReadFrom | None,
+    *,
+    adopt: bool,
+    planned_after: int,
+) -> None:
     splits = job.books.splits(generation)
-    record = _log_record(job, manifest, mapping, generation, splits, planned_after=planned_after)
+    record = replace(
+        _log_record(job, manifest, mapping, generation, splits, planned_after=planned_after),
+        part=None if reading is None else PartRead(former=reading.former, settled=None, is_whole=reading.is_whole),
+    )
     unreadable = sum(split.unreadable_keys for split in splits)
     withhold = (unreadable > 0 or adopt) and job.spec.mode is Mode.MIRROR
     totals = DiffCounts()
@@ -252,21 +279,28 @@ def _diff(job: Job, manifest: Manifest, mapping: CompiledMapping, generation: in
     for partition in range(manifest.partitions):
         job.context.check()
         job.context.faults("diff")
-        task = replace(
-            record.diff_input(partition, job.storage),
-            duplicates=job.spec.duplicates,
-            offer_before_us=_NEVER_LATER_US if adopt else int(time.time() * 1_000_000),
-        )
-        counts = diff_partition(task, job.cipher.sealer(), withhold_deletes=withhold, scratch=scratch_of(job), budget=job.budget)
-        job.context.count("partitions_compared", 1)
-        if adopt:  # what left the result stays in the snapshot, for the next run to delete
-            counts = replace(counts, withheld_deletes=0)
-        totals += counts
-        if counts.refused or counts.refused_duplicates:
-            rejections += refusals_of(task, job.cipher, scratch_of(job), job.budget, limit=MOST_LISTED - len(rejections))
+        with carried_rows(job, record, partition) as carried:
+            task = replace(
+                record.diff_input(partition, job.storage),
+                duplicates=job.spec.duplicates,
+                offer_before_us=_NEVER_LATER_US if adopt else int(time.time() * 1_000_000),
+                carried=carried,
+            )
+            counts = diff_partition(task, job.cipher.sealer(), withhold_deletes=withhold, scratch=scratch_of(job), budget=job.budget)
+            job.context.count("partitions_compared", 1)
+            if adopt:  # what left the result stays in the snapshot, for the next run to delete
+                counts = replace(counts, withheld_deletes=0)
+            totals += counts
+            if counts.refused or counts.refused_duplicates:
+                rejections += refusals_of(task, job.cipher, scratch_of(job), job.budget, limit=MOST_LISTED - len(rejections))
     read_rows = sum(split.read_rows for split in splits)
     _check_books(read_rows, totals)
-    job.books.store_change_log(record.to_json(), {"read": read_rows, **totals.to_counts()}, rejections)
+    counted = {"read": read_rows, **totals.to_counts()}
+    if reading is not None:
+        settled = reading.ended(job.cipher, splits, mapping.schema, is_clear=totals.refused_duplicates == 0)
+        record = replace(record, part=PartRead(former=reading.former, settled=settled, is_whole=reading.is_whole))
+        counted["null_cursors"] = sum(split.null_cursors for split in splits)
+    job.books.store_change_log(record.to_json(), counted, rejections)
     job.context.faults("after_change_log")
 
 
@@ -294,9 +328,9 @@ def _log_record(
 
 def _check_books(read_rows: int, counts: DiffCounts) -> None:
     parts = counts.unchanged + counts.upserts + counts.duplicates + counts.refused + counts.held_back
-    if read_rows != counts.staged or counts.staged != parts:
+    if read_rows + counts.carried != counts.staged or counts.staged != parts:
         raise FatalError(
-            f"the books do not balance: {read_rows} rows read, {counts.staged} staged, {parts} accounted for",
+            f"the books do not balance: {read_rows} rows read, {counts.carried} carried, {counts.staged} staged, {parts} accounted for",
             next_step="report this; nothing was sent",
         )
 
@@ -306,7 +340,7 @@ def _stops(job: Job, record: RunRecord) -> list[str]:
     if record.approved_by is not None or record.adopt:
         return []
     counts = DiffCounts.from_counts(record.counts)
-    reasons = tripped(job.spec.guards, counts, read_rows=record.counts["read"])
+    reasons = tripped(job.spec.guards, counts, read_rows=record.counts["read"], is_part=log_of(record).is_part)
     if record.dry_run:
         reasons.insert(0, f"dry run: {counts.upserts} upserts and {counts.deletes} deletes would be sent")
     return reasons

@@ -45,6 +45,7 @@ def current_manifest(
     paths = {name: storage.absolute(name) for name in manifest.files if name is not None}
     if not is_resync_wanted(row) and not is_adopting:
         lost = {name for name, path in paths.items() if not _has_footer(path)}
+        lost |= {name for name in manifest.carried if name is not None and not storage.absolute(name).is_file()}
         if lost:
             raise SnapshotLost(
                 f"snapshot_lost: {len(lost)} of the snapshot's files are missing or damaged",

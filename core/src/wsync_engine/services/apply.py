@@ -22,6 +22,7 @@ from wsync_engine.index.shards import Shards
 from wsync_engine.model.declaration import Declaration, ScheduleDeclaration, SyncDeclaration, sync_spec_to_json
 from wsync_engine.model.durations import duration_text
 from wsync_engine.model.ids import TenantId, uuid7
+from wsync_engine.model.reading import check_reading
 from wsync_engine.model.run import Priority
 from wsync_engine.plugins import PluginHost
 from wsync_engine.scheduler.caps import announce_caps
@@ -43,7 +44,7 @@ from wsync_engine.services.catalog import (
 )
 from wsync_engine.services.changes import Change, compared
 from wsync_engine.services.connections import check_config, check_mode, forgive, resolved_secrets, roles_of
-from wsync_engine.services.plan_notes import noted_deletion, noted_times
+from wsync_engine.services.plan_notes import noted_deletion, noted_reading, noted_times
 from wsync_engine.state.database import tenant_transaction
 from wsync_engine.state.tenants import ensure_tenant, find_tenant
 from wsync_sdk.errors import ConfigError
@@ -86,7 +87,7 @@ def plan_changes(
     """What `apply` would do, object by object, also those that stay; nothing is written.
 
     :param conn: None: there is no state store yet. :param secret_folders: the installation's.
-    :raises ConfigError: what `apply` would refuse of plugins, configs and secrets.
+    :raises ConfigError: what `apply` would refuse of plugins, configs, secrets, and of what syncs read.
     """
     wanted = _wanted(declaration, host, secret_folders)
     tenant_id = None if conn is None else find_tenant(conn, declaration.tenant)
@@ -142,6 +143,7 @@ def _wanted(declaration: Declaration, host: PluginHost, secret_folders: Sequence
         check_config(host, spec.plugin, spec.config, roles)
         secrets[name] = resolved_secrets(host, spec.plugin, spec.config, roles, folders)
     for sync in declaration.syncs:
+        check_reading(sync.spec)
         sink = connections[sync.spec.sink]
         check_mode(host, sink.plugin, sink.config, sync.spec.mode)
     return _Wanted(declaration=declaration, secrets=secrets)
@@ -183,7 +185,8 @@ def _sync_changes(wanted: _Wanted, catalog: Catalog) -> Iterator[Change]:
             )
         change = compared("sync", name, old, None if declared is None else {**sync_spec_to_json(declared.spec), "queue": declared.queue})
         is_moved = stored is not None and declared is not None and _is_moved(stored, declared, wanted, catalog)
-        yield replace(change, note=MOVED) if is_moved else noted_deletion(change)
+        noted = noted_reading(noted_deletion(change), None if stored is None else stored.spec, None if declared is None else declared.spec)
+        yield replace(noted, note=MOVED) if is_moved else noted
 
 
 def _is_moved(stored: StoredSync, declared: SyncDeclaration, wanted: _Wanted, catalog: Catalog) -> bool:

@@ -20,8 +20,11 @@ import psycopg
 from wsync_engine.index.due_index import Index
 from wsync_engine.model.declaration import sync_spec_from_json
 from wsync_engine.model.ids import TenantId
+from wsync_engine.model.reading import engine_parameters, reading_fingerprint
 from wsync_engine.model.sync import Mode, SyncSpec, bound_parameters
+from wsync_engine.pipeline.cursor import CursorColumn
 from wsync_engine.pipeline.mapping import compile_mapping
+from wsync_engine.pipeline.reading import query_of, unread_parameters, usable
 from wsync_engine.plugins import PluginHost
 from wsync_engine.scheduler.breakers import count_breakers
 from wsync_engine.scheduler.rows import Row, select
@@ -29,10 +32,11 @@ from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.services.catalog import Catalog, StoredConnection, StoredSync, named, read_catalog, service_statements
 from wsync_engine.services.connections import secret_of
 from wsync_engine.services.storage import known_storage_id
+from wsync_engine.services.syncs import shown_cursor
 from wsync_engine.services.waiting import explain_waiting
 from wsync_engine.state.database import check_schema, connect, tenant_transaction
 from wsync_engine.storage import LocalStorage, storage_id
-from wsync_sdk import REFUSED_COLUMNS, AddressPolicy, Finding, Operation, Query, WsyncError
+from wsync_sdk import REFUSED_COLUMNS, AddressPolicy, Finding, Operation, WsyncError
 
 __all__ = ["Installation", "examine_installation", "examine_sync"]
 
@@ -185,6 +189,7 @@ def examine_sync(
     yield from _source(spec, _connection(catalog, stored.source_id), installation.host, folders)
     yield from _sink(spec, _connection(catalog, stored.sink_id), installation, folders)
     yield _snapshot(row, LocalStorage.of_url(installation.storage_url, tenant_id=str(tenant_id)))
+    yield from _cursor(spec, row)
     yield from waiting
     yield _last_run(row)
 
@@ -199,13 +204,14 @@ def _source(spec: SyncSpec, connection: StoredConnection, host: PluginHost, fold
             report = source.check()
             yield from (replace(finding, name=f"source.{finding.name}") for finding in report.findings)
             if report.ok:
-                parameters = bound_parameters(spec.parameters, {}, nominal_at=datetime.now(UTC))
-                query = Query(sql=spec.query, table=spec.table, parameters=parameters, split_by=spec.split_by)
-                schema = source.preview(query, 1).schema
+                parameters = {**bound_parameters(spec.parameters, {}, nominal_at=datetime.now(UTC)), **unread_parameters(spec)}
+                schema = source.preview(query_of(spec, parameters), 1).schema
                 compiled = compile_mapping(spec, schema, seed="", partitions=1)
                 columns = len([name for name in schema.names if name != REFUSED_COLUMNS])
                 message = f"the query gives {columns} columns, the mapping sends {len(compiled.schema.names)} fields"
                 yield Finding(name="query", ok=True, message=message)
+                if spec.cursor is not None:
+                    CursorColumn.of(spec.cursor, schema).first()
     except WsyncError as exc:
         yield Finding(name="query", ok=False, message=exc.message, next_step=exc.next_step)
 
@@ -243,6 +249,20 @@ def _snapshot(row: Row, storage: LocalStorage) -> Finding:
         return Finding(name="snapshot", ok=False, message=message, next_step=step)
     message = f"{manifest['rows']} subscribers were delivered" + ("; the next run offers all again" if is_resync else "")
     return Finding(name="snapshot", ok=True, message=message)
+
+
+def _cursor(spec: SyncSpec, row: Row) -> Iterator[Finding]:
+    """How far it has read. A text may be anything of a row, and is not shown."""
+    if not engine_parameters(spec):
+        return
+    fingerprint = reading_fingerprint(spec, bound_parameters(spec.parameters, {}, nominal_at=datetime.now(UTC)))
+    stored = usable(row["cursor"], row["manifest"], version=row["version"], resync=row["resync"], fingerprint=fingerprint)
+    if stored is None:
+        why = "a resync was asked for, or the sync was changed" if row["cursor"] else "no run has settled all of its changes yet"
+        yield Finding(name="cursor", ok=True, message=f"the next run reads from the start: {why}")
+        return
+    where = "" if spec.cursor is None else f" from `{spec.cursor.column}` {shown_cursor(stored)}, less the overlap"
+    yield Finding(name="cursor", ok=True, message=f"the next run reads on{where}; the last settled run began at {stored['last_sync_at']}")
 
 
 def _last_run(row: Row) -> Finding:

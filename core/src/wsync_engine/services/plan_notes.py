@@ -1,20 +1,29 @@
-"""What a plan says besides the values that change: what a deletion takes along and what it leaves, and that a schedule has no times left."""
+"""What a plan says besides the values that change: what a deletion takes along and what it leaves, that a schedule has no times left,
+and that a sync reads everything again.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
+from typing import Any
 
+from wsync_engine.model.declaration import sync_spec_from_json
 from wsync_engine.model.ids import uuid7
+from wsync_engine.model.reading import engine_parameters, reading_fingerprint
 from wsync_engine.model.refusal import Misplaced
+from wsync_engine.model.sync import SyncSpec
 from wsync_engine.scheduler.rows import Row, timing_of
 from wsync_engine.scheduler.spec import ScheduleSpec
 from wsync_engine.scheduler.timing import check_timing, first_nominal
 from wsync_engine.services.changes import Change
+from wsync_sdk.errors import StateError
 
-__all__ = ["FIRES_NO_MORE", "noted_deletion", "noted_times"]
+__all__ = ["FIRES_NO_MORE", "READS_EVERYTHING", "noted_deletion", "noted_reading", "noted_times"]
 
 FIRES_NO_MORE = "it fires no more: its times are past, or it has made all its runs"
+READS_EVERYTHING = "its next run reads everything, once, and sends what differs from what was delivered"
 _DELETED = {
     "connection": "its stored secrets are deleted at once",
     "sync": "what it delivered stays at the destination; its schedules go with it, and its open runs are cancelled;"
@@ -29,6 +38,22 @@ def noted_deletion(change: Change, *, is_with_sync: bool = False) -> Change:
     if change.kind != "delete":
         return change
     return replace(change, note=_DELETED_WITH_SYNC if is_with_sync else _DELETED[change.object])
+
+
+def noted_reading(change: Change, stored: Mapping[str, Any] | None, spec: SyncSpec | None) -> Change:
+    """The change of a sync to `spec`, and whether its stored cursor is worth nothing then.
+
+    :param stored: the sync as it is stored, if it is.
+    """
+    if change.kind != "change" or stored is None or spec is None or not engine_parameters(spec):
+        return change
+    try:
+        former: SyncSpec | None = sync_spec_from_json(stored)
+    except StateError:  # of an engine that knows more
+        former = None
+    if former is not None and reading_fingerprint(former, former.parameters) == reading_fingerprint(spec, spec.parameters):
+        return change
+    return replace(change, note=READS_EVERYTHING)
 
 
 def noted_times(change: Change, spec: ScheduleSpec, row: Row | None, now: datetime) -> Change:

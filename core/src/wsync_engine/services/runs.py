@@ -20,7 +20,7 @@ from wsync_engine.scheduler.runs import request_cancel, run_of_key
 from wsync_engine.scheduler.schedules import Triggered, announce, trigger_run
 from wsync_engine.secrets.keyring import Keyring, TenantCipher
 from wsync_engine.services.catalog import named, service_statements
-from wsync_engine.services.syncs import announced
+from wsync_engine.services.syncs import announced, shown_cursor
 from wsync_engine.state.database import tenant_transaction
 from wsync_sdk.errors import ConfigError
 
@@ -117,7 +117,18 @@ def show_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID) -
         if not found:
             raise _no_run(run_id)
         rejections, events = (tuple(select(conn, _SQL[name], columns)) for name in ("run_rejections", "run_events"))
-        return RunDetails(run=found[0], rejections=rejections, events=events)
+        return RunDetails(run=_with_cursor(found[0]), rejections=rejections, events=events)
+
+
+def _with_cursor(run: Row) -> Row:
+    """With `cursor` of a run that reads what changed: where it was before, and where the run takes it; with changes without a verdict it stays."""
+    part = run["part"]
+    shown = {name: value for name, value in run.items() if name != "part"}
+    if part is None:
+        return shown
+    counts = run["counts"] or {}
+    after = part["former"] if counts.get("unsure") or counts.get("not_sent") else part["settled"]
+    return {**shown, "cursor": {"before": shown_cursor(part["former"]), "after": shown_cursor(after)}}
 
 
 def list_rejections(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, *, keyring: Keyring, count: int) -> list[Row]:

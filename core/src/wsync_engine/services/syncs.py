@@ -18,7 +18,7 @@ from wsync_engine.services.catalog import named, service_statements
 from wsync_engine.state.database import tenant_transaction
 from wsync_sdk.errors import ConfigError
 
-__all__ = ["Resync", "adopt_sync", "announced", "list_syncs", "resync_sync", "trigger_sync"]
+__all__ = ["Resync", "adopt_sync", "announced", "list_syncs", "resync_sync", "shown_cursor", "trigger_sync"]
 
 _SQL = service_statements("catalog")
 
@@ -96,6 +96,16 @@ def resync_sync(conn: psycopg.Connection[Any], tenant_id: TenantId, name: str, *
         detail = {"sync": name, "sync_id": str(sync_id), "actor": actor}
         write_events(conn, [Event(kind="sync.resync_requested", tenant_id=tenant_id, detail=detail)])
     return Resync(sync=name, entries=(row["manifest"] or {}).get("rows", 0), deletes=row["spec"]["mode"] == Mode.MIRROR)
+
+
+def shown_cursor(stored: Mapping[str, Any] | None) -> str:
+    """How far a sync has read, as people see it: the cursor's value, or when the last settled run began, or `start`. A text may be anything of a
+    row, and is not shown.
+    """
+    if stored is None:
+        return "start"
+    cursor = stored.get("cursor")
+    return str(stored["last_sync_at"] if cursor is None else cursor.get("value", "a text, encrypted"))
 
 
 def _sync_id(conn: psycopg.Connection[Any], tenant_id: TenantId, name: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -17,7 +18,19 @@ from psycopg.types.json import Jsonb
 
 from wsync_sdk import FatalError, PlanExpired, RetryableError, RowRange, StateError, WsyncError
 
-__all__ = ["Ack", "Cipher", "NewRejection", "PublishedSplit", "RunBooks", "RunRecord", "Sealer", "SentChunk", "Settlement", "SnapshotRow"]
+__all__ = [
+    "Ack",
+    "Cipher",
+    "NewRejection",
+    "NewSnapshot",
+    "PublishedSplit",
+    "RunBooks",
+    "RunRecord",
+    "Sealer",
+    "SentChunk",
+    "Settlement",
+    "SnapshotRow",
+]
 
 TERMINAL = ("succeeded", "partial", "failed", "cancelled")
 _IS_OVER = (  # one parameter: TERMINAL. A terminated run's process may live, and write, as long as its lease is not over.
@@ -89,13 +102,15 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedSplit:
-    """A split whose staged files count. `files`: partition → stored paths."""
+    """A split whose staged files count. `files`: partition → stored paths. `cursor`: its highest value, as stored; `null_cursors`: rows without one."""
 
     part: int
     files: dict[int, list[str]]
     read_rows: int
     refused_rows: int
     unreadable_keys: int
+    cursor: dict[str, Any] | None = None
+    null_cursors: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +149,8 @@ class SnapshotRow:
     """A sync's snapshot as stored; version 0 and no manifest before the first fold.
 
     :param resync: how often one was asked for. :param forgotten: manifests that have done fewer belong to a destination that the sync has left.
-    :param delivery: number of the sync's last run that was let deliver.
+    :param delivery: number of the sync's last run that was let deliver. :param cursor: how far the result was read, of this version or an older one.
+    :param now: when this was looked up, by the state store's clock.
     """
 
     version: int
@@ -142,6 +158,17 @@ class SnapshotRow:
     resync: int
     forgotten: int
     delivery: int
+    cursor: dict[str, Any] | None
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSnapshot:
+    """What a fold makes of a snapshot. `base`: the version it comes from. `cursor`: how far the result was read, None where a whole one is read."""
+
+    base: int
+    manifest: Mapping[str, Any]
+    cursor: Mapping[str, Any] | None = None
 
 
 def _stale_plan(*, is_approved: bool) -> WsyncError:
@@ -207,13 +234,13 @@ class RunBooks:
         """The sync's snapshot now."""
         with self._fenced() as cursor:
             row = cursor.execute(
-                "SELECT coalesce(s.version, 0), s.manifest, y.resync, y.forgotten, y.delivery FROM wsync.sync y LEFT JOIN wsync.snapshot s USING (tenant_id, sync_id)"
-                " WHERE y.sync_id = %s",
+                "SELECT coalesce(s.version, 0), s.manifest, y.resync, y.forgotten, y.delivery, s.cursor, wsync.clock()"
+                " FROM wsync.sync y LEFT JOIN wsync.snapshot s USING (tenant_id, sync_id) WHERE y.sync_id = %s",
                 (sync_id,),
             ).fetchone()
         if row is None:
             raise StateError("the run's sync does not exist any more", next_step="nothing to do: it was purged")
-        return SnapshotRow(version=row[0], manifest=row[1], resync=row[2], forgotten=row[3], delivery=row[4])
+        return SnapshotRow(**dict(zip(SnapshotRow.__slots__, row, strict=True)))
 
     def splits(self, generation: int) -> list[PublishedSplit]:
         """The published splits of one plan."""
@@ -230,6 +257,8 @@ class RunBooks:
                 read_rows=read_rows,
                 refused_rows=counts["refused"],
                 unreadable_keys=counts["unreadable_keys"],
+                cursor=counts.get("cursor"),
+                null_cursors=counts.get("null_cursors", 0),
             )
             for part, files, read_rows, counts in rows
         ]
@@ -283,7 +312,8 @@ class RunBooks:
 
     def publish_split(self, generation: int, split: PublishedSplit) -> None:
         """From here on the split's staged files count."""
-        counts = {"refused": split.refused_rows, "unreadable_keys": split.unreadable_keys}
+        counts: dict[str, Any] = {"refused": split.refused_rows, "unreadable_keys": split.unreadable_keys}
+        counts |= {"cursor": split.cursor, "null_cursors": split.null_cursors}
         with self._fenced("split.published", {"part": split.part, "read_rows": split.read_rows}) as cursor:
             cursor.execute(
                 "INSERT INTO wsync.split (run_id, plan_generation, part, tenant_id, state, files, read_rows, counts, epoch, published_at)"
@@ -428,18 +458,18 @@ class RunBooks:
         reason: str,
         counts: Mapping[str, int],
         error: WsyncError | None,
-        fold: tuple[int, Mapping[str, Any]] | None,
+        fold: NewSnapshot | None,
         is_folded: bool = True,
         sync_id: UUID,
     ) -> None:
         """End the run: snapshot, counts and outcome in one transaction, and what its end means for its schedule.
 
-        :param error: what stopped the run, if something did. :param fold: (version the new manifest is based on, the manifest), or None where nothing was sent.
+        :param error: what stopped the run, if something did. :param fold: None where nothing was sent, and no cursor moves.
         """
         detail = {"outcome": outcome, "reason": reason, **counts}
         with self._transaction(), self._settled(outcome), self._fenced("run.finished", detail, lock="FOR UPDATE") as cursor:
             if fold is not None:
-                self._swap(cursor, sync_id, self.run_id, *fold)
+                self._swap(cursor, sync_id, self.run_id, fold)
             cursor.execute(
                 "UPDATE wsync.run SET state = CAST(%s AS wsync.run_state), outcome_reason = %s, counts = %s, error_class = %s, error = %s,"
                 " next_step = %s,"
@@ -448,14 +478,14 @@ class RunBooks:
                 (outcome, reason, Jsonb(dict(counts)), *_error_columns(error), is_folded, self.run_id),
             )
 
-    def fold_other(self, run_id: UUID, sync_id: UUID, fold: tuple[int, Mapping[str, Any]] | None) -> bool:
+    def fold_other(self, run_id: UUID, sync_id: UUID, fold: NewSnapshot | None) -> bool:
         """Fold what an ended run left unfolded; False: someone else has done it, and nothing was written."""
         with self._fenced() as cursor:
             row = cursor.execute("SELECT folded_at IS NULL FROM wsync.run WHERE run_id = %s FOR UPDATE", (run_id,)).fetchone()
             if row is None or not row[0]:
                 return False
             if fold is not None:
-                self._swap(cursor, sync_id, run_id, *fold)
+                self._swap(cursor, sync_id, run_id, fold)
             cursor.execute("UPDATE wsync.run SET folded_at = wsync.clock() WHERE run_id = %s", (run_id,))
             self._event(cursor, "run.folded", {"run": str(run_id)})
         return True
@@ -521,15 +551,24 @@ class RunBooks:
         values["counts"] = values["counts"] or {}
         return RunRecord(**values)
 
-    def _swap(self, cursor: psycopg.Cursor[Any], sync_id: UUID, run_id: UUID, base: int, manifest: Mapping[str, Any]) -> None:
+    def _swap(self, cursor: psycopg.Cursor[Any], sync_id: UUID, run_id: UUID, new: NewSnapshot) -> None:
+        # With the version it belongs to: a swap by an engine that knows of no cursors leaves this one behind, and it counts no more.
+        stored = None if new.cursor is None else Jsonb({**new.cursor, "version": new.base + 1})
         row = cursor.execute(
-            "INSERT INTO wsync.snapshot AS s (sync_id, tenant_id, version, manifest, run_id, updated_at)"
-            " VALUES (%(sync)s, %(tenant)s, %(base)s + 1, %(manifest)s, %(run)s, wsync.clock())"
-            " ON CONFLICT (sync_id) DO UPDATE SET version = s.version + 1, manifest = excluded.manifest, run_id = excluded.run_id,"
-            " updated_at = excluded.updated_at WHERE s.version = %(base)s RETURNING version",
-            {"sync": sync_id, "tenant": self.tenant_id, "base": base, "manifest": Jsonb(dict(manifest)), "run": run_id},
+            "INSERT INTO wsync.snapshot AS s (sync_id, tenant_id, version, manifest, cursor, run_id, updated_at)"
+            " VALUES (%(sync)s, %(tenant)s, %(base)s + 1, %(manifest)s, %(cursor)s, %(run)s, wsync.clock())"
+            " ON CONFLICT (sync_id) DO UPDATE SET version = s.version + 1, manifest = excluded.manifest, cursor = excluded.cursor,"
+            " run_id = excluded.run_id, updated_at = excluded.updated_at WHERE s.version = %(base)s RETURNING version",
+            {
+                "sync": sync_id,
+                "tenant": self.tenant_id,
+                "base": new.base,
+                "manifest": Jsonb(dict(new.manifest)),
+                "cursor": stored,
+                "run": run_id,
+            },
         ).fetchone()
-        if row is None or row[0] != base + 1:
+        if row is None or row[0] != new.base + 1:
             raise StateError("the snapshot has changed under this run", next_step="run the sync again")
 
     def _insert_rejections(self, cursor: psycopg.Cursor[Any], rejections: Sequence[NewRejection]) -> None:

@@ -126,10 +126,10 @@ class LocalStorage:
         return folder.is_dir() and any(entry.name != "log" for entry in os.scandir(folder))
 
     def snapshots(self) -> Iterator[tuple[UUID, list[tuple[Path, UUID]]]]:
-        """Of each sync its snapshot files, each with the run that wrote it."""
+        """Of each sync its snapshot files and those of carried rows, each with the run that wrote it."""
         folder = self.root / self.tenant_id / "snapshots"
         for sync_id in _named_by_ids(folder):
-            yield sync_id, [(path, UUID(path.name[:36])) for path in (folder / str(sync_id)).glob("*-*-*-*-*-*.parquet")]
+            yield sync_id, [(path, UUID(path.name[:36])) for path in (folder / str(sync_id)).glob("*-*-*-*-*-*.*")]
 
     def drop_run(self, run_id: str) -> None:
         """Remove all of a run, its change log too."""
@@ -152,7 +152,7 @@ class LocalStorage:
         Never any other: a later run may already be writing, and a process that slept through its own end must not sweep what it does not know.
         """
         kept = {name for name in after if name is not None}
-        own = {self.relative(path) for path in self.snapshot_folder(sync_id).glob(f"{run_id}-*.parquet")}
+        own = {self.relative(path) for path in self.snapshot_folder(sync_id).glob(f"{run_id}-*")}
         for name in ({name for name in before if name is not None} | own) - kept:
             self.absolute(name).unlink(missing_ok=True)
 

@@ -19,7 +19,7 @@ ORDER BY y.name;
 -- name: run_show
 SELECT r.run_id, y.name AS sync_name, r.state::text AS state, r.phase, r.trigger, r.dry_run, r.adopt, r.attempt, r.crashes, r.params AS parameters, r.nominal_at, r.created_at,
     r.ready_at, r.started_at, r.finished_at, r.deadline_at, r.counts, r.progress, r.progress_at, r.guards, r.outcome_reason, r.error_class, r.error, r.next_step,
-    r.cancel_reason, r.approved_by, r.approved_at,
+    r.cancel_reason, r.approved_by, r.approved_at, r.change_log -> 'part' AS part,
     (SELECT count(*) FROM wsync.rejection AS x WHERE x.tenant_id = r.tenant_id AND x.run_id = r.run_id) AS rejections
 FROM (SELECT * FROM wsync.run UNION ALL SELECT * FROM wsync.run_history) AS r
 JOIN wsync.sync AS y ON y.tenant_id = r.tenant_id AND y.sync_id = r.sync_id

@@ -17,6 +17,6 @@ LEFT JOIN LATERAL (
 
 -- name: snapshot_files
 -- Asked after the runs: a fold that was done by then has named its files.
-SELECT s.manifest -> 'files' AS files
+SELECT (s.manifest -> 'files') || coalesce(s.manifest -> 'carried', '[]') AS files
 FROM wsync.snapshot AS s
 WHERE s.tenant_id = :tenant_id AND s.sync_id = :sync_id;
