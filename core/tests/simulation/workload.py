@@ -384,7 +384,10 @@ class Operator:
         self.world.redis_skew_ms = self.world.rng.choice((-1_500, 1_500))
 
     def _spoil(self) -> None:
-        """A schedule's zone is removed from the database of zones."""
-        query = "UPDATE wsync.schedule SET zone = 'Mars/Olympus' WHERE kind = 'cron' AND deleted_at IS NULL RETURNING schedule_id"
+        """A schedule's zone is removed from the database of zones. Nobody may wait here: who holds a row is an actor, and stands still meanwhile."""
+        query = (
+            "UPDATE wsync.schedule SET zone = 'Mars/Olympus' WHERE schedule_id IN (SELECT schedule_id FROM wsync.schedule"
+            " WHERE kind = 'cron' AND deleted_at IS NULL FOR UPDATE SKIP LOCKED) RETURNING schedule_id"
+        )
         if self.world.ground.owner.execute(query).fetchall():
             self.world.faults.note("C15")
