@@ -141,6 +141,52 @@ def test_a_run_does_not_ask_the_source_while_another_delivers(world: World) -> N
     assert plans == [1]
 
 
+@pytest.mark.parametrize(("between", "wait_s"), [(0, 5.0), (9, 20.0), (200, 60.0)])
+def test_a_run_does_not_read_while_an_earlier_one_is_executed_and_asks_the_less_often_the_more_are_before_it(
+    world: World, between: int, wait_s: float
+) -> None:
+    waits: list[tuple[float | None, int]] = []
+
+    def come_late() -> None:
+        line = [world.new_run(is_beside=True) for _ in range(between + 1)]
+        with pytest.raises(RetryableError, match="an earlier run of the sync is executed") as waiting:
+            execute(world.job(line[-1]))
+        waits.append((waiting.value.retry_after_s, world.source.plans))
+
+    world.run(beside("extract", come_late))
+
+    assert waits == [(wait_s, 1)]
+
+
+@pytest.mark.parametrize("change_of_the_earlier", ["state = 'queued'", "state = 'blocked'", "dry_run = true, exclusive = false"])
+def test_an_earlier_run_that_is_not_executed_or_sends_nothing_holds_up_no_other(world: World, change_of_the_earlier: str) -> None:
+    earlier, later = world.new_run(is_beside=True), world.new_run(is_beside=True)
+    world.job(earlier)
+    world.engine.execute(f"UPDATE wsync.run SET {change_of_the_earlier} WHERE run_id = %s", (earlier,))
+
+    assert execute(world.job(later)).state == "succeeded"
+
+
+def test_runs_beside_one_another_come_to_their_ends_one_after_the_other(world: World) -> None:
+    line = [world.new_run(is_beside=index > 0) for index in range(4)]
+    jobs = [world.job(run_id) for run_id in line]
+    ended: list[int] = []
+    for _ in range(len(line)):
+        for index, job in enumerate(jobs):
+            if index in ended:
+                continue
+            try:
+                execute(job)
+            except RetryableError:
+                continue
+            ended.append(index)
+            world.source.rows[1_000 + index] = "new"
+
+    assert ended == [0, 1, 2, 3]
+    assert world.source.plans == 4
+    assert world.run().counts["upserts"] == 1
+
+
 def test_no_guard_judges_a_plan_that_is_made_anew(world: World) -> None:
     world.run()
     for key in range(60):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -159,6 +160,7 @@ class World:
     def __init__(self, database: Any, folder: Path) -> None:
         self.source = TableSource({n: f"name {n}" for n in range(100)})
         self.sink = RecordingSink()
+        self._earlier = count(1_000, -1)
         self.destination = "s/recording"
         self.cipher = Keyring.throwaway().tenant(uuid7())
         self.storage = LocalStorage(root=folder, tenant_id="t")
@@ -184,8 +186,9 @@ class World:
         self.engine.close()
         self.api.close()
 
-    def new_run(self, *, dry_run: bool = False, adopt: bool = False, is_beside: bool = False) -> UUID:
-        run_id = uuid7()
+    def new_run(self, *, dry_run: bool = False, adopt: bool = False, is_beside: bool = False, is_earlier: bool = False) -> UUID:
+        """:param is_earlier: than all that were made."""
+        run_id = UUID(int=next(self._earlier)) if is_earlier else uuid7()
         self.engine.execute(
             "INSERT INTO wsync.run (run_id, tenant_id, shard, sync_id, connection_id, credential_id, overlap_key, trigger, nominal_at,"
             " due_at, ready_at, priority, exclusive, state, dry_run, adopt)"
@@ -221,8 +224,8 @@ class World:
         return execute(self.job(self.new_run(), faults))
 
     def run_beside(self) -> Outcome:
-        """As under the policy `allow_all`, while another run of the sync is executed."""
-        return execute(self.job(self.new_run(is_beside=True)))
+        """As under the policy `allow_all`, while another run of the sync is executed: one that was made before it, and whose worker had died."""
+        return execute(self.job(self.new_run(is_beside=True, is_earlier=True)))
 
     def failed_run(self) -> WsyncError:
         """A run that fails, and is ended as a child does it."""
