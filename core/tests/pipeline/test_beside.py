@@ -141,7 +141,7 @@ def test_a_run_does_not_ask_the_source_while_another_delivers(world: World) -> N
     assert plans == [1]
 
 
-@pytest.mark.parametrize(("between", "wait_s"), [(0, 5.0), (9, 20.0), (200, 60.0)])
+@pytest.mark.parametrize(("between", "wait_s"), [(0, 1.0), (9, 10.0), (200, 60.0)])
 def test_a_run_does_not_read_while_an_earlier_one_is_executed_and_asks_the_less_often_the_more_are_before_it(
     world: World, between: int, wait_s: float
 ) -> None:

@@ -16,6 +16,7 @@ from wsync_engine.scheduler.runs import (
     ScheduleSettlement,
     backoff,
     claim_runs,
+    count_ends,
     finish_run,
     give_back_run,
     heartbeat,
@@ -161,6 +162,24 @@ def test_a_schedule_that_somebody_holds_keeps_no_run_from_ending_and_its_supervi
     finish_run(world.engine, run_id, 1, "failed")
 
     assert row(world, run_id)["state"] == "failed"
+    assert world.clock(row(world, run_id)["schedule_id"])["failures_in_row"] == 1
+
+
+def test_an_end_that_neither_its_process_nor_its_worker_could_count_is_counted_by_a_scheduler(world: Any, run_id: UUID) -> None:
+    claim_runs(world.engine, [run_id], WORKER)
+    world.api.execute("SET lock_timeout = '100ms'")
+    world.engine.execute("SET lock_timeout = '100ms'")
+    with world.engine_connection().transaction() as held:
+        held.connection.execute("SELECT FROM wsync.schedule_clock FOR UPDATE")
+        fail_as_a_child(world, run_id)
+        assert count_ends(world.engine) == 0
+
+    world.scheduler.reap()
+
+    assert world.clock(row(world, run_id)["schedule_id"])["failures_in_row"] == 1
+    assert (row(world, run_id)["phase"], len(world.events("run.settled"))) == ("finish", 1)
+    assert count_ends(world.engine) == 0
+    finish_run(world.engine, run_id, 1, "failed")
     assert world.clock(row(world, run_id)["schedule_id"])["failures_in_row"] == 1
 
 

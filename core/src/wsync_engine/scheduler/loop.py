@@ -23,7 +23,7 @@ from wsync_engine.scheduler.backfill import step_backfill
 from wsync_engine.scheduler.fire import fire
 from wsync_engine.scheduler.gauges import show_shard
 from wsync_engine.scheduler.janitor import Retention, tidy
-from wsync_engine.scheduler.runs import RESTART_GRACE_S, reap_runs
+from wsync_engine.scheduler.runs import RESTART_GRACE_S, count_ends, reap_runs
 from wsync_engine.scheduler.sweeper import load_index, sweep
 from wsync_engine.telemetry import metrics
 from wsync_sdk.errors import RetryableError, StateError, WsyncError
@@ -225,6 +225,7 @@ class Scheduler:
         reaped = reap_runs(self._postgres(), shard=turn.index.shard, grace_s=self._restart_grace_s)
         lost = [run.run_id for run in reaped.queued]
         metrics.LEASES_EXPIRED.inc(len(lost) + len(reaped.ended))
+        count_ends(self._postgres(), shard=turn.index.shard)
         if lost or reaped.ended:
             _log.warning("runs.reaped", queued=len(lost), ended=len(reaped.ended))
             turn.index.release([*lost, *reaped.ended])

@@ -36,6 +36,7 @@ __all__ = [
     "backoff",
     "claim_runs",
     "confirm_kill",
+    "count_ends",
     "drop_waiting",
     "executed_among",
     "finish_run",
@@ -264,7 +265,7 @@ def retry_run(
         attempt = run["attempt"] + 1
         base_ms, cap_ms = policy["backoff_base_ms"], policy["backoff_cap_ms"]
         if is_throttled:  # how long is known; a little more keeps many from coming back at once
-            base_ms = cap_ms = min(base_ms, THROTTLED_MS)
+            base_ms = cap_ms = min(base_ms, THROTTLED_MS, round((retry_after_s or 0.0) * 2_000))
         wait = backoff(run_id, attempt, base_ms=base_ms, cap_ms=cap_ms, retry_after_s=retry_after_s)
         ready_at = instant(policy, "now") + wait
         is_late = run["deadline_at"] is not None and ready_at >= run["deadline_at"]
@@ -304,6 +305,20 @@ def reap_runs(conn: psycopg.Connection[Any], *, shard: int = 0, grace_s: float =
         if not reaped and not over:
             break  # all of them are locked, or were renewed, meanwhile
     return Reaped(queued=tuple(queued), ended=tuple(ended))
+
+
+def count_ends(conn: psycopg.Connection[Any], *, shard: int = 0) -> int:
+    """Count the ends that nobody has counted for their schedules: their own process could not, and its worker may have died since."""
+    counted = 0
+    for row in select(conn, _SQL["run_uncounted"], {"shard": shard, "count": 100}):
+        try:
+            with conn.transaction():
+                finish_run(conn, row["run_id"], row["epoch"], row["state"])
+                select(conn, _SQL["run_counted"], {"run_id": row["run_id"]})
+        except (psycopg.errors.LockNotAvailable, StateError):
+            continue  # the next round comes to it
+        counted += 1
+    return counted
 
 
 def request_cancel(conn: psycopg.Connection[Any], run_id: UUID, *, reason: str, actor: str) -> CancelRequested | None:

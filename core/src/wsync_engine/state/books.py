@@ -37,7 +37,7 @@ _IS_OVER = (  # one parameter: TERMINAL. A terminated run's process may live, an
     "(state = ANY(%s::wsync.run_state[]) AND (cancel_reason IS DISTINCT FROM 'terminated' OR coalesce(lease_until <= wsync.clock(), true)))"
 )
 DELIVERY_WAIT_S = 5.0
-PLACE_WAIT_S = 2.0
+PLACE_WAIT_S = 1.0
 LONGEST_PLACE_WAIT_S = 60.0
 _AHEAD = (  # (those before it in line, of them those that are executed)
     "SELECT count(*), count(*) FILTER (WHERE state <> 'queued') FROM ("
@@ -367,12 +367,12 @@ class RunBooks:
             less often, the more are before it.
         """
         with self._fenced() as cursor:
-            self._is_alone(cursor, sync_id)
             ahead, executed = cursor.execute(_AHEAD, {"sync_id": sync_id, "run_id": self.run_id}).fetchone() or (0, 0)
             if executed:
-                wait_s = min(LONGEST_PLACE_WAIT_S, max(DELIVERY_WAIT_S, PLACE_WAIT_S * ahead))
+                wait_s = min(LONGEST_PLACE_WAIT_S, PLACE_WAIT_S * ahead)
                 message = "an earlier run of the sync is executed"
                 raise RetryableError(message, next_step="nothing: this one goes on after it", retry_after_s=wait_s)
+            self._is_alone(cursor, sync_id)
 
     def is_folded(self, run_id: UUID) -> bool:
         """Whether somebody has folded another run."""
@@ -481,15 +481,27 @@ class RunBooks:
         :param error: what stopped the run, if something did. :param fold: None where nothing was sent, and no cursor moves.
         """
         detail = {"outcome": outcome, "reason": reason, **counts}
-        with self._transaction(), self._settled(outcome), self._fenced("run.finished", detail, lock="FOR UPDATE") as cursor:
+        with (
+            self._transaction(),
+            self._settled(outcome) as is_counted,
+            self._fenced("run.finished", detail, lock="FOR UPDATE") as cursor,
+        ):
             if fold is not None:
                 self._swap(cursor, sync_id, self.run_id, fold)
             cursor.execute(
                 "UPDATE wsync.run SET state = CAST(%s AS wsync.run_state), outcome_reason = %s, counts = %s, error_class = %s, error = %s,"
                 " next_step = %s,"
-                " finished_at = wsync.clock(), folded_at = CASE WHEN %s THEN wsync.clock() END, worker_id = NULL, lease_until = NULL, phase = 'finish'"
+                " finished_at = wsync.clock(), folded_at = CASE WHEN %s THEN wsync.clock() END, worker_id = NULL, lease_until = NULL, phase = %s"
                 " WHERE run_id = %s",
-                (outcome, reason, Jsonb(dict(counts)), *_error_columns(error), is_folded, self.run_id),
+                (
+                    outcome,
+                    reason,
+                    Jsonb(dict(counts)),
+                    *_error_columns(error),
+                    is_folded,
+                    "finish" if is_counted else "count",
+                    self.run_id,
+                ),
             )
 
     def fold_other(self, run_id: UUID, sync_id: UUID, fold: NewSnapshot | None) -> bool:
@@ -512,11 +524,14 @@ class RunBooks:
     # -- inside
 
     @contextmanager
-    def _settled(self, outcome: str) -> Iterator[None]:
-        """The end is counted in its own transaction: nobody has to live on for that. Where it can't be, the supervisor counts it."""
-        is_locked = self._settlement is not None and self._settlement.lock(self._conn, self.run_id)
-        yield
-        if self._settlement is not None and is_locked:
+    def _settled(self, outcome: str) -> Iterator[bool]:
+        """The end is counted in its own transaction: nobody has to live on for that. Where it can't be, the supervisor counts it, or a scheduler.
+
+        Gives whether it is counted here.
+        """
+        is_counted = self._settlement is None or self._settlement.lock(self._conn, self.run_id)
+        yield is_counted
+        if self._settlement is not None and is_counted:
             self._settlement.count(self._conn, self.run_id, self.epoch, outcome)
 
     @contextmanager

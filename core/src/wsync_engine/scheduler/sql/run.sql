@@ -97,6 +97,17 @@ FROM unnest(CAST(:run_ids AS uuid[]), CAST(:epochs AS int[]), CAST(:states AS te
     AS f (run_id, epoch, state, reason, error_class, error, next_step)
 WHERE r.run_id = f.run_id AND r.epoch = f.epoch AND r.state IN ('running', 'cancelling');
 
+-- name: run_uncounted
+-- Ended by their own process while somebody held their schedule's clock for long.
+SELECT r.run_id, r.epoch, r.state::text AS state
+FROM wsync.run AS r
+WHERE r.shard = :shard AND r.phase = 'count'
+ORDER BY r.run_id
+LIMIT :count;
+
+-- name: run_counted
+UPDATE wsync.run SET phase = 'finish' WHERE run_id = :run_id AND phase = 'count';
+
 -- name: run_finish_lost
 -- The reaper's end of a run: only if its lease is still over.
 UPDATE wsync.run

@@ -1,6 +1,7 @@
 CREATE INDEX run_unfolded ON wsync.run (sync_id) WHERE delivery IS NOT NULL AND folded_at IS NULL;  -- who may be delivering, or has left acks
 CREATE INDEX run_beside ON wsync.run (sync_id, run_id)
     WHERE NOT exclusive AND NOT dry_run AND state IN ('queued', 'running', 'cancelling');  -- under `allow_all`
+CREATE INDEX run_uncounted ON wsync.run (shard) WHERE phase = 'count';  -- ended, and not yet counted for its schedule
 
 CREATE TABLE wsync.breaker (  -- of a credential that sinks are called with; without a row it never failed
     tenant_id uuid NOT NULL,
