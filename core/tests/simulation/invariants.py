@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 OPEN = {str(state) for state in OPEN_STATES}
 TERMINAL = {str(state) for state in TERMINAL_STATES}
 LATEST_DECISION = timedelta(seconds=11)
+SPOILED = "Mars/Olympus"
 LONGEST_JITTER = timedelta(seconds=3)
 UNSEEN = timedelta(seconds=10)
 Row = dict[str, Any]
@@ -234,7 +235,9 @@ class Watch:
 
     def _check_end(self, old: Row, new: Row, began_at: datetime) -> None:
         """A pause, a deletion or a change after which nothing is to come has counted what was due."""
-        if old["next_nominal_at"] is None:
+        if (
+            old["next_nominal_at"] is None or self._former_schedules[new["schedule_id"]]["zone"] == SPOILED
+        ):  # nobody can tell its times any more
             return
         first, last = datetime.fromisoformat(old["next_nominal_at"]), new["last_nominal_at"]
         if last is not None:

@@ -22,6 +22,7 @@ from wsync_engine.state.database import tenant_transaction
 from wsync_sdk import RetryableError, WsyncError
 
 from .actors import SchedulerProcess, WorkerProcess
+from .invariants import SPOILED
 from .stores import SimulatedRedis
 
 if TYPE_CHECKING:
@@ -386,7 +387,7 @@ class Operator:
     def _spoil(self) -> None:
         """A schedule's zone is removed from the database of zones. Nobody may wait here: who holds a row is an actor, and stands still meanwhile."""
         query = (
-            "UPDATE wsync.schedule SET zone = 'Mars/Olympus' WHERE schedule_id IN (SELECT schedule_id FROM wsync.schedule"
+            f"UPDATE wsync.schedule SET zone = '{SPOILED}' WHERE schedule_id IN (SELECT schedule_id FROM wsync.schedule"
             " WHERE kind = 'cron' AND deleted_at IS NULL FOR UPDATE SKIP LOCKED) RETURNING schedule_id"
         )
         if self.world.ground.owner.execute(query).fetchall():

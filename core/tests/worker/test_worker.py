@@ -152,6 +152,25 @@ def test_a_stopped_process_stands_still_too(world: Any) -> None:
     assert not is_running(child, words=())
 
 
+def test_a_worker_that_stood_still_itself_does_not_hold_it_against_its_runs(world: Any) -> None:
+    world.add_sync(rows=60, stall_ms=5_000)
+    run_id = world.add_run()
+    worker = world.start_worker(lease_s=60)
+    world.shut("write")
+    world.until_reached("write")
+    time.sleep(2.5)  # its worker has heard how far it is
+
+    worker.send_signal(signal.SIGSTOP)
+    time.sleep(7)
+    worker.send_signal(signal.SIGCONT)
+    time.sleep(1.5)
+    world.open("write")
+    row = world.until_state(run_id, "succeeded", "failed")
+
+    assert (row["state"], row["attempt"], row["epoch"]) == ("succeeded", 0, 1)
+    assert not world.engine.execute("SELECT 1 FROM wsync.run_event WHERE kind = 'run.stuck'").fetchone()
+
+
 def test_a_run_that_is_terminated_by_a_later_one_stops_and_the_later_one_does_not_wait_for_the_lease(world: Any) -> None:
     world.add_sync(rows=60, overlap="terminate_other")
     first = world.add_run()

@@ -18,6 +18,7 @@ from wsync_engine.worker.slots import Slot, Tenure
 __all__ = ["SlotPool"]
 
 WATCH_S = 1.0
+STOOD_STILL_S = 2.0
 CHILD_PAUSE_S = 0.5
 """A child that dies at its start is not replaced in a circle."""
 LOST_GRACE_S = 2.0
@@ -125,10 +126,17 @@ class SlotPool:
                 slot.kill()
         if now_s < self._watch_at_s:
             return
+        self._pass_over(now_s - self._watch_at_s if self._watch_at_s else 0.0)
         self._watch_at_s = now_s + WATCH_S
         for slot in self.slots:
             if slot.tenure is not None and slot.tenure.stopping is None:
                 self._judge(slot, slot.tenure, now_s)
+
+    def _pass_over(self, late_s: float) -> None:
+        """While we stood still ourselves, runs may have stood still because their leases were not renewed."""
+        if late_s >= STOOD_STILL_S:
+            for tenure in self.tenures():
+                tenure.moved_at_s += late_s
 
     def _judge(self, slot: Slot, tenure: Tenure, now_s: float) -> None:
         if slot.rss_bytes() > self._options.memory_limit_bytes:
