@@ -185,13 +185,15 @@ def test_a_destination_that_is_left_alone_is_found_until_a_person_saw_to_it(look
     tested = run("connections", "test", "here")
     after = look("customers")
 
-    assert (found["destination"]["ok"], found["destinations"]["ok"]) == (False, False)
+    assert (found["destination"]["ok"], found["destinations"]["ok"]) == (False, True)
+    assert found["destinations"]["message"].endswith("their runs wait: acme/here")
     assert "`here` failed again and again, so no run starts until" in found["destination"]["message"]
     assert "the last time: 503" in found["destination"]["message"]
     assert "`wsync-engine connections test here`" in found["destination"]["next_step"]
     assert tested.exit_code == 0, tested.output
+    assert "they may go now" in tested.stdout
     assert "destination" not in after
-    assert after["destinations"]["ok"]
+    assert after["destinations"]["message"] == "none is left alone"
     assert engine.execute("SELECT state, openings FROM wsync.breaker").fetchone() == ("closed", 1)
 
 

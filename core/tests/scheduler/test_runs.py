@@ -271,6 +271,7 @@ def test_a_retry_past_the_runs_deadline_fails_it(world: Any, run_id: UUID) -> No
     )
 
     assert retried.run is None
+    assert row(world, run_id)["next_step"] == "wait"
 
 
 def test_a_silent_holders_run_is_queued_again_and_no_attempt_is_used(world: Any, run_id: UUID) -> None:

@@ -104,7 +104,8 @@ class FileSink(Sink):
         if (self.folder / "away").exists():
             with (self.folder / "refused").open("a") as refused:
                 refused.write(f"{chunk.run.run_id}\n")
-            raise RetryableError((self.folder / "away").read_text() or "the destination is away", next_step="wait")
+            said = (self.folder / "away").read_text() or "the destination is away"
+            raise RetryableError(said, next_step="nothing to do: it is tried again")
         line = json.dumps({"key": chunk.key, "ids": [row["id"] for row in chunk.to_rows()], "epoch": chunk.fence.epoch}) + "\n"
         descriptor = os.open(self.folder / "sent", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.write(descriptor, line.encode())

@@ -104,16 +104,17 @@ def test_the_last_attempt_counts_too(world: Any) -> None:
     run_id = world.add_run()
     world.start_worker(breaker_failures=1)
 
-    assert world.until_state(run_id, "failed")["error"] == "the destination is away"
+    row = world.until_state(run_id, "failed")
+    assert (row["error"], row["next_step"]) == ("the destination is away", f"`wsync-engine runs retry {run_id}` tries it anew")
     world.until(lambda: breaker(world)["state"] == "open")
 
 
-def test_a_destination_whose_failure_can_not_be_stored_stops_no_worker(world: Any) -> None:
-    world.add_sync()
+def test_what_no_database_stores_of_a_destinations_words_stops_no_worker(world: Any) -> None:
+    world.add_sync(max_attempts=1)
     (world.folder / "away").write_text("it says \0")
-    world.add_run()
+    away = world.add_run()
     world.start_worker()
-    world.until(lambda: "ending_failed" in world.logs())
+    assert world.until_state(away, "failed")["error"] == "it says \ufffd"
 
     (world.folder / "away").unlink()
     run_id = world.add_run(sync_id=world.copy_sync())

@@ -405,7 +405,7 @@ class SyncBlock(_Block):
 
 
 class FileBlock(_Block):
-    """Everything of one tenant: what the file no longer declares is deleted by `apply`."""
+    """Everything of one tenant: connections, syncs and their schedules that the file no longer declares are deleted by `apply`."""
 
     version: Literal[1] = Field(description="Of this format.")
     tenant: Name = Field(description="Whose connections, syncs and schedules these are.")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
+from uuid import UUID
 
-__all__ = ["OPEN_STATES", "TERMINAL_STATES", "OverlapPolicy", "Priority", "RunError", "RunState", "Trigger"]
+__all__ = ["OPEN_STATES", "TERMINAL_STATES", "OverlapPolicy", "Priority", "RunError", "RunState", "Trigger", "final_step"]
 
 
 class RunState(StrEnum):
@@ -67,3 +68,8 @@ class RunError:
     error_class: str
     message: str
     next_step: str
+
+
+def final_step(next_step: str, run_id: UUID) -> str:
+    """What to do about a failure that ended its run: where it says that nothing is to be done, as it is tried again, that is true no more."""
+    return f"`wsync-engine runs retry {run_id}` tries it anew" if next_step.startswith("nothing") else next_step

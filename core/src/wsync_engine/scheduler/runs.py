@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
@@ -17,7 +17,7 @@ from uuid import UUID
 import psycopg
 
 from wsync_engine.index.entries import ReadyRun
-from wsync_engine.model.run import RunError, RunState
+from wsync_engine.model.run import RunError, RunState, final_step
 from wsync_engine.scheduler.limits import refuse_texts
 from wsync_engine.scheduler.overdue import give_up_all
 from wsync_engine.scheduler.rows import Event, Row, instant, ready_run, select, statements, write_events
@@ -273,7 +273,8 @@ def retry_run(
         columns = {"run_id": run_id, "epoch": epoch, **_error_columns(error)}
         if is_late or is_last:
             reason = "no time is left for another attempt" if is_late else f"failed {attempt} times"
-            return Retried(run=finish_run(conn, run_id, epoch, "failed", reason=reason, error=error), is_over=True)
+            last = replace(error, next_step=final_step(error.next_step, run_id))
+            return Retried(run=finish_run(conn, run_id, epoch, "failed", reason=reason, error=last), is_over=True)
         queued = _requeue(conn, run, {**columns, "ready_at": ready_at, "used_attempts": 0 if is_throttled else 1}, "run.retried")
         return Retried(run=queued)
 

@@ -28,7 +28,7 @@ from wsync_engine.state.database import tenant_transaction
 from wsync_sdk.errors import ConfigError
 from wsync_sdk.network import AddressPolicy
 from wsync_sdk.sink import Operation
-from wsync_sdk.source import CheckReport
+from wsync_sdk.source import CheckReport, Finding
 
 __all__ = ["Checked", "Role", "check_config", "check_connection", "check_mode", "forgive", "resolved_secrets", "roles_of", "secret_of"]
 
@@ -117,6 +117,9 @@ def check_connection(
             caps = forgive(conn, tenant_id, [connection.connection_id], is_trusted=False)
         if index is not None and caps:
             announce_caps(index, caps)
+        if caps:
+            message = "its runs waited because it had failed again and again; they may go now"
+            checked += (Checked(role="sink", report=CheckReport(findings=(Finding(name="breaker", ok=True, message=message),))),)
     return checked
 
 

@@ -16,6 +16,7 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 
+from wsync_engine.model.run import final_step
 from wsync_sdk import FatalError, PlanExpired, RetryableError, RowRange, StateError, WsyncError
 
 __all__ = [
@@ -186,8 +187,8 @@ def _stale_plan(*, is_approved: bool) -> WsyncError:
     return PlanExpired(message, next_step="nothing: it is planned again", retry_after_s=DELIVERY_WAIT_S)
 
 
-def _error_columns(error: WsyncError | None) -> tuple[str | None, str | None, str | None]:
-    return (None, None, None) if error is None else (type(error).__name__, error.message, error.next_step)
+def _error_columns(error: WsyncError | None, run_id: UUID) -> tuple[str | None, str | None, str | None]:
+    return (None, None, None) if error is None else (type(error).__name__, error.message, final_step(error.next_step, run_id))
 
 
 class RunBooks:
@@ -497,7 +498,7 @@ class RunBooks:
                     outcome,
                     reason,
                     Jsonb(dict(counts)),
-                    *_error_columns(error),
+                    *_error_columns(error, self.run_id),
                     is_folded,
                     "finish" if is_counted else "count",
                     self.run_id,

@@ -32,6 +32,16 @@ LEFT JOIN LATERAL (
     LIMIT 1) AS r ON true
 WHERE y.tenant_id = :tenant_id AND y.sync_id = :sync_id;
 
+-- name: destinations_away
+-- Of all tenants, as `tenant/connection`.
+SELECT t.name || '/' || k.name AS name
+FROM wsync.breaker AS b
+JOIN wsync.tenant AS t ON t.tenant_id = b.tenant_id
+JOIN wsync.connection AS k ON k.tenant_id = b.tenant_id AND coalesce(k.credential_id, k.connection_id) = b.credential_id AND k.deleted_at IS NULL
+WHERE b.state <> 'closed'
+ORDER BY 1
+LIMIT :count;
+
 -- name: sync_breaker
 -- Whether the sync's destination is left alone.
 SELECT n.name, b.state, b.reason, b.retry_at
