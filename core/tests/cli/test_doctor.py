@@ -119,6 +119,8 @@ def test_a_sync_that_is_not_there_is_refused(look: Look, file: Path, run: Run) -
     run("apply", file)
 
     assert run("doctor", "nobody").exit_code == 2
+    stranger = run("doctor", "--tenant", "stranger")
+    assert (stranger.exit_code, "stranger" in stranger.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(("change", "words"), [

@@ -111,6 +111,7 @@ def test_a_key_that_names_a_column_means_the_field_it_goes_to(host: PluginHost) 
         ("{constant: customer}", "{columns: [id], cast: json}", "wsync.yaml:20: syncs.customers.mapping.kind.cast: a list of columns", "make the JSON array"),
         ("    mode: mirror", "    mode: mirror\n    mode: upsert", "wsync.yaml:17: syncs.customers.mode: `mode` is there twice", "keep one"),
         ("tenant: acme", "tenant: [acme", "wsync.yaml:", "correct the syntax"),
+        ("tenant: acme", "tenant: @acme", "wsync.yaml:", "stands in quotes"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_shown_where_it_was_typed(host: PluginHost, old: str, new: str, message: str, next_step: str) -> None:

@@ -126,12 +126,14 @@ def doctor(
             network=address_policy(settings),
         )
         is_right = _show_findings(examine_installation(installation), as_json)
-        if sync is not None:
+        if sync is not None or tenant is not None:
             with connect(urls.api, application_name="wsync doctor") as api:
                 name = tenant_name_of(tenant)
-                folders = tenant_folders(settings.secret_folders, name)
-                found = examine_sync(api, tenant_named(api, name), sync, installation, folders=folders)
-                is_right = _show_findings(found, as_json) and is_right
+                tenant_id = tenant_named(api, name)
+                if sync is not None:
+                    folders = tenant_folders(settings.secret_folders, name)
+                    found = examine_sync(api, tenant_id, sync, installation, folders=folders)
+                    is_right = _show_findings(found, as_json) and is_right
     if not is_right:
         raise typer.Exit(Exit.FAILED)
 

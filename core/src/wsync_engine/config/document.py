@@ -48,7 +48,17 @@ def read_document(text: str) -> Document:
         mark = exc.problem_mark or exc.context_mark
         line = mark.line + 1 if mark else 1
         what = f"not valid YAML: {exc.problem or 'it can not be read'}"
-        return Document(value=None, problems=(Problem(path=(), what=what, next_step="correct the syntax of this line", line=line),))
+        return Document(
+            value=None,
+            problems=(
+                Problem(
+                    path=(),
+                    what=what,
+                    next_step="correct the syntax of this line; a value with signs such as * or @, as in a cron expression, stands in quotes",
+                    line=line,
+                ),
+            ),
+        )
     except yaml.YAMLError:
         problem = Problem(
             path=(), what="not valid YAML: it holds characters that are not text", next_step="save the file as UTF-8 text", line=1

@@ -135,6 +135,9 @@ def _problem(error: ErrorDetails, document: Document) -> Problem:
         return Problem(path=(*path, told["field"]), what=told["what"], next_step=told["next_step"])
     if error["type"] == "missing":
         return Problem(path=path, what=f"`{last}` is missing", next_step=f"add `{last}`")
+    if error["type"] == "model_type" and last:
+        step = f"write its settings below `{last}`, each on a line of its own: {', '.join(_known_keys((*path, '')))}"
+        return Problem(path=path, what=f"`{last}` is a block of settings, not one value", next_step=step)
     if error["type"] == "string_pattern_mismatch":
         return Problem(path=path, what="not a name", next_step="use letters, digits, `_`, `-` and `.`, at most 80")
     return Problem(path=path, what=refusal_words(error["msg"]), next_step=f"correct `{last}`" if last else "correct the file")
