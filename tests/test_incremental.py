@@ -161,7 +161,7 @@ def test_rows_without_a_value_come_where_the_query_says_so(world: World) -> None
     assert (outcome.state, outcome.counts["null_cursors"], world.differences()) == ("succeeded", 1, [])
 
 
-@pytest.mark.parametrize(("column", "highest"), [("numeric(38)", "12345678901234567890123456789012345679")])
+@pytest.mark.parametrize(("column", "highest"), [("char(9)", "'abc'"), ("numeric(38)", "12345678901234567890123456789012345679")])
 def test_rows_at_the_very_cursor_are_read_again_of_whatever_type_it_is(world: World, column: str, highest: str) -> None:
     world.admin.execute(f"ALTER TABLE customer ADD COLUMN version {column} DEFAULT {highest}")
     world.use("version")

@@ -48,6 +48,7 @@ VALUES: dict[str, tuple[pa.DataType, list[Any], Any, Any]] = {
     "long decimal": (pa.decimal128(38), [Decimal(LONG - 1), Decimal(LONG)], Decimal(1 - 10**38), Decimal(LONG)),
     "float": (pa.float64(), [9.5, 10.25, float("inf"), float("nan")], float("-inf"), 10.25),
     "text": (pa.string(), ["a@example.com", "b@example.com"], "", "b@example.com"),
+    "padded text": (pa.string(), ["a   ", "b   "], "", "b"),
 }
 
 

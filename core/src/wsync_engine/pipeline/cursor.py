@@ -223,7 +223,8 @@ def read_from(cursor: Cursor, stored: CursorValue) -> ParameterValue:
         case Kind.FLOAT:
             return float(stored.value - by)
         case Kind.TEXT:
-            return str(stored.value)
+            # A CHAR(n) is read with blanks at its end, and compared with a text it has none: it would lie before itself.
+            return str(stored.value).rstrip(" ")
 
 
 def _overlap(cursor: Cursor, usual: timedelta) -> timedelta:
