@@ -280,8 +280,9 @@ class HighestSeen:
             return None
         highest = self._highest
         if self._column.kind in (Kind.INSTANT, Kind.TIMESTAMP):  # Python counts microseconds, some warehouses nanoseconds
-            highest = pc.floor_temporal(highest, unit="microsecond").cast(pa.timestamp("us", tz=highest.type.tz))
+            # In UTC first: Arrow rounds what the clock on the wall shows, and refuses the hour that comes twice in autumn.
+            zone = None if highest.type.tz is None else "UTC"
+            highest = highest.cast(pa.timestamp(highest.type.unit, tz=zone))
+            highest = pc.floor_temporal(highest, unit="microsecond").cast(pa.timestamp("us", tz=zone))
         found = highest.as_py()
-        if self._column.kind is Kind.INSTANT:
-            found = found.astimezone(UTC)
         return CursorValue(kind=self._column.kind, value=found)
