@@ -196,6 +196,7 @@ def test_a_missing_cursor_column_suggests_the_nearest(ledger: Ledger) -> None:
         (pa.string(), Cursor(column="seen", overlap_by=5), "remove `overlap`"),
         (pa.string(), Cursor(column="seen", overlap_ms=5), "remove `overlap`"),
         (pa.bool_(), Cursor(column="seen"), "name a column with"),
+        (pa.float16(), Cursor(column="seen"), "name a column with"),
     ],
 )
 def test_what_can_be_no_cursor_is_refused_before_anything_is_read(
