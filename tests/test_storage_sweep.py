@@ -167,6 +167,9 @@ def test_files_of_runs_that_nobody_knows_go_after_days_and_what_is_not_ours_stay
     for name in (str(old), str(young), "lost+found"):
         (world.storage.root / world.storage.tenant_id / "runs" / name / "log").mkdir(parents=True)
     (world.storage.root / "lost+found").mkdir()
+    copied = world.storage.snapshot_folder(str(world.sync_id)) / "what-somebody-copied-in-a-hurry.parquet"
+    copied.touch()
+    age(world, days=9)
 
     assert sweep(world) == Swept(runs=1)
 
@@ -174,6 +177,7 @@ def test_files_of_runs_that_nobody_knows_go_after_days_and_what_is_not_ours_stay
         [str(young), "lost+found"]
     )
     assert (world.storage.root / "lost+found").is_dir()
+    assert copied.is_file()
 
 
 def test_a_run_is_known_to_its_own_tenant_only(world: SweptWorld) -> None:
@@ -215,11 +219,11 @@ def test_a_worker_sweeps_in_rounds_until_it_is_told_to_stop(world: SweptWorld, m
     monkeypatch.setattr("wsync_engine.services.storage_sweep.ROUND_S", 0.05)
     run_id, stop = world.new_run(), threading.Event()
     world.attempt(run_id)
-    connections = [psycopg.OperationalError("away")]
+    troubles: list[Exception] = [psycopg.OperationalError("away"), OSError("away")]
 
     def connect() -> psycopg.Connection[Any]:
-        if connections:
-            raise connections.pop()
+        if troubles:
+            raise troubles.pop()
         return psycopg.connect(world.engine_url, autocommit=True)
 
     thread = threading.Thread(target=keep_swept, args=(connect, world.storage.root.as_uri()), kwargs={"keep_days": 0, "stop": stop})

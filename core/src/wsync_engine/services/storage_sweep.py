@@ -123,5 +123,5 @@ def keep_swept(connect: Callable[[], psycopg.Connection[Any]], url: str, *, keep
         try:
             with connect() as conn:
                 sweep_storage(conn, url, keep_days=keep_days)
-        except (psycopg.Error, WsyncError) as exc:
+        except (psycopg.Error, WsyncError, OSError) as exc:  # also of a folder on the network that is away
             _log.warning("storage.not_swept", error=type(exc).__name__)
