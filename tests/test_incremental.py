@@ -161,6 +161,17 @@ def test_rows_without_a_value_come_where_the_query_says_so(world: World) -> None
     assert (outcome.state, outcome.counts["null_cursors"], world.differences()) == ("succeeded", 1, [])
 
 
+@pytest.mark.parametrize(("column", "highest"), [("char(9)", "'abc'"), ("numeric(38)", "12345678901234567890123456789012345679")])
+def test_rows_at_the_very_cursor_are_read_again_of_whatever_type_it_is(world: World, column: str, highest: str) -> None:
+    world.admin.execute(f"ALTER TABLE customer ADD COLUMN version {column} DEFAULT {highest}")
+    world.use("version")
+    world.run()
+    world.put(ROWS + 1, ROWS + 20)
+
+    assert world.run().counts["accepted"] == 20
+    assert world.differences() == []
+
+
 def test_a_value_that_can_not_be_read_is_a_rejection_and_moves_no_cursor(world: World) -> None:
     world.use("seen_at")
     world.admin.execute("INSERT INTO customer (id, email, seen_at) VALUES (5001, 'for ever', 'infinity')")

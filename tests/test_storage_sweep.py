@@ -167,6 +167,9 @@ def test_files_of_runs_that_nobody_knows_go_after_days_and_what_is_not_ours_stay
     for name in (str(old), str(young), "lost+found"):
         (world.storage.root / world.storage.tenant_id / "runs" / name / "log").mkdir(parents=True)
     (world.storage.root / "lost+found").mkdir()
+    copied = world.storage.snapshot_folder(str(world.sync_id)) / "what-somebody-copied-in-a-hurry.parquet"
+    copied.touch()
+    age(world, days=9)
 
     assert sweep(world) == Swept(runs=1)
 
@@ -174,17 +177,34 @@ def test_files_of_runs_that_nobody_knows_go_after_days_and_what_is_not_ours_stay
         [str(young), "lost+found"]
     )
     assert (world.storage.root / "lost+found").is_dir()
+    assert copied.is_file()
 
 
 def test_a_run_is_known_to_its_own_tenant_only(world: SweptWorld) -> None:
     with ids_from(lambda: round(1_000 * (time.time() - 3 * DAY_S)), os.urandom):
         run_id = world.new_run()
-    other = world.storage.root / str(uuid7()) / "runs" / str(run_id) / "log"
+    tenant_id = uuid7()
+    world.engine.execute("INSERT INTO wsync.tenant (tenant_id, name) VALUES (%s, 'other')", (tenant_id,))
+    other = world.storage.root / str(tenant_id) / "runs" / str(run_id) / "log"
     other.mkdir(parents=True)
 
     assert sweep(world) == Swept(runs=1)
 
     assert not other.exists()
+
+
+def test_what_another_installation_keeps_in_the_same_folder_stays(world: SweptWorld) -> None:
+    with ids_from(lambda: round(1_000 * (time.time() - 3 * DAY_S)), os.urandom):
+        theirs, run_id = world.storage.root / str(uuid7()), uuid7()
+    kept = [theirs / "runs" / str(run_id) / "log" / "changes.parquet", theirs / "snapshots" / str(uuid7()) / f"{run_id}-{uuid7()}.parquet"]
+    for path in kept:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    age(world, days=9)
+
+    assert sweep(world) == Swept()
+
+    assert [path.is_file() for path in kept] == [True, True]
 
 
 def test_one_process_sweeps_at_a_time_and_only_the_installations_storage(world: SweptWorld, tmp_path: Path) -> None:
@@ -199,11 +219,11 @@ def test_a_worker_sweeps_in_rounds_until_it_is_told_to_stop(world: SweptWorld, m
     monkeypatch.setattr("wsync_engine.services.storage_sweep.ROUND_S", 0.05)
     run_id, stop = world.new_run(), threading.Event()
     world.attempt(run_id)
-    connections = [psycopg.OperationalError("away")]
+    troubles: list[Exception] = [psycopg.OperationalError("away"), OSError("away")]
 
     def connect() -> psycopg.Connection[Any]:
-        if connections:
-            raise connections.pop()
+        if troubles:
+            raise troubles.pop()
         return psycopg.connect(world.engine_url, autocommit=True)
 
     thread = threading.Thread(target=keep_swept, args=(connect, world.storage.root.as_uri()), kwargs={"keep_days": 0, "stop": stop})

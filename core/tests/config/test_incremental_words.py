@@ -128,6 +128,7 @@ def test_a_mirror_is_not_made_of_what_came_since_the_last_run(host: PluginHost) 
         "SELECT 1 /* :a\n:b */ WHERE x>=:cursor",
         "SELECT $$ :a $$, $q$ :b $$ $q$ WHERE x >= :cursor",
         "SELECT `a :b` WHERE 'it''s :a' = :cursor",
+        "SELECT E'it\\'s :a' WHERE x >= :cursor AND y <> 'z'",
     ],
 )
 def test_a_colon_in_quotes_comments_and_casts_names_nothing(sql: str) -> None:

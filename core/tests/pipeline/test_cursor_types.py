@@ -30,6 +30,11 @@ def wall(at: datetime) -> datetime:
     return at.replace(tzinfo=None)
 
 
+def autumn(minute: int) -> datetime:
+    return datetime(2025, 10, 26, 0, minute, tzinfo=UTC)
+
+
+LONG = 12345678901234567890123456789012345679
 NOW = datetime.now(UTC).replace(microsecond=0)
 VALUES: dict[str, tuple[pa.DataType, list[Any], Any, Any]] = {
     # type, values, the lowest value of the type, the usual overlap before the highest value
@@ -43,9 +48,13 @@ VALUES: dict[str, tuple[pa.DataType, list[Any], Any, Any]] = {
     ),
     "date": (pa.date32(), [date(2026, 3, 1), date(2026, 3, 5)], date(1, 1, 1), date(2026, 3, 4)),
     "integer": (pa.int32(), [5, 10], -(2**63), 10),
+    # each of the two is in the hour that the clocks there show twice
+    "zone": (pa.timestamp("us", tz="Europe/Berlin"), [autumn(0), autumn(59)], datetime(1, 1, 1, tzinfo=UTC), autumn(49)),
     "decimal": (pa.decimal128(5, 2), [Decimal("9.50"), Decimal("10.25")], Decimal("-999.99"), Decimal("10.25")),
+    "long decimal": (pa.decimal128(38), [Decimal(LONG - 1), Decimal(LONG)], Decimal(1 - 10**38), Decimal(LONG)),
     "float": (pa.float64(), [9.5, 10.25, float("inf"), float("nan")], float("-inf"), 10.25),
     "text": (pa.string(), ["a@example.com", "b@example.com"], "", "b@example.com"),
+    "padded text": (pa.string(), ["a   ", "b   "], "", "b"),
 }
 
 
@@ -187,6 +196,7 @@ def test_a_missing_cursor_column_suggests_the_nearest(ledger: Ledger) -> None:
         (pa.string(), Cursor(column="seen", overlap_by=5), "remove `overlap`"),
         (pa.string(), Cursor(column="seen", overlap_ms=5), "remove `overlap`"),
         (pa.bool_(), Cursor(column="seen"), "name a column with"),
+        (pa.float16(), Cursor(column="seen"), "name a column with"),
     ],
 )
 def test_what_can_be_no_cursor_is_refused_before_anything_is_read(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
@@ -22,9 +23,24 @@ def say(text: str) -> None:
 
 
 def print_objects(rows: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object per line."""
+    """One JSON object per line; NaN and the infinities, for which JSON has nothing, by their names."""
     for row in rows:
-        print(json.dumps(row, default=_plain, ensure_ascii=False), flush=True)  # noqa: T201  this is the command line
+        print(_json(row), flush=True)  # noqa: T201  this is the command line
+
+
+def _json(row: Any) -> str:
+    try:
+        return json.dumps(row, default=_plain, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_named(row), default=_plain, ensure_ascii=False, allow_nan=False)
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {name: _named(item) for name, item in value.items()}
+    return [_named(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def print_error(exc: WsyncError) -> None:
@@ -46,7 +62,11 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
 
 
 def cell(value: Any) -> str:
-    """A value as a table shows it."""
+    """A value as a table shows it. What somebody wrote into a row must not move the cursor of a terminal, nor end a line."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in _text(value))
+
+
+def _text(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, bool):

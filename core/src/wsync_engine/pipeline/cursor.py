@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import ROUND_FLOOR, Context, Decimal, InvalidOperation
 from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -29,6 +29,8 @@ TIME_OVERLAP = timedelta(minutes=10)
 """Longer than a transaction should be open in a database that people write to."""
 EAST = timedelta(hours=14)
 """How far a wall clock is ahead of UTC, at most."""
+_EXACT = Context(prec=200, rounding=ROUND_FLOOR)
+"""Of Arrow's decimals, and floats taken from them, no digit is lost. Python's own context rounds to 28 digits, also up."""
 _RESYNC = "`wsync-engine sync resync NAME` lets the next run read everything and take the new type"
 
 
@@ -174,7 +176,7 @@ class CursorColumn:
 
     def _lowest(self) -> ParameterValue:
         if pa.types.is_decimal(self.type):
-            return -Decimal(10**self.type.precision - 1).scaleb(-self.type.scale)
+            return _EXACT.scaleb(Decimal(1 - 10**self.type.precision), -self.type.scale)
         return _LOWEST[self.kind]
 
     def _initial(self, initial: int | float | str) -> ParameterValue:
@@ -217,11 +219,12 @@ def read_from(cursor: Cursor, stored: CursorValue) -> ParameterValue:
         case Kind.INTEGER:
             return int(max(stored.value - math.ceil(by), -(2**63)))
         case Kind.DECIMAL:
-            return Decimal(stored.value - Decimal(str(by)))
+            return _EXACT.subtract(stored.value, Decimal(str(by)))
         case Kind.FLOAT:
             return float(stored.value - by)
         case Kind.TEXT:
-            return str(stored.value)
+            # A CHAR(n) is read with blanks at its end, and compared with a text it has none: it would lie before itself.
+            return str(stored.value).rstrip(" ")
 
 
 def _overlap(cursor: Cursor, usual: timedelta) -> timedelta:
@@ -245,7 +248,7 @@ def _kind_of(field: pa.Field) -> Kind | None:
         Kind.DATE: pa.types.is_date,
         Kind.INTEGER: pa.types.is_integer,
         Kind.DECIMAL: pa.types.is_decimal,
-        Kind.FLOAT: pa.types.is_floating,
+        Kind.FLOAT: lambda kind: pa.types.is_float32(kind) or pa.types.is_float64(kind),  # of half ones Arrow finds no highest
     }
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return Kind.TEXT
@@ -277,8 +280,9 @@ class HighestSeen:
             return None
         highest = self._highest
         if self._column.kind in (Kind.INSTANT, Kind.TIMESTAMP):  # Python counts microseconds, some warehouses nanoseconds
-            highest = pc.floor_temporal(highest, unit="microsecond").cast(pa.timestamp("us", tz=highest.type.tz))
+            # In UTC first: Arrow rounds what the clock on the wall shows, and refuses the hour that comes twice in autumn.
+            zone = None if highest.type.tz is None else "UTC"
+            highest = highest.cast(pa.timestamp(highest.type.unit, tz=zone))
+            highest = pc.floor_temporal(highest, unit="microsecond").cast(pa.timestamp("us", tz=zone))
         found = highest.as_py()
-        if self._column.kind is Kind.INSTANT:
-            found = found.astimezone(UTC)
         return CursorValue(kind=self._column.kind, value=found)

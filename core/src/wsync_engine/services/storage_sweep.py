@@ -2,6 +2,7 @@
 
 Whatever is in doubt stays. A run's files go once the run has ended and its acks are in the snapshot; a snapshot file goes if the snapshot does not
 name it, the run that wrote it is settled, and it has lain there for days. Runs are asked for first, names afterwards: what is settled has its names.
+Tenants that the state store does not know are another installation's, to which the same folder was given: all of their runs would be unknown.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def sweep_storage(conn: psycopg.Connection[Any], url: str, *, keep_days: int) ->
     if known_storage_id(conn) != storage_id(url) or not select(conn, _SQL["sweep_lock"], {})[0]["is_mine"]:
         return None
     swept = Swept()
-    for tenant_id in tenants_in(url):
+    for tenant_id in _known_tenants(conn, url):
         storage = LocalStorage.of_url(url, tenant_id=str(tenant_id))
         try:
             _sweep_runs(conn, tenant_id, storage, keep_days, swept)
@@ -63,6 +64,10 @@ def sweep_storage(conn: psycopg.Connection[Any], url: str, *, keep_days: int) ->
     if swept != Swept():
         _log.info("storage.swept", runs=swept.runs, leftovers=swept.leftovers, snapshot_files=swept.snapshot_files)
     return swept
+
+
+def _known_tenants(conn: psycopg.Connection[Any], url: str) -> list[UUID]:
+    return [row["tenant_id"] for row in select(conn, _SQL["tenants_known"], {"tenant_ids": tenants_in(url)})]
 
 
 def _sweep_runs(conn: psycopg.Connection[Any], tenant_id: UUID, storage: LocalStorage, keep_days: int, swept: Swept) -> None:
@@ -118,5 +123,5 @@ def keep_swept(connect: Callable[[], psycopg.Connection[Any]], url: str, *, keep
         try:
             with connect() as conn:
                 sweep_storage(conn, url, keep_days=keep_days)
-        except (psycopg.Error, WsyncError) as exc:
+        except (psycopg.Error, WsyncError, OSError) as exc:  # also of a folder on the network that is away
             _log.warning("storage.not_swept", error=type(exc).__name__)

@@ -56,6 +56,12 @@ def _named_by_ids(folder: Path) -> Iterator[UUID]:
             yield UUID(entry.name)
 
 
+def _written_by_runs(folder: Path) -> Iterator[tuple[Path, UUID]]:
+    for path in folder.glob("*-*-*-*-*-*.*"):
+        with suppress(ValueError):  # nor is this
+            yield path, UUID(path.name[:36])
+
+
 def _root_of(url: str) -> Path:
     parts = urlparse(url)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
@@ -129,7 +135,7 @@ class LocalStorage:
         """Of each sync its snapshot files and those of carried rows, each with the run that wrote it."""
         folder = self.root / self.tenant_id / "snapshots"
         for sync_id in _named_by_ids(folder):
-            yield sync_id, [(path, UUID(path.name[:36])) for path in (folder / str(sync_id)).glob("*-*-*-*-*-*.*")]
+            yield sync_id, list(_written_by_runs(folder / str(sync_id)))
 
     def drop_run(self, run_id: str) -> None:
         """Remove all of a run, its change log too."""

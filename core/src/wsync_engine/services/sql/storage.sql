@@ -2,6 +2,10 @@
 -- One process of the installation sweeps at a time; until the end of the session.
 SELECT pg_try_advisory_lock(hashtext('wsync.storage'), 0) AS is_mine;
 
+-- name: tenants_known
+-- Which of the folder's tenants are ours.
+SELECT tenant_id FROM wsync.tenant WHERE tenant_id = ANY (CAST(:tenant_ids AS uuid[]));
+
 -- name: runs_settled
 -- What became of runs whose files are there: whether they are known at all, whether nobody writes or reads for them any more, and whether
 -- their time is over.
