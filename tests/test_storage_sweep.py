@@ -160,37 +160,37 @@ def test_a_run_that_waits_for_a_decision_keeps_its_log(world: SweptWorld) -> Non
     assert world.differences() == 0
 
 
-def test_files_of_runs_that_nobody_knows_go_after_days_and_what_is_not_ours_stays(world: SweptWorld) -> None:
-    with ids_from(lambda: round(1_000 * (time.time() - 3 * DAY_S)), os.urandom):
-        old = uuid7()
-    young = uuid7()
-    for name in (str(old), str(young), "lost+found"):
-        (world.storage.root / world.storage.tenant_id / "runs" / name / "log").mkdir(parents=True)
+def test_files_of_runs_that_the_state_store_does_not_know_stay_and_so_does_what_is_not_ours(world: SweptWorld) -> None:
+    world.attempt(world.new_run())
+    with ids_from(lambda: round(1_000 * (time.time() - 400 * DAY_S)), os.urandom):
+        unknown = uuid7()
+    runs, snapshots = world.storage.root / world.storage.tenant_id / "runs", world.storage.snapshot_folder(str(world.sync_id))
+    for name in (str(unknown), "lost+found"):
+        (runs / name / "log").mkdir(parents=True)
     (world.storage.root / "lost+found").mkdir()
-    copied = world.storage.snapshot_folder(str(world.sync_id)) / "what-somebody-copied-in-a-hurry.parquet"
-    copied.touch()
-    age(world, days=9)
+    kept = [snapshots / "what-somebody-copied-in-a-hurry.parquet", snapshots / f"{unknown}-{uuid7()}.parquet"]
+    for path in kept:
+        path.touch()
+    age(world, days=400)
 
     assert sweep(world) == Swept(runs=1)
 
-    assert sorted(entry.name for entry in (world.storage.root / world.storage.tenant_id / "runs").iterdir()) == sorted(
-        [str(young), "lost+found"]
-    )
+    assert {entry.name for entry in runs.iterdir()} == {str(unknown), "lost+found"}
     assert (world.storage.root / "lost+found").is_dir()
-    assert copied.is_file()
+    assert [path.is_file() for path in kept] == [True, True]
 
 
 def test_a_run_is_known_to_its_own_tenant_only(world: SweptWorld) -> None:
-    with ids_from(lambda: round(1_000 * (time.time() - 3 * DAY_S)), os.urandom):
-        run_id = world.new_run()
-    tenant_id = uuid7()
+    run_id, tenant_id = world.new_run(), uuid7()
+    world.attempt(run_id)
     world.engine.execute("INSERT INTO wsync.tenant (tenant_id, name) VALUES (%s, 'other')", (tenant_id,))
     other = world.storage.root / str(tenant_id) / "runs" / str(run_id) / "log"
     other.mkdir(parents=True)
 
     assert sweep(world) == Swept(runs=1)
 
-    assert not other.exists()
+    assert other.is_dir()
+    assert files_of(world, run_id) == set()
 
 
 def test_what_another_installation_keeps_in_the_same_folder_stays(world: SweptWorld) -> None:

@@ -1,8 +1,8 @@
 """Frees the storage folder of what nobody needs: change logs whose time is over, and what processes left behind that died before they tidied up.
 
-Whatever is in doubt stays. A run's files go once the run has ended and its acks are in the snapshot; a snapshot file goes if the snapshot does not
-name it, the run that wrote it is settled, and it has lain there for days. Runs are asked for first, names afterwards: what is settled has its names.
-Tenants that the state store does not know are another installation's, to which the same folder was given: all of their runs would be unknown.
+Whatever is in doubt stays, above all what belongs to tenants or runs that the state store does not know: it may have been restored, or the folder be
+another installation's too. A run's files go once the run has ended and its acks are in the snapshot; a snapshot file goes if the snapshot does not name
+it, the run that wrote it is settled, and it has lain there for days. Runs are asked for first, names afterwards: what is settled has its names.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["Swept", "keep_swept", "sweep_storage"]
 ROUND_S = 600.0
 DAY_S = 86_400
 STRAY_DAYS = 2
-"""What belongs to no run that we know of, and files without a name, go after so long: longer than any process writes at one file."""
+"""Snapshot files without a name go after so long: longer than any process writes at one file."""
 PAGE = 500
 _SQL = service_statements("storage")
 _log = structlog.get_logger()
@@ -76,7 +76,7 @@ def _sweep_runs(conn: psycopg.Connection[Any], tenant_id: UUID, storage: LocalSt
     asked = [run_id for run_id in storage.runs() if created_s(run_id) < now_s - keep_days * DAY_S or storage.has_leftovers(str(run_id))]
     for row in _settled(conn, tenant_id, asked, keep_days):
         run_id = str(row["run_id"])
-        if (row["is_settled"] and row["is_old"]) or (not row["is_known"] and created_s(row["run_id"]) < now_s - STRAY_DAYS * DAY_S):
+        if row["is_settled"] and row["is_old"]:
             storage.drop_run(run_id)
             swept.runs += 1
         elif row["is_settled"]:
@@ -87,9 +87,7 @@ def _sweep_runs(conn: psycopg.Connection[Any], tenant_id: UUID, storage: LocalSt
 def _sweep_snapshots(conn: psycopg.Connection[Any], tenant_id: UUID, storage: LocalStorage, swept: Swept) -> None:
     for sync_id, files in storage.snapshots():
         strays = {path: run_id for path, run_id in files if _age_s(path) > STRAY_DAYS * DAY_S}
-        settled = {
-            row["run_id"] for row in _settled(conn, tenant_id, sorted(set(strays.values())), 0) if row["is_settled"] or not row["is_known"]
-        }
+        settled = {row["run_id"] for row in _settled(conn, tenant_id, sorted(set(strays.values())), 0) if row["is_settled"]}
         named = {
             name for row in select(conn, _SQL["snapshot_files"], {"tenant_id": tenant_id, "sync_id": sync_id}) for name in row["files"]
         }

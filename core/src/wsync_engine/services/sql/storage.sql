@@ -7,9 +7,8 @@ SELECT pg_try_advisory_lock(hashtext('wsync.storage'), 0) AS is_mine;
 SELECT tenant_id FROM wsync.tenant WHERE tenant_id = ANY (CAST(:tenant_ids AS uuid[]));
 
 -- name: runs_settled
--- What became of runs whose files are there: whether they are known at all, whether nobody writes or reads for them any more, and whether
--- their time is over.
-SELECT u.run_id, r.state IS NOT NULL AS is_known,
+-- What became of runs whose files are there: whether nobody writes or reads for them any more, and whether their time is over.
+SELECT u.run_id,
     coalesce(r.state IN ('succeeded', 'partial', 'failed', 'cancelled') AND (r.delivery IS NULL OR r.folded_at IS NOT NULL), false) AS is_settled,
     coalesce(r.finished_at < wsync.clock() - make_interval(days => :days), false) AS is_old
 FROM unnest(CAST(:run_ids AS uuid[])) AS u (run_id)
