@@ -153,7 +153,7 @@ def test_a_run_does_not_read_while_an_earlier_one_is_executed_and_asks_the_less_
             execute(world.job(line[-1]))
         waits.append((waiting.value.retry_after_s, world.source.plans))
 
-    world.run(beside("extract", come_late))
+    world.run(beside("diff", come_late))
 
     assert waits == [(wait_s, 1)]
 

@@ -187,8 +187,9 @@ def test_an_actor_a_note_or_a_key_that_cannot_be_stored_is_refused_and_nothing_i
         ("note", lambda: world.write(create_backfill, stored.schedule_id, **backfill, actor="ann", note=text)),
         ("idem_key", lambda: world.write(trigger_run, sync_id=declared.sync_id, actor="ann", idem_key=text)),
     ):
-        with pytest.raises(ConfigError, match=f"`{field}` can't be"):
-            call()
+        if text or field in ("actor", "idem_key"):
+            with pytest.raises(ConfigError, match=f"`{field}` can't be"):
+                call()
     assert world.rows("SELECT count(*) FROM wsync.run_event") == before
 
 

@@ -199,7 +199,7 @@ def test_two_runs_of_one_sync_beside_each_other_both_succeed_and_deliver_one_aft
     world.start_worker(slots=2)
     announce(world.index, runs=[x.run for x in made if x.run])
     world.until_reached("write")
-    is_told = "SELECT FROM wsync.run WHERE state = 'queued' AND attempt = 0 AND error = 'another run of the sync is delivering'"
+    is_told = "SELECT FROM wsync.run WHERE state = 'queued' AND attempt = 0 AND error = 'an earlier run of the sync is executed'"
     world.until(lambda: bool(world.engine.execute(is_told).fetchall()))
 
     world.open("write")

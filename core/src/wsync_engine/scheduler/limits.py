@@ -19,6 +19,7 @@ INSTANTS = ("anchor_at", "once_at", "start_at", "end_at")
 _MOST = 2**31 - 1
 _LETTERS = {"name": 200, "actor": 200, "idem_key": 200, "note": 2_000, "reason": 2_000}
 """The longest texts; what is looked up by an index must fit into its page."""
+_MAY_BE_EMPTY = ("note", "reason")
 _RANGES = {
     "every_ms": (1_000, LONGEST_MS),
     "priority": (0, 2),
@@ -54,12 +55,13 @@ def refuse_values(names: Sequence[str], columns: Mapping[str, Sequence[Any]]) ->
 
 
 def refuse_texts(**texts: str | None) -> None:
-    """Refuse what can't be stored as `actor`, `idem_key`, `note` or `reason`; None is no text.
+    """Refuse what can't be stored as `actor`, `idem_key`, `note` or `reason`; None is no text, and the latter two may be empty.
 
     :raises ConfigError: names the first one that is wrong.
     """
     for field, text in texts.items():
-        if text is not None and not _are_texts([text], _LETTERS[field]):
+        is_left_out = text is None or (text == "" and field in _MAY_BE_EMPTY)
+        if not is_left_out and not _are_texts([text], _LETTERS[field]):
             raise ConfigError(f"`{field}` can't be {_shown(text)}", next_step=f"pass {_text_words(field)}")
 
 

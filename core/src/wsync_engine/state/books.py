@@ -17,6 +17,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from wsync_engine.model.run import final_step
+from wsync_engine.state.turns import await_earlier
 from wsync_sdk import FatalError, PlanExpired, RetryableError, RowRange, StateError, WsyncError
 
 __all__ = [
@@ -38,14 +39,6 @@ _IS_OVER = (  # one parameter: TERMINAL. A terminated run's process may live, an
     "(state = ANY(%s::wsync.run_state[]) AND (cancel_reason IS DISTINCT FROM 'terminated' OR coalesce(lease_until <= wsync.clock(), true)))"
 )
 DELIVERY_WAIT_S = 5.0
-PLACE_WAIT_S = 1.0
-LONGEST_PLACE_WAIT_S = 60.0
-_AHEAD = (  # (those before it in line, of them those that are executed)
-    "SELECT count(*), count(*) FILTER (WHERE state <> 'queued') FROM ("
-    " SELECT run_id, state FROM wsync.run WHERE sync_id = %(sync_id)s AND NOT exclusive AND NOT dry_run AND state IN ('queued', 'running', 'cancelling')"
-    " UNION ALL SELECT x.run_id, x.state FROM wsync.run r JOIN wsync.run x USING (overlap_key)"
-    " WHERE r.run_id = %(run_id)s AND x.exclusive AND x.state IN ('queued', 'running', 'cancelling')) AS line WHERE run_id < %(run_id)s"
-)
 """Until a run looks again whether the one that delivers has ended."""
 
 
@@ -364,15 +357,10 @@ class RunBooks:
     def await_turn(self, sync_id: UUID) -> None:
         """See that nothing is read which is compared anew before it can be delivered: runs of a sync go one after the other, first made first.
 
-        :raises RetryableError: an earlier run of the sync is executed, or another one delivers, or may still; this one goes on after it. It asks the
-            less often, the more are before it.
+        :raises RetryableError: an earlier run of the sync is executed, or another one delivers, or may still; this one goes on after it.
         """
         with self._fenced() as cursor:
-            ahead, executed = cursor.execute(_AHEAD, {"sync_id": sync_id, "run_id": self.run_id}).fetchone() or (0, 0)
-            if executed:
-                wait_s = min(LONGEST_PLACE_WAIT_S, PLACE_WAIT_S * ahead)
-                message = "an earlier run of the sync is executed"
-                raise RetryableError(message, next_step="nothing: this one goes on after it", retry_after_s=wait_s)
+            await_earlier(cursor, sync_id, self.run_id)
             self._is_alone(cursor, sync_id)
 
     def is_folded(self, run_id: UUID) -> bool:
