@@ -60,6 +60,11 @@ class Settings(BaseSettings):
         ge=512,
         description="How much memory (MiB) a task's process may take; one that takes more is ended, and its run tried again.",
     )
+    partition_rows: int = Field(
+        default=4_000_000,
+        ge=1_000,
+        description="A result of more rows is cut into partitions of about so many, which several slots and workers may take; smaller ones take less memory.",
+    )
     task_cgroup: Path | None = Field(
         default=None,
         description="A control group (Linux) handed over to the workers of this machine, below which the kernel limits each task's memory.",

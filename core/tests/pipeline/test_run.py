@@ -373,11 +373,11 @@ def test_random_crashes_over_many_runs_keep_the_sink_equal_to_the_query(world: W
         assert world.sink.contents == world.source.rows
 
 
-def test_a_growing_result_is_split_into_partitions_and_nothing_is_sent_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_growing_result_is_split_into_partitions_and_nothing_is_sent_again(world: World) -> None:
     world.run()
     world.sink.calls.clear()
     change(world)
-    monkeypatch.setattr("wsync_engine.pipeline.manifest.ROWS_PER_PARTITION", 30)
+    world.rows_per_partition = 30
 
     outcome = world.run()
 

@@ -17,9 +17,11 @@ from wsync_engine.pipeline.context import RunContext, no_faults
 from wsync_engine.pipeline.deliver import RetryPolicy
 from wsync_engine.pipeline.finish import conclude
 from wsync_engine.pipeline.job import Job, Outcome
+from wsync_engine.pipeline.local_database import Budget
 from wsync_engine.pipeline.run import execute
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.state.books import RunBooks
+from wsync_engine.state.holding import Claim
 from wsync_engine.storage import LocalStorage
 from wsync_sdk import (
     CheckReport,
@@ -162,6 +164,7 @@ class World:
         self.sink = RecordingSink()
         self._earlier = count(1_000, -1)
         self.destination = "s/recording"
+        self.rows_per_partition = Budget().rows_per_partition
         self.cipher = Keyring.throwaway().tenant(uuid7())
         self.storage = LocalStorage(root=folder, tenant_id="t")
         self.spec = SyncSpec(
@@ -212,11 +215,17 @@ class World:
             source=self.source,
             sink=self.sink,
             destination=self.destination,
-            books=RunBooks(self.api, tenant_id=self.tenant_id, run_id=run_id, epoch=row[0], worker_id=row[1]),
+            books=RunBooks(
+                self.api,
+                tenant_id=self.tenant_id,
+                run_id=run_id,
+                claim=Claim(holder=run_id, epoch=row[0], worker_id=row[1]),
+            ),
             storage=self.storage,
             cipher=self.cipher,
             context=RunContext(tag="test", faults=faults),
             seed="seed",
+            budget=Budget(rows_per_partition=self.rows_per_partition),
             retry=RetryPolicy(tries=3, first_wait_s=0.0),
         )
 

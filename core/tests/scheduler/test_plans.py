@@ -79,7 +79,7 @@ def test_a_batch_reads_its_own_rows_only(world: Any, schedules: list[UUID]) -> N
     run_ids = [run.run_id for run in fired.runs]
     read["claim"], claimed = rows_read(world, lambda: claim_runs(world.engine, run_ids, WORKER))
     read["assign"], assigned = rows_read(
-        world, lambda: load_assignments(world.engine, claimed, KEYRING, write_until_s=1.0, call_timeout_s=1.0)
+        world, lambda: load_assignments(world.engine, claimed, KEYRING, write_until_s=1.0, call_timeout_s=1.0, rows_per_partition=1_000)
     )
     beats = [Beat(run_id=run.run_id, epoch=run.epoch) for run in claimed]
     read["heartbeat"], held = rows_read(world, lambda: heartbeat(world.engine, WORKER, beats))

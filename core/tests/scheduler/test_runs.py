@@ -24,7 +24,9 @@ from wsync_engine.scheduler.runs import (
     request_cancel,
     retry_run,
 )
-from wsync_engine.state.books import RunBooks, SentChunk
+from wsync_engine.state.books import RunBooks
+from wsync_engine.state.holding import Claim
+from wsync_engine.state.records import SentChunk
 from wsync_sdk import RowRange, StateError
 
 WORKER, OTHER = UUID(int=1), UUID(int=2)
@@ -84,13 +86,13 @@ def test_a_stale_epoch_can_neither_heartbeat_nor_finish_nor_retry(world: Any, ru
 
 def test_a_claim_that_postgres_lost_in_a_failover_is_no_claim_although_the_next_one_has_its_epoch(world: Any, run_id: UUID) -> None:
     claim_runs(world.engine, [run_id], WORKER)
-    lost = RunBooks(world.api, tenant_id=world.tenant_id, run_id=run_id, epoch=1, worker_id=WORKER)
+    lost = RunBooks(world.api, tenant_id=world.tenant_id, run_id=run_id, claim=Claim(holder=run_id, epoch=1, worker_id=WORKER))
     lost.load()
     world.engine.execute(
         "UPDATE wsync.run SET state = 'queued', epoch = 0, worker_id = NULL, lease_until = NULL WHERE run_id = %s", [run_id]
     )
     claim_runs(world.engine, [run_id], OTHER)
-    held = RunBooks(world.api, tenant_id=world.tenant_id, run_id=run_id, epoch=1, worker_id=OTHER)
+    held = RunBooks(world.api, tenant_id=world.tenant_id, run_id=run_id, claim=Claim(holder=run_id, epoch=1, worker_id=OTHER))
 
     assert heartbeat(world.engine, WORKER, [Beat(run_id=run_id, epoch=1)]) == []
     with pytest.raises(StateError):
@@ -120,8 +122,8 @@ def test_an_end_that_the_child_wrote_is_counted_by_its_supervisor(world: Any, ru
 
 def fail_as_a_child(world: Any, run_id: UUID) -> None:
     """What a run's own process stores; its worker dies before it hears of it."""
-    ids = {"tenant_id": world.tenant_id, "run_id": run_id, "epoch": 1, "worker_id": WORKER}
-    books = RunBooks(world.api, **ids, settlement=ScheduleSettlement())
+    claim = Claim(holder=run_id, epoch=1, worker_id=WORKER)
+    books = RunBooks(world.api, tenant_id=world.tenant_id, run_id=run_id, claim=claim, settlement=ScheduleSettlement())
     books.finish(outcome="failed", reason="table dropped", counts={}, error=None, fold=None, sync_id=row(world, run_id)["sync_id"])
 
 

@@ -13,7 +13,9 @@ from wsync_engine.model.run import RunError
 from wsync_engine.scheduler.loop import Scheduler
 from wsync_engine.scheduler.runs import ScheduleSettlement
 from wsync_engine.secrets.keyring import Keyring
-from wsync_engine.state.books import Ack, RunBooks, SentChunk
+from wsync_engine.state.books import RunBooks
+from wsync_engine.state.holding import Claim
+from wsync_engine.state.records import Ack, SentChunk
 from wsync_engine.worker.child import ChildSetup, RunInProgress
 from wsync_engine.worker.host import Clocks, Host
 from wsync_engine.worker.messages import NO_ERROR, Assignment, Ended, Tick
@@ -280,8 +282,8 @@ class Child:
 
     def _work(self, run: RunInProgress, line: Line) -> Ended:
         a, rng = run.assignment, self.world.rng
-        ids = {"tenant_id": a.tenant_id, "run_id": a.run_id, "epoch": a.epoch, "worker_id": a.worker_id}
-        books = RunBooks(cast(Any, line), **ids, settlement=ScheduleSettlement())
+        claim = Claim(holder=a.run_id, epoch=a.epoch, worker_id=a.worker_id)
+        books = RunBooks(cast(Any, line), tenant_id=a.tenant_id, run_id=a.run_id, claim=claim, settlement=ScheduleSettlement())
         if books.load().dry_run:
             books.block(["dry run"])
             return self._ended(run, "concluded", state="blocked")

@@ -20,7 +20,7 @@ from wsync_sdk import ConfigError
 def load(world: Any, keyring: Keyring) -> Assignment:
     with connect(world.database.engine_url, application_name="test") as conn:
         (claimed,) = claim_runs(conn, [world.add_run()], uuid7())
-        found = load_assignments(conn, [claimed], keyring, write_until_s=0.0, call_timeout_s=9.0)[claimed.run_id]
+        found = load_assignments(conn, [claimed], keyring, write_until_s=0.0, call_timeout_s=9.0, rows_per_partition=1_000)[claimed.run_id]
         if isinstance(found, Exception):
             raise found
         return found

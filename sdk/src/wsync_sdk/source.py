@@ -85,12 +85,14 @@ class ReadLimits:
     :param batch_rows: most rows in one batch.
     :param batch_bytes: soft size of one batch; a single row may exceed it.
     :param max_splits: most splits; 1 asks for a plan without parallelism.
+    :param rows_per_split: splits that are expected to hold fewer rows than this are not worth it.
     :param statement_timeout_s: the warehouse ends any statement of this plan after so long.
     """
 
     batch_rows: int = 65_536
     batch_bytes: int = 16 * 1024 * 1024
     max_splits: int = 1
+    rows_per_split: int = 1
     statement_timeout_s: float = 3600.0
 
 

@@ -161,6 +161,7 @@ def _worker_of(
         secret_folders=settings.secret_folders,
         memory_limit_bytes=settings.task_memory_mib * MIB,
         breaker_failures=settings.breaker_failures,
+        rows_per_partition=settings.partition_rows,
     )
     return Worker(
         options,

@@ -37,6 +37,7 @@ class Trigger(StrEnum):
     MANUAL = "manual"
     BACKFILL = "backfill"
     RUN_AFTER = "run_after"
+    HELPER = "helper"
 
 
 class Priority(IntEnum):

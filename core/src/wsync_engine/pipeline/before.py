@@ -20,7 +20,7 @@ import pyarrow as pa
 from duckdb.func import PythonUDFType
 
 from wsync_engine.pipeline.sql import identifier, text
-from wsync_engine.state.books import Sealer
+from wsync_engine.state.records import Sealer
 from wsync_sdk import WsyncError
 
 __all__ = ["SEALED", "BeforeField", "before_fields", "before_struct", "known_after_send", "known_when_accepted", "sealing"]

@@ -17,7 +17,7 @@ from wsync_engine.model.ids import uuid7
 from wsync_engine.pipeline.job import Job, scratch_of
 from wsync_engine.pipeline.local_database import damaged
 from wsync_engine.pipeline.log_record import LogRecord
-from wsync_engine.state.books import Sealer
+from wsync_engine.state.records import Sealer
 
 __all__ = ["carried_rows", "open_sealed", "seal"]
 

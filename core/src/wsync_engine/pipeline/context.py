@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from wsync_sdk import FatalError, RetryableError
 
@@ -64,28 +65,42 @@ class RunContext:
     """The worker's side of a run in progress.
 
     :param is_cancelled: true once the run shall end.
-    :param shall_yield: true once others wait for the slot. :param await_right_to_write: returns when a sink call may start and end within the lease; blocks while that is unclear.
+    :param shall_yield: true once others wait for the slot. :param goes_back: true once the run shall be left to whoever takes it up again.
+    :param await_right_to_write: returns when a sink call may start and end within the lease; blocks while that is unclear.
         Raises StateError when the lease is lost.
     :param destination: what the sink's calls came to, for those who share the destination.
-    :param progress: takes counters; cheap, called per batch and chunk.
+    :param progress: takes counters; cheap, called per batch and chunk. :param call_helpers: tells the index of helpers that were queued, as rows.
     :param faults: called with the name of each step a test may want to stop at.
     """
 
     tag: str
     is_cancelled: Callable[[], bool] = lambda: False
     shall_yield: Callable[[], bool] = lambda: False
+    goes_back: Callable[[], bool] = lambda: False
     await_right_to_write: Callable[[], None] = lambda: None
     destination: Destination = field(default_factory=Destination)
     progress: Callable[[dict[str, int]], None] = lambda _: None
+    call_helpers: Callable[[Sequence[Mapping[str, Any]]], None] = lambda _: None
     faults: Callable[[str], None] = no_faults
     counters: dict[str, int] = field(default_factory=dict)
+    _beside: Mapping[str, int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, name: str, rows: int) -> None:
         """Add to a counter and report; any thread."""
         with self._lock:
             self.counters[name] = self.counters.get(name, 0) + rows
-            self.progress(self.counters)
+            self._report()
+
+    def count_beside(self, counters: Mapping[str, int]) -> None:
+        """What helpers have counted so far is reported with what is counted here."""
+        with self._lock:
+            self._beside = dict(counters)
+            self._report()
+
+    def _report(self) -> None:
+        names = [*self.counters, *(name for name in self._beside if name not in self.counters)]
+        self.progress({name: self.counters.get(name, 0) + self._beside.get(name, 0) for name in names})
 
     def pause(self, seconds: float) -> None:
         """Wait, but not beyond the run's end.

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from wsync_engine.model.sync import Cursor
-from wsync_engine.state.books import Cipher
+from wsync_engine.state.records import Cipher
 from wsync_sdk import REFUSED_COLUMNS, ConfigError, ParameterValue
 
 __all__ = ["CursorColumn", "CursorValue", "HighestSeen", "Kind", "read_from"]

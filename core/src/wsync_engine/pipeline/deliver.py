@@ -24,7 +24,8 @@ from wsync_engine.model.ids import uuid7
 from wsync_engine.pipeline.change_log import ChangeLogReader
 from wsync_engine.pipeline.chunking import cut, halves, leaves, remaining, verdict_ranges
 from wsync_engine.pipeline.context import RunContext
-from wsync_engine.state.books import Ack, Cipher, NewRejection, RunBooks, SentChunk
+from wsync_engine.state.books import RunBooks
+from wsync_engine.state.records import Ack, Cipher, NewRejection, SentChunk
 from wsync_sdk import (
     BEFORE,
     Chunk,
@@ -122,18 +123,21 @@ class _Pace:
             return at_s - now_s
 
 
-def deliver_partition(delivery: Delivery, reader: ChangeLogReader, partition: int) -> None:
+def deliver_partition(delivery: Delivery, reader: ChangeLogReader, partition: int, *, epoch: int) -> None:
     """Send what has no verdict yet; returns when every row has one.
+
+    :param epoch: of the partition's holder: a destination that compares them refuses earlier ones.
 
     :raises WsyncError: what ended the delivery; chunks that were sent without a verdict stay so.
     """
-    _Partition(delivery, reader, partition).run()
+    _Partition(delivery, reader, partition, epoch).run()
 
 
 class _Partition:
     """One partition's delivery: a window of chunks is marked sent, sent by a few threads, acknowledged together."""
 
-    def __init__(self, delivery: Delivery, reader: ChangeLogReader, partition: int) -> None:
+    def __init__(self, delivery: Delivery, reader: ChangeLogReader, partition: int, epoch: int) -> None:
+        self._epoch = epoch
         self._d = delivery
         self._reader = reader
         self._partition = partition
@@ -296,7 +300,7 @@ class _Partition:
             target=self._d.target,
             changes=changes,
             records=records,
-            fence=Fence(sync_id=self._d.run.sync_id, delivery=self._d.run.delivery, partition=self._partition, epoch=self._d.books.epoch),
+            fence=Fence(sync_id=self._d.run.sync_id, delivery=self._d.run.delivery, partition=self._partition, epoch=self._epoch),
             timeout_s=self._d.call_timeout_s,
         )
 

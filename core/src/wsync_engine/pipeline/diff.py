@@ -22,13 +22,15 @@ from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.manifest import KeyColumn, Manifest
 from wsync_engine.pipeline.mapping import HASH, PARTITION, REFUSAL
 from wsync_engine.pipeline.sql import PARQUET, identifier, path_list, text
-from wsync_engine.state.books import Sealer
+from wsync_engine.state.records import Sealer
 from wsync_sdk import BEFORE, OP, ConfigError, Operation
 
 __all__ = [
     "DiffCounts",
     "DiffInput",
     "diff_partition",
+    "gone_keys",
+    "held_rows",
     "load_snapshot",
     "load_stage",
     "refused_duplicates",
@@ -46,6 +48,8 @@ class DiffInput:
     :param stage: its staged files, maybe none. :param fields: the stream's top-level fields. :param offer_before_us: rejected changes whose
         backoff ends later (microseconds since 1970) are held back. :param before: fields whose values the snapshot keeps.
     :param carried: rows that were rejected before, staged beside what was read, maybe none.
+    :param gone: file of the keys that the fold forgets, because they left the result and were never acknowledged, or are unsure outside `mirror`.
+    :param keeps_rejected: rows that are rejected are kept, as the next run may not read them. :param held: file of those that are held back. :param has_stage: the fold finds both in the stage.
     :param is_part: the stage holds a part of the result: who is not in it may not have left.
     """
 
@@ -62,6 +66,10 @@ class DiffInput:
     before: tuple[BeforeField, ...] = ()
     is_part: bool = False
     carried: Path | None = None
+    gone: Path | None = None
+    held: Path | None = None
+    keeps_rejected: bool = False
+    has_stage: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +121,31 @@ def diff_partition(task: DiffInput, sealer: Sealer, *, withhold_deletes: bool, s
         if withhold_deletes:
             counts = replace(counts, deletes=0, withheld_deletes=counts.deletes)
         _write_log(connection, task, with_deletes=task.mode is Mode.MIRROR and not withhold_deletes)
+        _write_if_any(connection, gone_keys(task), task.gone)
+        _write_if_any(connection, held_rows(task), task.held)
         return counts
+
+
+def gone_keys(task: DiffInput) -> str:
+    """Entries that nothing is said of any more. Of a part of a result nobody knows who left."""
+    forgettable = f"o.{HASH} IS NULL AND NOT o.wsync_unsure" if task.mode is Mode.MIRROR else f"o.{HASH} IS NULL OR o.wsync_unsure"
+    return (
+        f"SELECT {_keys(task, 'o')} FROM snapshot o WHERE {not task.is_part} AND ({forgettable})"
+        f" AND NOT EXISTS (FROM stage s WHERE {_on(task, 's', 'o')})"
+    )
+
+
+def held_rows(task: DiffInput) -> str:
+    """Rows that are held back, as they are staged."""
+    return (
+        f"SELECT s.* FROM offered s JOIN snapshot o ON {_on(task, 's', 'o')}"
+        f" WHERE {task.keeps_rejected} AND NOT coalesce({_SAME}, false) AND coalesce({_held_back(task)}, false)"
+    )
+
+
+def _write_if_any(connection: duckdb.DuckDBPyConnection, query: str, file: Path | None) -> None:
+    if file is not None and connection.execute(f"SELECT 1 FROM ({query}) LIMIT 1").fetchone() is not None:
+        connection.execute(f"COPY ({query}) TO {text(str(file))} ({PARQUET})")
 
 
 def load_stage(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> None:

@@ -6,7 +6,7 @@ Before a fold a sink that keeps acks of its own is asked for those that we never
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,15 @@ from wsync_engine.pipeline.local_database import SnapshotLost
 from wsync_engine.pipeline.log_record import LogRecord
 from wsync_engine.pipeline.manifest import Manifest
 from wsync_engine.pipeline.snapshot import is_resync_wanted
-from wsync_engine.state.books import Ack, NewSnapshot, RunRecord
+from wsync_engine.pipeline.tasks import Result, spread
+from wsync_engine.state.records import Ack, NewSnapshot, RunRecord
+from wsync_engine.state.tasks import TaskBoard
 from wsync_sdk import StateError, TransactionalSink, WsyncError
 
-__all__ = ["conclude", "fold_predecessors"]
+__all__ = ["FoldWork", "conclude", "fold_predecessors"]
+
+HELPERS_S = 0.2
+"""How often is looked whether helpers have ended."""
 
 
 def conclude(job: Job, error: WsyncError | None, *, outcome: str = "failed") -> Outcome:
@@ -34,13 +39,17 @@ def conclude(job: Job, error: WsyncError | None, *, outcome: str = "failed") -> 
     :param error: what stopped the run; None: it went through. :param outcome: with an error, `failed` or `cancelled`.
     """
     record = job.books.load()
+    if error is not None:
+        _end_helpers(job, record)
     counts = dict(record.counts)
     fold: NewSnapshot | None = None
     is_folded = True
     if record.delivery is not None:
         is_folded = _is_known(job, record, must=error is None)
         counts |= _delivered_counts(job, job.books.run_id, record)
-        fold = _fold(job, job.books.run_id, record) if is_folded else None
+        fold = _fold(job, job.books.run_id, record, may_spread=error is None) if is_folded else None
+    if error is None:
+        _end_helpers(job, job.books.load())
     state, reason = _judge(counts, error, outcome)
     if record.adopt and error is None:
         reason = f"{counts['accepted']} rows taken as acknowledged, nothing was sent" + (f"; {reason}" if state != "succeeded" else "")
@@ -50,6 +59,14 @@ def conclude(job: Job, error: WsyncError | None, *, outcome: str = "failed") -> 
     if is_folded:
         _tidy(job, job.books.run_id, record, fold)
     return Outcome(state=state, reason=reason, counts=counts)
+
+
+def _end_helpers(job: Job, record: RunRecord) -> None:
+    """Nobody but this process is at work for the run any more: what helpers have sent is acknowledged, or known to be unsure."""
+    if record.fanned:
+        board = TaskBoard(job.books)
+        while board.dismiss():
+            time.sleep(HELPERS_S)
 
 
 def _judge(counts: Mapping[str, int], error: WsyncError | None, outcome: str) -> tuple[str, str]:
@@ -153,39 +170,55 @@ def _delivered_counts(job: Job, run_id: UUID, record: RunRecord) -> dict[str, in
     return {**totals, "not_sent": changes - sum(totals.values())}
 
 
-def _fold(job: Job, run_id: UUID, record: RunRecord) -> NewSnapshot | None:
-    """Write the snapshot's next files; None where nothing was sent, and no cursor moves."""
+def _fold(job: Job, run_id: UUID, record: RunRecord, *, may_spread: bool = False) -> NewSnapshot | None:
+    """Write the snapshot's next files; None where nothing was sent, and no cursor moves.
+
+    :param may_spread: it is this run's own, and every change has its verdict: helpers may take part.
+    """
     log = log_of(record)
     cursor = _cursor(job, run_id, record)
-    folder = job.storage.snapshot_folder(str(job.sync_id))
-    files: list[str | None] = list(log.base.files)
-    verdicts = [_verdicts(job, run_id, partition) for partition in range(log.partitions)]
-    if all(verdict.is_empty for verdict in verdicts) and not _has_rejected(log, record):
+    partitions = range(log.partitions)
+    is_silent = all(_verdicts(job, run_id, partition).is_empty for partition in partitions)
+    if is_silent and not _has_rejected(log, record):
         return _moved_cursor(log, cursor)
-    rows = 0
-    carried: list[str | None] = []
-    for partition, verdict in enumerate(verdicts):
-        target = folder / f"{run_id}-{uuid7()}.parquet"  # a holder that sleeps in mid-write must not share our file
-        folded, sealed = _fold_partition(job, log, partition, verdict, target)
-        rows += folded.rows
-        carried.append(sealed)
-        files[partition] = job.storage.relative(target)
-        job.context.faults("fold")
+    work = FoldWork(job, run_id, log)
+    folded = spread(job, "fold", partitions, work) if may_spread else {part: work.execute(part, 0).values for part in partitions}
+    carried = tuple(folded[part]["carried"] for part in partitions)
     manifest = replace(
         log.base,
-        files=tuple(files),
+        files=tuple(folded[part]["file"] for part in partitions),
         key=log.key,
-        rows=rows,
+        rows=sum(folded[part]["rows"] for part in partitions),
         is_unsure=False,
-        delivery=_last_delivery(log, record, verdicts),
-        carried=tuple(carried) if any(carried) else (),
+        delivery=_last_delivery(log, record, is_silent=is_silent),
+        carried=carried if any(carried) else (),
     )
     return NewSnapshot(base=log.base.version, manifest=manifest.to_json(), cursor=cursor)
 
 
-def _last_delivery(log: LogRecord, record: RunRecord, verdicts: Sequence[Verdicts]) -> int:
+class FoldWork:
+    """Writes a partition's next snapshot file, out of the last one, the change log and its verdicts."""
+
+    def __init__(self, job: Job, run_id: UUID, log: LogRecord) -> None:
+        self._job = job
+        self._run_id = run_id
+        self._log = log
+
+    def execute(self, part: int, epoch: int) -> Result:
+        """Into a file of its own: a holder that sleeps in mid-write must not share it."""
+        job = self._job
+        target = job.storage.snapshot_folder(str(job.sync_id)) / f"{self._run_id}-{uuid7()}.parquet"
+        folded, sealed = _fold_partition(job, self._log, part, _verdicts(job, self._run_id, part), target)
+        job.context.faults("fold")
+        return Result(values={"file": job.storage.relative(target), "rows": folded.rows, "carried": sealed})
+
+    def clean_up(self, part: int) -> None:
+        """The last snapshot counts until the next one is complete."""
+
+
+def _last_delivery(log: LogRecord, record: RunRecord, *, is_silent: bool) -> int:
     """What the sink knows of: where nothing was sent it has not heard of this run."""
-    if all(verdict.is_empty for verdict in verdicts):
+    if is_silent:
         return log.base.delivery
     return 0 if record.adopt else record.delivery or 0
 

@@ -18,14 +18,13 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from wsync_engine.model.sync import Mode
 from wsync_engine.pipeline.before import SEALED, known_after_send, known_when_accepted, sealing
 from wsync_engine.pipeline.chunking import leaves, remaining
-from wsync_engine.pipeline.diff import DiffInput, load_snapshot, load_stage
+from wsync_engine.pipeline.diff import DiffInput, gone_keys, load_snapshot, load_stage, settle_duplicates
 from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.mapping import HASH, REFUSAL
 from wsync_engine.pipeline.sql import PARQUET, identifier, text
-from wsync_engine.state.books import Sealer
+from wsync_engine.state.records import Sealer
 from wsync_sdk import OP, RowRange
 
 __all__ = ["Folded", "Target", "Verdicts", "fold_partition"]
@@ -83,9 +82,9 @@ def fold_partition(
     :raises FatalError: the stage, log or old snapshot file is missing or damaged.
     """
     with opened(scratch, budget) as connection, sealing(connection, task.before, sealer):
-        load_stage(connection, task)
         load_snapshot(connection, task)
         _load_judged(connection, task, verdicts)
+        _load_aside(connection, task)
         entries = f"{_kept(task)} UNION ALL BY NAME {_judged_entries(task, now_us)}"
         connection.execute(f"COPY ({entries}) TO {text(str(target.snapshot))} ({PARQUET})")
         rows = _rows_of(connection, target.snapshot)
@@ -105,13 +104,36 @@ def _rows_of(connection: duckdb.DuckDBPyConnection, file: Path) -> int:
 
 
 def _open_rejections(task: DiffInput, snapshot: Path) -> str:
-    """Rows whose newest entry says that just they were rejected."""
+    """Rows whose newest entry says that just they were rejected: of those that were sent, and of those that were held back."""
     keys = ", ".join(f"s.{identifier(column.name)}" for column in task.key)
+    columns = ", ".join([*(identifier(name) for name in task.fields), HASH])
+    sent = f"SELECT {columns}, CAST(NULL AS VARCHAR) AS {REFUSAL} FROM {_log_file(task)} WHERE {OP} = 'upsert'"
     return (
-        f"SELECT s.* FROM stage s JOIN read_parquet({text(str(snapshot))}) n ON {_match(task, 's', 'n')}"
+        f"SELECT s.* FROM ({sent} UNION ALL BY NAME SELECT * FROM held) s JOIN read_parquet({text(str(snapshot))}) n ON {_match(task, 's', 'n')}"
         f" WHERE n.wsync_rejections > 0 AND n.wsync_rejected_hash = s.{HASH} AND s.{REFUSAL} IS NULL"
         f" QUALIFY row_number() OVER (PARTITION BY {keys}) = 1"
     )
+
+
+def _load_aside(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> None:
+    """Views `gone` and `held`."""
+    if task.has_stage:  # an older engine made the log
+        load_stage(connection, task)
+        settle_duplicates(connection, task)
+        gone, held = gone_keys(task), f"SELECT * FROM stage WHERE {REFUSAL} IS NULL"
+    else:
+        gone = f"SELECT {_keys(task)} FROM snapshot WHERE false" if task.gone is None else f"FROM read_parquet({text(str(task.gone))})"
+        held = f"SELECT {HASH} FROM snapshot WHERE false" if task.held is None else f"FROM read_parquet({text(str(task.held))})"
+    connection.execute(f"CREATE TEMP VIEW gone AS {gone}")
+    connection.execute(f"CREATE TEMP VIEW held AS {held}")
+
+
+def _keys(task: DiffInput) -> str:
+    return ", ".join(identifier(column.name) for column in task.key)
+
+
+def _log_file(task: DiffInput) -> str:
+    return f"read_parquet({text(str(task.log))}, file_row_number = true, hive_partitioning = false)"
 
 
 def _load_judged(connection: duckdb.DuckDBPyConnection, task: DiffInput, verdicts: Verdicts) -> None:
@@ -128,7 +150,7 @@ def _load_judged(connection: duckdb.DuckDBPyConnection, task: DiffInput, verdict
     columns = ", ".join(f"l.{identifier(name)}" for name in names)
     connection.execute(
         f"CREATE TEMP VIEW judged AS SELECT {columns}, l.{OP}, l.{HASH}, v.verdict"
-        f" FROM read_parquet({text(str(task.log))}, file_row_number = true, hive_partitioning = false) l"
+        f" FROM {_log_file(task)} l"
         " ASOF JOIN verdict_range v ON l.file_row_number >= v.first_row WHERE l.file_row_number <= v.last_row"
     )
 
@@ -140,12 +162,7 @@ def _match(task: DiffInput, left: str, right: str) -> str:
 def _kept(task: DiffInput) -> str:
     """Entries the log says nothing of. What was never acknowledged, or is unsure outside `mirror`, is forgotten once it left the result."""
     unjudged = f"SELECT o.* FROM snapshot o WHERE NOT EXISTS (FROM judged j WHERE {_match(task, 'j', 'o')})"
-    if task.is_part:  # nobody knows who left
-        return unjudged
-    forgettable = f"(o.{HASH} IS NULL AND NOT o.wsync_unsure)"
-    if task.mode is not Mode.MIRROR:
-        forgettable = f"(o.{HASH} IS NULL OR o.wsync_unsure)"
-    return f"{unjudged} AND NOT ({forgettable} AND NOT EXISTS (FROM stage s WHERE {_match(task, 's', 'o')}))"
+    return f"{unjudged} AND NOT EXISTS (FROM gone g WHERE {_match(task, 'g', 'o')})"
 
 
 def _judged_entries(task: DiffInput, now_us: int) -> str:

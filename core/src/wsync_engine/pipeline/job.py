@@ -12,11 +12,15 @@ from wsync_engine.pipeline.context import RunContext
 from wsync_engine.pipeline.deliver import RetryPolicy
 from wsync_engine.pipeline.local_database import Budget
 from wsync_engine.pipeline.log_record import LogRecord
-from wsync_engine.state.books import Cipher, RunBooks, RunRecord
+from wsync_engine.state.books import RunBooks
+from wsync_engine.state.records import Cipher, RunRecord
 from wsync_engine.storage import LocalStorage
-from wsync_sdk import ParameterValue, ReadLimits, RunRef, Sink, Source, StateError, Target
+from wsync_sdk import ParameterValue, ReadLimits, RunRef, Sink, Source, StateError, StreamSpec, Target
 
-__all__ = ["Job", "Outcome", "log_of", "run_ref", "scratch_of", "target_of"]
+__all__ = ["Job", "Outcome", "log_of", "run_ref", "scratch_of", "stream_of", "target_of"]
+
+MOST_SPLITS = 16
+ROWS_PER_SPLIT = 500_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,7 @@ class Job:
     seed: str
     budget: Budget = Budget()
     retry: RetryPolicy = RetryPolicy()
-    read_limits: ReadLimits = ReadLimits()
+    read_limits: ReadLimits = ReadLimits(max_splits=MOST_SPLITS, rows_per_split=ROWS_PER_SPLIT)
     call_timeout_s: float = 9.0
 
 
@@ -84,6 +88,12 @@ def run_ref(job: Job, run_id: UUID, record: RunRecord) -> RunRef:
         delivery=record.delivery,
         continues=0 if base.is_unsure else base.delivery,
     )
+
+
+def stream_of(job: Job, name: str) -> StreamSpec:
+    """What the sink says of a stream; some ask the destination for it."""
+    with job.context.destination.called():
+        return job.sink.stream(name)
 
 
 def target_of(log: LogRecord) -> Target:

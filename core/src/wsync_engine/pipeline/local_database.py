@@ -24,10 +24,11 @@ LOST_NEXT_STEP = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What one task may use: DuckDB's memory and threads."""
+    """What one task may use: DuckDB's memory and threads, and how many rows of a result it has to deal with, about."""
 
     memory_bytes: int = 128 * 1024 * 1024
     threads: int = 2
+    rows_per_partition: int = 4_000_000
 
 
 @contextmanager

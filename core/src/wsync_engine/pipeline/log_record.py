@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from wsync_engine.pipeline.diff import DiffInput
 from wsync_engine.pipeline.manifest import KeyColumn, Manifest
 from wsync_engine.storage import LocalStorage
 
-__all__ = ["LogRecord", "PartRead"]
+__all__ = ["Aside", "LogRecord", "PartRead"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +33,19 @@ class PartRead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Aside:
+    """What a partition's diff leaves for the fold beside the log, so that the stage can go: see `DiffInput`."""
+
+    gone: str | None
+    held: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogRecord:
     """A run's change log.
 
-    :param files: one per partition. :param stage: per partition the staged files it was made from.
+    :param files: one per partition. :param stage: per partition the staged files it is made from; none once it is.
+    :param aside: per partition; None: an older engine made the log, and its stage is still there.
     :param destination, stream: where the log goes, whatever the sync says by the time it is delivered.
     :param base: the snapshot it was compared with, seen in `partitions`. :param schema: of the stream's fields.
     :param before: fields of the stream whose before-values it holds. :param planned_after: the sync's delivery number at the plan.
@@ -54,6 +64,7 @@ class LogRecord:
     before: tuple[str, ...] = ()
     planned_after: int | None = None
     part: PartRead | None = None
+    aside: tuple[Aside, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
@@ -70,6 +81,7 @@ class LogRecord:
             "before": list(self.before),
             "planned_after": self.planned_after,
             "part": None if self.part is None else asdict(self.part),
+            "aside": None if self.aside is None else [asdict(one) for one in self.aside],
         }
 
     @classmethod
@@ -88,6 +100,7 @@ class LogRecord:
             before=tuple(document.get("before", ())),
             planned_after=document.get("planned_after"),
             part=PartRead(**document["part"]) if document.get("part") else None,
+            aside=tuple(Aside(**one) for one in document["aside"]) if document.get("aside") else None,
         )
 
     @property
@@ -100,9 +113,13 @@ class LogRecord:
         """Whether a row that was not read may still be in the result."""
         return self.part is not None and not self.part.is_whole
 
-    def diff_input(self, partition: int, storage: LocalStorage) -> DiffInput:
-        """The files of one partition, as the fold reads them."""
+    def diff_input(self, partition: int, storage: LocalStorage, *, log: Path | None = None) -> DiffInput:
+        """The files of one partition, as the fold reads them.
+
+        :param log: a file that is still to be written.
+        """
         snapshot = self.base.files[partition]
+        aside = Aside(gone=None, held=None) if self.aside is None else self.aside[partition]
         return DiffInput(
             partition=partition,
             stage=[storage.absolute(path) for path in self.stage[str(partition)]],
@@ -113,7 +130,11 @@ class LogRecord:
             mode=self.mode,
             duplicates=Duplicates(),
             offer_before_us=0,
-            log=storage.absolute(self.files[partition]),
+            log=storage.absolute(self.files[partition]) if log is None else log,
             before=self.before_fields,
             is_part=self.is_part,
+            keeps_rejected=self.part is not None,
+            gone=None if aside.gone is None else storage.absolute(aside.gone),
+            held=None if aside.held is None else storage.absolute(aside.held),
+            has_stage=self.aside is None,
         )

@@ -9,7 +9,6 @@ from wsync_sdk import StateError
 
 __all__ = ["KeyColumn", "Manifest", "partitions_for"]
 
-ROWS_PER_PARTITION = 4_000_000
 MOST_PARTITIONS = 256
 
 
@@ -93,10 +92,10 @@ class Manifest:
         )
 
 
-def partitions_for(estimated_rows: int | None, manifest: Manifest) -> int:
+def partitions_for(estimated_rows: int | None, manifest: Manifest, *, rows_per_partition: int) -> int:
     """How many partitions a run works with: a power of two, no fewer than the snapshot has."""
     rows = max(estimated_rows or 0, manifest.rows)
     wanted = 1
-    while wanted < MOST_PARTITIONS and rows > wanted * ROWS_PER_PARTITION:
+    while wanted < MOST_PARTITIONS and rows > wanted * rows_per_partition:
         wanted *= 2
     return max(wanted, manifest.partitions)

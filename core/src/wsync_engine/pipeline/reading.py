@@ -25,7 +25,7 @@ from wsync_engine.model.reading import CURSOR, LAST_SYNC_TIME, engine_parameters
 from wsync_engine.model.sync import Read, SyncSpec
 from wsync_engine.pipeline.cursor import CursorColumn, CursorValue, Kind, read_from
 from wsync_engine.pipeline.job import Job
-from wsync_engine.state.books import Cipher, PublishedSplit, SnapshotRow
+from wsync_engine.state.records import Cipher, PublishedSplit, SnapshotRow
 from wsync_sdk import ParameterValue, PlanExpired, Query, Source, WsyncError
 
 __all__ = [
@@ -52,7 +52,7 @@ class ReadFrom:
     """Where this run begins.
 
     :param former: what is stored, where the run goes on from it; None: it reads from the start.
-    :param parameters: of the query, all of them. :param began_at: by the state store's clock, before the query.
+    :param parameters: of the query, all of them; not stored. :param began_at: by the state store's clock, before the query.
     :param is_by_cursor: False: only `:last_sync_time` is asked for.
     """
 
@@ -61,6 +61,20 @@ class ReadFrom:
     parameters: Mapping[str, ParameterValue]
     began_at: datetime
     is_by_cursor: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored with the plan."""
+        return {
+            "former": None if self.former is None else dict(self.former),
+            "fingerprint": self.fingerprint,
+            "began_at": self.began_at.isoformat(),
+            "is_by_cursor": self.is_by_cursor,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> ReadFrom:
+        """What `to_json` wrote."""
+        return cls(**{**stored, "began_at": datetime.fromisoformat(stored["began_at"]), "parameters": {}})
 
     @property
     def is_whole(self) -> bool:

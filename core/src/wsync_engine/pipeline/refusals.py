@@ -11,7 +11,7 @@ from wsync_engine.pipeline.diff import DiffInput, load_snapshot, load_stage, ref
 from wsync_engine.pipeline.local_database import Budget, arrow_table, opened
 from wsync_engine.pipeline.mapping import REFUSAL
 from wsync_engine.pipeline.sql import identifier
-from wsync_engine.state.books import Cipher, NewRejection
+from wsync_engine.state.records import Cipher, NewRejection
 
 __all__ = ["refusals_of"]
 

@@ -17,7 +17,7 @@ from wsync_engine.pipeline.canonical import ALGORITHM
 from wsync_engine.pipeline.local_database import LOST_NEXT_STEP, Budget, SnapshotLost, is_damage, opened
 from wsync_engine.pipeline.manifest import Manifest
 from wsync_engine.pipeline.sql import text
-from wsync_engine.state.books import SnapshotRow
+from wsync_engine.state.records import SnapshotRow
 from wsync_engine.storage import LocalStorage
 
 __all__ = ["current_manifest", "is_resync_wanted"]

@@ -41,6 +41,7 @@ def tidy(conn: psycopg.Connection[Any], retention: Retention) -> bool:
         select(conn, _PARTITION["partition_make"], {"days_ahead": DAYS_AHEAD})
     expired = _pages(conn, "blocked_expire", {"blocked_days": BLOCKED_DAYS})
     archived = _pages(conn, "run_archive", {"hours": ARCHIVE_AFTER_HOURS})
+    select(conn, _SQL["helper_forget"], {})
     select(conn, _SQL["worker_forget"], {})
     _drop(conn, retention)
     stray = select(conn, _PARTITION["partition_default_rows"], {})[0]["stray"]

@@ -72,7 +72,7 @@ _SCHEDULE = statements("schedule")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimedRun:
-    """A run that is ours, as `worker_id`, under `epoch` until `lease_until`, by Postgres' clock."""
+    """A run that is ours, as `worker_id`, under `epoch` until `lease_until`, by Postgres' clock. `helps`: it is a helper of that one."""
 
     run_id: UUID
     worker_id: UUID
@@ -92,6 +92,7 @@ class ClaimedRun:
     deadline_at: datetime | None
     attempt_timeout_ms: int
     stall_ms: int
+    helps: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,15 +1,9 @@
-"""What one run writes into Postgres while it works: plan, splits, change log, chunks, acks, rejections, and its end.
-
-Every write is fenced: it happens in a transaction that holds the run's row FOR SHARE (or updates it) with our epoch, so a process that lost its lease
-writes nothing more. The connection is the task child's own, as `wsync_api`, with the tenant set in each transaction.
-"""
+"""What one run writes into Postgres while it works: plan, splits, change log, chunks, acks, rejections, and its end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -17,57 +11,20 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from wsync_engine.model.run import final_step
+from wsync_engine.state.holding import Claim, HeldRun
+from wsync_engine.state.records import Ack, NewRejection, NewSnapshot, PublishedSplit, RunRecord, SentChunk, SnapshotRow
 from wsync_engine.state.turns import await_earlier
 from wsync_sdk import FatalError, PlanExpired, RetryableError, RowRange, StateError, WsyncError
 
-__all__ = [
-    "Ack",
-    "Cipher",
-    "NewRejection",
-    "NewSnapshot",
-    "PublishedSplit",
-    "RunBooks",
-    "RunRecord",
-    "Sealer",
-    "SentChunk",
-    "Settlement",
-    "SnapshotRow",
-]
+__all__ = ["RunBooks", "Settlement"]
 
 TERMINAL = ("succeeded", "partial", "failed", "cancelled")
-_IS_OVER = (  # one parameter: TERMINAL. A terminated run's process may live, and write, as long as its lease is not over.
-    "(state = ANY(%s::wsync.run_state[]) AND (cancel_reason IS DISTINCT FROM 'terminated' OR coalesce(lease_until <= wsync.clock(), true)))"
+_IS_OVER = (  # one parameter: TERMINAL. A terminated run's process may live, and write, as long as its lease is not over; helpers as long as they have not ended.
+    "(state = ANY(%s::wsync.run_state[]) AND (cancel_reason IS DISTINCT FROM 'terminated' OR coalesce(lease_until <= wsync.clock(), true))"
+    " AND NOT EXISTS (SELECT FROM wsync.run AS h WHERE h.helps = run.run_id AND h.state IN ('running', 'cancelling')))"
 )
 DELIVERY_WAIT_S = 5.0
 """Until a run looks again whether the one that delivers has ended."""
-
-
-class Cipher(Protocol):
-    """Encrypts for one tenant."""
-
-    def encrypt(self, data: bytes) -> bytes:
-        """Bytes that only `decrypt` with this tenant's key can read."""
-        ...
-
-    def decrypt(self, data: bytes) -> bytes:
-        """What was encrypted."""
-        ...
-
-    def sealer(self) -> Sealer:
-        """For a batch of small values."""
-        ...
-
-
-class Sealer(Protocol):
-    """Encrypts many small values for one tenant."""
-
-    def seal(self, values: Sequence[bytes | None]) -> list[bytes | None]:
-        """Each value in a form that only `open` with this tenant's key can read; None stays None."""
-        ...
-
-    def open(self, values: Sequence[bytes | None]) -> list[bytes | None]:
-        """What was sealed."""
-        ...
 
 
 class Settlement(Protocol):
@@ -82,97 +39,6 @@ class Settlement(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRecord:
-    """A run as its row says; `None` where a phase has not come yet."""
-
-    run_id: UUID
-    sync_id: UUID
-    state: str
-    dry_run: bool
-    adopt: bool
-    plan: bytes | None
-    plan_generation: int
-    base_version: int | None
-    delivery: int | None
-    sink_token: bytes | None
-    change_log: dict[str, Any] | None
-    counts: dict[str, int]
-    approved_by: str | None
-    folded: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedSplit:
-    """A split whose staged files count. `files`: partition → stored paths. `cursor`: its highest value, as stored; `null_cursors`: rows without one."""
-
-    part: int
-    files: dict[int, list[str]]
-    read_rows: int
-    refused_rows: int
-    unreadable_keys: int
-    cursor: dict[str, Any] | None = None
-    null_cursors: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SentChunk:
-    """A chunk that was, or may have been, sent."""
-
-    partition: int
-    range: RowRange
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ack:
-    """A verdict over rows of one partition: `accepted`, `rejected` or `unknown`."""
-
-    partition: int
-    range: RowRange
-    verdict: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewRejection:
-    """A refused row to be listed; `payload` is encrypted."""
-
-    rejection_id: UUID
-    partition: int
-    row: int | None
-    phase: str
-    code: str
-    message: str
-    retryable: bool
-    payload: bytes | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotRow:
-    """A sync's snapshot as stored; version 0 and no manifest before the first fold.
-
-    :param resync: how often one was asked for. :param forgotten: manifests that have done fewer belong to a destination that the sync has left.
-    :param delivery: number of the sync's last run that was let deliver. :param cursor: how far the result was read, of this version or an older one.
-    :param now: when this was looked up, by the state store's clock.
-    """
-
-    version: int
-    manifest: dict[str, Any] | None
-    resync: int
-    forgotten: int
-    delivery: int
-    cursor: dict[str, Any] | None
-    now: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewSnapshot:
-    """What a fold makes of a snapshot. `base`: the version it comes from. `cursor`: how far the result was read, None where a whole one is read."""
-
-    base: int
-    manifest: Mapping[str, Any]
-    cursor: Mapping[str, Any] | None = None
-
-
 def _stale_plan(*, is_approved: bool) -> WsyncError:
     message = "stale plan: another run of the sync has delivered since"
     if is_approved:
@@ -184,10 +50,10 @@ def _error_columns(error: WsyncError | None, run_id: UUID) -> tuple[str | None, 
     return (None, None, None) if error is None else (type(error).__name__, error.message, final_step(error.next_step, run_id))
 
 
-class RunBooks:
-    """One run's writes, fenced by its epoch and its holder: a claim that Postgres lost in a failover is followed by another one of the same epoch.
+class RunBooks(HeldRun):
+    """One run's writes.
 
-    :param conn: autocommit; used by one thread. :param worker_id: who claimed the run. :param settlement: None: nobody counts how it ends.
+    :param conn: autocommit; used by one thread. :param settlement: None: nobody counts how it ends.
     """
 
     def __init__(
@@ -196,15 +62,10 @@ class RunBooks:
         *,
         tenant_id: UUID,
         run_id: UUID,
-        epoch: int,
-        worker_id: UUID,
+        claim: Claim,
         settlement: Settlement | None = None,
     ) -> None:
-        self._conn = conn
-        self.tenant_id = tenant_id
-        self.run_id = run_id
-        self.epoch = epoch
-        self.worker_id = worker_id
+        super().__init__(conn, tenant_id=tenant_id, run_id=run_id, claim=claim)
         self._settlement = settlement
 
     # -- reading
@@ -214,12 +75,12 @@ class RunBooks:
 
         :raises StateError: there is no such run, or the epoch is no longer ours.
         """
-        with self._fenced() as cursor:
+        with self.fenced() as cursor:
             return self._record(cursor, self.run_id)
 
     def unfolded(self, sync_id: UUID) -> Sequence[UUID]:
         """Ended runs of the sync that delivered and are not folded yet, oldest first. Not those that may still write."""
-        with self._fenced() as cursor:
+        with self.fenced() as cursor:
             rows = cursor.execute(
                 "SELECT run_id FROM wsync.run WHERE sync_id = %s AND run_id <> %s AND delivery IS NOT NULL AND folded_at IS NULL"
                 f" AND {_IS_OVER} ORDER BY delivery",
@@ -229,12 +90,12 @@ class RunBooks:
 
     def record_of(self, run_id: UUID) -> RunRecord:
         """Another run of this tenant."""
-        with self._fenced() as cursor:
+        with self.fenced() as cursor:
             return self._record(cursor, run_id)
 
     def snapshot(self, sync_id: UUID) -> SnapshotRow:
         """The sync's snapshot now."""
-        with self._fenced() as cursor:
+        with self.fenced() as cursor:
             row = cursor.execute(
                 "SELECT coalesce(s.version, 0), s.manifest, y.resync, y.forgotten, y.delivery, s.cursor, wsync.clock()"
                 " FROM wsync.sync y LEFT JOIN wsync.snapshot s USING (tenant_id, sync_id) WHERE y.sync_id = %s",
@@ -246,7 +107,7 @@ class RunBooks:
 
     def splits(self, generation: int) -> list[PublishedSplit]:
         """The published splits of one plan."""
-        with self._fenced() as cursor:
+        with self.fenced() as cursor:
             rows = cursor.execute(
                 "SELECT part, files, read_rows, counts FROM wsync.split"
                 " WHERE run_id = %s AND plan_generation = %s AND state = 'published' ORDER BY part",
@@ -267,7 +128,7 @@ class RunBooks:
 
     def chunks(self, run_id: UUID, partition: int) -> list[RowRange]:
         """Chunks of a partition that may have been sent, in order."""
-        with self._fenced() as cursor:
+        with self.fenced() as cursor:
             rows = cursor.execute(
                 "SELECT first_row, last_row FROM wsync.chunk WHERE run_id = %s AND partition = %s AND sent_at IS NOT NULL"
                 " ORDER BY first_row, last_row",
@@ -277,7 +138,7 @@ class RunBooks:
 
     def acks(self, run_id: UUID, partition: int) -> list[Ack]:
         """Verdicts of a partition, in order."""
-        with self._fenced() as cursor:
+        with self.fenced() as cursor:
             rows = cursor.execute(
                 "SELECT first_row, last_row, verdict FROM wsync.ack WHERE run_id = %s AND partition = %s ORDER BY first_row",
                 (run_id, partition),
@@ -288,26 +149,27 @@ class RunBooks:
 
     def begin_plan(self) -> int:
         """Open a new plan generation; what earlier ones staged or compared no longer counts."""
-        with self._fenced("plan.started") as cursor:
+        with self.fenced("plan.started") as cursor:
             row = cursor.execute(
-                "UPDATE wsync.run SET plan_generation = plan_generation + 1, plan = NULL, change_log = NULL, phase = 'plan'"
+                "UPDATE wsync.run SET plan_generation = plan_generation + 1, plan = NULL, comparison = NULL, change_log = NULL, phase = 'plan'"
                 " WHERE run_id = %s AND delivery IS NULL RETURNING plan_generation",
                 (self.run_id,),
             ).fetchone()
             if row is None:
                 raise StateError("a run that may have sent rows never plans again", next_step="report this")
             cursor.execute("DELETE FROM wsync.split WHERE run_id = %s", (self.run_id,))
+            cursor.execute("DELETE FROM wsync.task WHERE run_id = %s", (self.run_id,))
             cursor.execute("DELETE FROM wsync.rejection WHERE tenant_id = %s AND run_id = %s", (self.tenant_id, self.run_id))
             return int(row[0])
 
     def store_handle(self, handle: bytes) -> None:
         """Make the warehouse handle durable; comes before the query runs."""
-        with self._fenced() as cursor:
+        with self.fenced() as cursor:
             cursor.execute("UPDATE wsync.run SET warehouse_query = %s WHERE run_id = %s", (handle, self.run_id))
 
     def store_plan(self, plan: bytes, base_version: int) -> None:
-        """Store the (encrypted) plan and the snapshot version the run starts from."""
-        with self._fenced("plan.stored") as cursor:
+        """Store the (encrypted) plan, with all that its reads need to know, and the snapshot version the run starts from."""
+        with self.fenced("plan.stored") as cursor:
             cursor.execute(
                 "UPDATE wsync.run SET plan = %s, base_version = %s, phase = 'extract' WHERE run_id = %s", (plan, base_version, self.run_id)
             )
@@ -316,36 +178,32 @@ class RunBooks:
         """From here on the split's staged files count."""
         counts: dict[str, Any] = {"refused": split.refused_rows, "unreadable_keys": split.unreadable_keys}
         counts |= {"cursor": split.cursor, "null_cursors": split.null_cursors}
-        with self._fenced("split.published", {"part": split.part, "read_rows": split.read_rows}) as cursor:
+        with self.fenced("split.published", {"part": split.part, "read_rows": split.read_rows}) as cursor:
             cursor.execute(
                 "INSERT INTO wsync.split (run_id, plan_generation, part, tenant_id, state, files, read_rows, counts, epoch, published_at)"
-                " VALUES (%s, %s, %s, %s, 'published', %s, %s, %s, %s, wsync.clock()) ON CONFLICT DO NOTHING",
-                (
-                    self.run_id,
-                    generation,
-                    split.part,
-                    self.tenant_id,
-                    Jsonb(split.files),
-                    split.read_rows,
-                    Jsonb(counts),
-                    self.epoch,
-                ),
+                " SELECT run_id, plan_generation, %s, tenant_id, 'published', %s, %s, %s, %s, wsync.clock() FROM wsync.run"
+                " WHERE run_id = %s AND plan_generation = %s ON CONFLICT DO NOTHING",
+                (split.part, Jsonb(split.files), split.read_rows, Jsonb(counts), self.claim.epoch, self.run_id, generation),
             )
 
     # -- diff and guards
 
-    def store_change_log(self, change_log: Mapping[str, Any], counts: Mapping[str, int], rejections: Sequence[NewRejection]) -> None:
-        """From here on the change log is what the run delivers; the rejections found on the way to it are listed with it."""
-        with self._fenced("change_log.stored", dict(counts)) as cursor:
-            self._insert_rejections(cursor, rejections)
+    def store_comparison(self, comparison: Mapping[str, Any]) -> None:
+        """From here on all is read, and whoever executes the run goes on with what is staged."""
+        with self.fenced("extract.done") as cursor:
+            cursor.execute("UPDATE wsync.run SET comparison = %s, phase = 'diff' WHERE run_id = %s", (Jsonb(comparison), self.run_id))
+
+    def store_change_log(self, change_log: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+        """From here on the change log is what the run delivers."""
+        with self.fenced("change_log.stored", dict(counts)) as cursor:
             cursor.execute(
-                "UPDATE wsync.run SET change_log = %s, counts = %s, phase = 'deliver' WHERE run_id = %s",
+                "UPDATE wsync.run SET change_log = %s, counts = %s, comparison = NULL, phase = 'deliver' WHERE run_id = %s",
                 (Jsonb(change_log), Jsonb(counts), self.run_id),
             )
 
     def block(self, reasons: Sequence[str]) -> None:
         """A guard stopped the run, or it was a dry run: it waits for approve or discard, without a worker."""
-        with self._fenced("run.blocked", {"reasons": list(reasons)}) as cursor:
+        with self.fenced("run.blocked", {"reasons": list(reasons)}) as cursor:
             cursor.execute(
                 "UPDATE wsync.run SET state = 'blocked', guards = %s, outcome_reason = %s, worker_id = NULL, lease_until = NULL"
                 " WHERE run_id = %s AND state = 'running'",
@@ -359,18 +217,18 @@ class RunBooks:
 
         :raises RetryableError: an earlier run of the sync is executed, or another one delivers, or may still; this one goes on after it.
         """
-        with self._fenced() as cursor:
+        with self.fenced() as cursor:
             await_earlier(cursor, sync_id, self.run_id)
             self._is_alone(cursor, sync_id)
 
     def is_folded(self, run_id: UUID) -> bool:
         """Whether somebody has folded another run."""
-        with self._fenced() as cursor:
+        with self.fenced() as cursor:
             return self._record(cursor, run_id).folded
 
     def is_stale(self, sync_id: UUID, planned_after: int | None) -> bool:
         """Whether this run's plan can't be delivered any more, as `start_delivery` would find; nobody approved it."""
-        with self._fenced() as cursor:
+        with self.fenced() as cursor:
             _, is_current, is_approved = self._standing(cursor, planned_after)
             return not is_approved and not (is_current and self._is_alone(cursor, sync_id))
 
@@ -394,7 +252,7 @@ class RunBooks:
         :raises PlanExpired: the snapshot has moved on since the plan ("stale plan"), or will when what another run left is folded.
         :raises FatalError: so it has, and somebody approved just this plan.
         """
-        with self._fenced("delivery.started") as cursor:
+        with self.fenced("delivery.started") as cursor:
             cursor.execute("SELECT delivery FROM wsync.sync WHERE sync_id = %s FOR NO KEY UPDATE", (sync_id,))
             delivery, is_current, is_approved = self._standing(cursor, planned_after)
             if delivery is not None:
@@ -426,12 +284,12 @@ class RunBooks:
 
     def store_token(self, token: bytes) -> None:
         """Store what `Sink.begin` gave, before the first write."""
-        with self._fenced() as cursor:
+        with self.fenced() as cursor:
             cursor.execute("UPDATE wsync.run SET sink_token = %s WHERE run_id = %s", (token, self.run_id))
 
     def mark_sent(self, chunks: Sequence[SentChunk]) -> None:
         """Durable before the calls: from here on these rows may be at the destination."""
-        with self._fenced() as cursor:
+        with self.fenced() as cursor:
             cursor.executemany(
                 "INSERT INTO wsync.chunk (run_id, partition, first_row, last_row, tenant_id, sent_at)"
                 " VALUES (%s, %s, %s, %s, %s, wsync.clock())"
@@ -444,13 +302,16 @@ class RunBooks:
 
         :param of_run: a predecessor that ended without them, which this run folds; None: this run.
         """
-        with self._fenced() as cursor:
+        with self.fenced() as cursor:
             cursor.executemany(
                 "INSERT INTO wsync.ack (run_id, partition, first_row, last_row, tenant_id, epoch, verdict, at)"
                 " VALUES (%s, %s, %s, %s, %s, %s, %s, wsync.clock()) ON CONFLICT DO NOTHING",
-                [(of_run or self.run_id, a.partition, a.range.first, a.range.last, self.tenant_id, self.epoch, a.verdict) for a in acks],
+                [
+                    (of_run or self.run_id, a.partition, a.range.first, a.range.last, self.tenant_id, self.claim.epoch, a.verdict)
+                    for a in acks
+                ],
             )
-            self._insert_rejections(cursor, rejections)
+            self.insert_rejections(cursor, rejections)
 
     # -- finish
 
@@ -471,18 +332,20 @@ class RunBooks:
         """
         detail = {"outcome": outcome, "reason": reason, **counts}
         with (
-            self._transaction(),
+            self.transaction(),
             self._settled(outcome) as is_counted,
-            self._fenced("run.finished", detail, lock="FOR UPDATE") as cursor,
+            self.fenced("run.finished", detail, lock="FOR UPDATE") as cursor,
         ):
             if fold is not None:
                 self._swap(cursor, sync_id, self.run_id, fold)
             cursor.execute(
-                "UPDATE wsync.run SET state = CAST(%s AS wsync.run_state), outcome_reason = %s, counts = %s, error_class = %s, error = %s,"
+                "WITH tasks AS (DELETE FROM wsync.task WHERE run_id = %s)"
+                " UPDATE wsync.run SET state = CAST(%s AS wsync.run_state), outcome_reason = %s, counts = %s, error_class = %s, error = %s,"
                 " next_step = %s,"
                 " finished_at = wsync.clock(), folded_at = CASE WHEN %s THEN wsync.clock() END, worker_id = NULL, lease_until = NULL, phase = %s"
                 " WHERE run_id = %s",
                 (
+                    self.run_id,
                     outcome,
                     reason,
                     Jsonb(dict(counts)),
@@ -495,19 +358,19 @@ class RunBooks:
 
     def fold_other(self, run_id: UUID, sync_id: UUID, fold: NewSnapshot | None) -> bool:
         """Fold what an ended run left unfolded; False: someone else has done it, and nothing was written."""
-        with self._fenced() as cursor:
+        with self.fenced() as cursor:
             row = cursor.execute("SELECT folded_at IS NULL FROM wsync.run WHERE run_id = %s FOR UPDATE", (run_id,)).fetchone()
             if row is None or not row[0]:
                 return False
             if fold is not None:
                 self._swap(cursor, sync_id, run_id, fold)
             cursor.execute("UPDATE wsync.run SET folded_at = wsync.clock() WHERE run_id = %s", (run_id,))
-            self._event(cursor, "run.folded", {"run": str(run_id)})
+            self.write_event(cursor, "run.folded", {"run": str(run_id)})
         return True
 
     def event(self, kind: str, detail: Mapping[str, Any] | None = None) -> None:
         """Write one event of the run."""
-        with self._fenced(kind, detail):
+        with self.fenced(kind, detail):
             pass
 
     # -- inside
@@ -521,45 +384,12 @@ class RunBooks:
         is_counted = self._settlement is None or self._settlement.lock(self._conn, self.run_id)
         yield is_counted
         if self._settlement is not None and is_counted:
-            self._settlement.count(self._conn, self.run_id, self.epoch, outcome)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        try:
-            with self._conn.transaction():
-                self._conn.execute("SELECT set_config('wsync.tenant_id', %s, true)", (str(self.tenant_id),))
-                yield
-        except psycopg.OperationalError as exc:
-            raise RetryableError(
-                "the state store can't be reached", next_step="nothing: it is tried again; if it stays so, look whether Postgres runs"
-            ) from exc
-
-    @contextmanager
-    def _fenced(
-        self, event: str | None = None, detail: Mapping[str, Any] | None = None, *, lock: str = "FOR SHARE"
-    ) -> Iterator[psycopg.Cursor[Any]]:
-        with self._transaction(), self._conn.cursor() as cursor:
-            row = cursor.execute(
-                "SELECT epoch = %s AND worker_id = %s AND state IN ('running', 'cancelling') FROM wsync.run WHERE run_id = %s " + lock,
-                (self.epoch, self.worker_id, self.run_id),
-            ).fetchone()
-            if row is None or not row[0]:
-                raise StateError("this run is no longer ours", next_step="nothing to do: another worker goes on with it")
-            yield cursor
-            if event is not None:
-                self._event(cursor, event, detail)
-
-    def _event(self, cursor: psycopg.Cursor[Any], kind: str, detail: Mapping[str, Any] | None) -> None:
-        cursor.execute(
-            "INSERT INTO wsync.run_event (tenant_id, schedule_id, run_id, epoch, kind, detail)"
-            " SELECT tenant_id, schedule_id, run_id, %s, %s, %s FROM wsync.run WHERE run_id = %s",
-            (self.epoch, kind, Jsonb(dict(detail or {})), self.run_id),
-        )
+            self._settlement.count(self._conn, self.run_id, self.claim.epoch, outcome)
 
     def _record(self, cursor: psycopg.Cursor[Any], run_id: UUID) -> RunRecord:
         row = cursor.execute(
             "SELECT run_id, sync_id, state::text, dry_run, adopt, plan, plan_generation, base_version, delivery, sink_token, change_log, counts,"
-            " approved_by, folded_at IS NOT NULL FROM wsync.run WHERE run_id = %s",
+            " approved_by, folded_at IS NOT NULL, comparison, fanned FROM wsync.run WHERE run_id = %s",
             (run_id,),
         ).fetchone()
         if row is None:
@@ -589,7 +419,8 @@ class RunBooks:
         if row is None or row[0] != new.base + 1:
             raise StateError("the snapshot has changed under this run", next_step="run the sync again")
 
-    def _insert_rejections(self, cursor: psycopg.Cursor[Any], rejections: Sequence[NewRejection]) -> None:
+    def insert_rejections(self, cursor: psycopg.Cursor[Any], rejections: Sequence[NewRejection]) -> None:
+        """List refused rows, in a transaction of this process."""
         if not rejections:
             return
         cursor.executemany(

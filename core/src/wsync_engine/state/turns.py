@@ -15,7 +15,7 @@ PLACE_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
 _AHEAD = (  # (those before it in line, of them those that are executed)
     "SELECT count(*), count(*) FILTER (WHERE state <> 'queued') FROM ("
-    " SELECT run_id, state FROM wsync.run WHERE sync_id = %(sync_id)s AND NOT exclusive AND NOT dry_run AND state IN ('queued', 'running', 'cancelling')"
+    " SELECT run_id, state FROM wsync.run WHERE sync_id = %(sync_id)s AND NOT exclusive AND NOT dry_run AND helps IS NULL AND state IN ('queued', 'running', 'cancelling')"
     " UNION ALL SELECT x.run_id, x.state FROM wsync.run r JOIN wsync.run x USING (overlap_key)"
     " WHERE r.run_id = %(run_id)s AND x.exclusive AND x.state IN ('queued', 'running', 'cancelling')) AS line WHERE run_id < %(run_id)s"
 )

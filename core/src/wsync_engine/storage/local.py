@@ -106,6 +106,10 @@ class LocalStorage:
         """Folder for the run's change log; made when missing."""
         return _made(self._run(run_id) / "log")
 
+    def aside_folder(self, run_id: str) -> Path:
+        """Folder for what the fold needs beside the change log; made when missing."""
+        return _made(self._run(run_id) / "aside")
+
     def scratch_folder(self, run_id: str) -> Path:
         """Folder for what the run spills; made when missing."""
         return _made(self._run(run_id) / "scratch")

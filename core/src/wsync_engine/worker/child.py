@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
+from typing import Any
 
 from wsync_engine.pipeline.context import Destination, no_faults
+from wsync_engine.scheduler.rows import ready_run
 from wsync_engine.telemetry import log_to_stderr
 from wsync_engine.worker import fork_server
 from wsync_engine.worker.connectors import Opener
 from wsync_engine.worker.fence import Fence, boot_time_s
-from wsync_engine.worker.messages import Assignment, Cancel, CancelReason, Drain, Ended, Lost, Renewed, Tick, Yield
+from wsync_engine.worker.messages import Assignment, Called, Cancel, CancelReason, Drain, Ended, Lost, Renewed, Tick, Yield
 
 __all__ = ["ChildSetup", "RunInProgress", "child_main"]
 
@@ -61,9 +63,13 @@ class RunInProgress:
         self.is_drained = False
         self.shall_yield = False
         self.stop_reading: Callable[[], None] = lambda: None
+        self.call_helpers: Callable[[Sequence[Mapping[str, Any]]], None] = lambda _: None
 
     def is_cancelled(self) -> bool:
         return self.is_drained or self.cancel_reason is not None
+
+    def goes_back(self) -> bool:
+        return self.cancel_reason is None and (self.is_drained or self.shall_yield)
 
     def count(self, counters: dict[str, int]) -> None:
         self.counters = dict(counters)
@@ -104,7 +110,11 @@ class _Link:
         if self._run is run:
             self._run = None
 
-    def say(self, message: Tick | Ended) -> None:
+    def call_helpers(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        if rows:
+            self.say(Called(helpers=tuple(ready_run(dict(row)) for row in rows)))
+
+    def say(self, message: Tick | Called | Ended) -> None:
         try:
             with self._sending:
                 self._pipe.send(message)
@@ -119,6 +129,7 @@ class _Link:
                 os._exit(0)
             if isinstance(message, Assignment):
                 self._run = RunInProgress(message)
+                self._run.call_helpers = self.call_helpers
                 self._runs.put(self._run)
                 continue
             run = self._run

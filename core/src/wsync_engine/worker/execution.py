@@ -13,12 +13,15 @@ from psycopg.rows import TupleRow
 from wsync_engine.model.run import RunError
 from wsync_engine.pipeline.context import Cancelled, RunContext
 from wsync_engine.pipeline.finish import conclude
+from wsync_engine.pipeline.help import help_run
 from wsync_engine.pipeline.job import Job, Outcome
+from wsync_engine.pipeline.local_database import Budget
 from wsync_engine.pipeline.run import execute
 from wsync_engine.scheduler.runs import STALLED, ScheduleSettlement
 from wsync_engine.secrets.keyring import TenantCipher
 from wsync_engine.state import database
 from wsync_engine.state.books import RunBooks
+from wsync_engine.state.holding import Claim
 from wsync_engine.storage import LocalStorage
 from wsync_engine.worker.child import ChildSetup, RunInProgress
 from wsync_engine.worker.messages import NO_ERROR, Assignment, Ended
@@ -67,7 +70,8 @@ class _Execution:
             source, sink = self._setup.opener(self._a)
         except WsyncError as exc:
             return _ended(self._run, "failed", exc)
-        self._run.stop_reading = partial(_stop_reading, self._setup, self._a, self._cipher, source)
+        if self._a.helps is None:  # the query is not a helper's
+            self._run.stop_reading = partial(_stop_reading, self._setup, self._a, self._cipher, source)
         if self._run.cancel_reason is not None:
             self._run.stop_reading()
         try:
@@ -79,6 +83,8 @@ class _Execution:
 
     def _settle(self, job: Job) -> Ended:
         """Execute, and store the end that fits what happened."""
+        if self._a.helps is not None:
+            return self._help(job)
         try:
             outcome = execute(job)
         except StateError:
@@ -87,6 +93,19 @@ class _Execution:
             return self._settle_failure(job, exc)
         self._tell(outcome)
         return _ended(self._run, "concluded", state=outcome.state)
+
+    def _help(self, job: Job) -> Ended:
+        """A helper's end says nothing of its run: what its tasks came to is stored with them."""
+        try:
+            done = help_run(job)
+        except Cancelled:
+            return _ended(self._run, "concluded", state="cancelled") if self._run.cancel_reason is not None else _ended(self._run, "back")
+        except StateError:
+            return _ended(self._run, "concluded", state="cancelled")
+        except RetryableError:  # the state store is away
+            return _ended(self._run, "back")
+        _log.info("helper.ended", run_id=str(self._a.helps), tasks=done)
+        return _ended(self._run, "concluded", state="succeeded")
 
     def _tell(self, outcome: Outcome) -> None:
         """One line for each run, whatever became of it."""
@@ -120,9 +139,11 @@ class _Execution:
             tag=f"wsync/{a.sync_name}/{a.run_id}",
             is_cancelled=self._run.is_cancelled,
             shall_yield=lambda: self._run.shall_yield,
+            goes_back=self._run.goes_back,
             await_right_to_write=self._run.fence.wait,
             destination=self._run.destination,
             progress=self._run.count,
+            call_helpers=self._run.call_helpers,
             faults=self._setup.faults,
         )
         return Job(
@@ -136,15 +157,15 @@ class _Execution:
             books=RunBooks(
                 self._connection,
                 tenant_id=a.tenant_id,
-                run_id=a.run_id,
-                epoch=a.epoch,
-                worker_id=a.worker_id,
+                run_id=a.helps or a.run_id,
+                claim=Claim(holder=a.run_id, epoch=a.epoch, worker_id=a.worker_id),
                 settlement=ScheduleSettlement(),
             ),
             storage=LocalStorage.of_url(self._setup.storage_url, tenant_id=tenant),
             cipher=self._cipher,
             context=context,
             seed=tenant,
+            budget=Budget(rows_per_partition=a.rows_per_partition),
             call_timeout_s=a.call_timeout_s,
         )
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
+from wsync_engine.index.entries import ReadyRun
 from wsync_engine.model.run import RunError
 from wsync_engine.model.sync import SyncSpec
 
 if TYPE_CHECKING:  # a supervisor needs no Arrow
     from wsync_sdk import ParameterValue
 
-__all__ = ["Assignment", "Cancel", "CancelReason", "ConnectionPart", "Drain", "Ended", "Lost", "Renewed", "Tick", "Yield"]
+__all__ = ["Assignment", "Called", "Cancel", "CancelReason", "ConnectionPart", "Drain", "Ended", "Lost", "Renewed", "Tick", "Yield"]
 
 NO_ERROR = RunError(error_class="", message="", next_step="")
 CancelReason = Literal["cancelled", "timeout", "stalled"]
@@ -35,6 +36,7 @@ class Assignment:
     :param parameters: of the query, bound for this run. :param destination: the sink's connection and plugin, opaque. :param credential_id: what the sink is called with.
     :param write_until_s: until when a sink call may start, by `boot_time_s`.
     :param call_timeout_s: how long a sink call may take. :param is_last_attempt: a failure that might pass ends the run none the less.
+    :param helps: the run whose tasks this helper executes; None: it is a run.
     """
 
     tenant_id: UUID
@@ -53,6 +55,8 @@ class Assignment:
     write_until_s: float
     call_timeout_s: float
     is_last_attempt: bool
+    helps: UUID | None = None
+    rows_per_partition: int = 4_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +107,13 @@ class Tick:
 
     counters: Mapping[str, int] = field(default_factory=dict)
     answers: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Called:
+    """Helpers were queued for the run: the index is to be told."""
+
+    helpers: tuple[ReadyRun, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,6 +21,7 @@ class WorkerOptions:
     :param drain_timeout_s: how long runs may go on after the first signal. :param stop_grace_s: from asking a run to end until its process is killed.
     :param memory_limit_bytes: of one child. :param queues: whose runs it takes. :param turn_s: how long a run keeps its slot while others of its priority are in line.
     :param breaker_failures: so many attempts in a row that a destination failed let its runs wait.
+    :param rows_per_partition: a bigger result is cut into tasks, which several slots may execute.
     :param recycle_bytes: a child that is larger after a run is replaced, and one that has three quarters of what it may.
     """
 
@@ -38,5 +39,6 @@ class WorkerOptions:
     crash_backoff_s: float = 1.0
     queues: tuple[int, ...] = (0,)
     turn_s: float = 60.0
+    rows_per_partition: int = 4_000_000
     breaker_failures: int = 5
     secret_folders: tuple[Path, ...] = ()

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import structlog
 
+from wsync_engine.index.entries import ReadyRun
 from wsync_engine.telemetry import metrics
 from wsync_engine.worker.child import ChildSetup
 from wsync_engine.worker.destinations import Seen, seen_at_end, seen_so_far
 from wsync_engine.worker.endings import Ending, ending_of_death, ending_of_report
 from wsync_engine.worker.host import Host
-from wsync_engine.worker.messages import Cancel, CancelReason, Drain, Ended, Lost, Renewed, Yield
+from wsync_engine.worker.messages import Called, Cancel, CancelReason, Drain, Ended, Lost, Renewed, Yield
 from wsync_engine.worker.options import WorkerOptions
 from wsync_engine.worker.slots import Slot, Tenure
 
@@ -30,7 +31,7 @@ class SlotPool:
     """All slots of a worker. `open` before anything else.
 
     `endings`: of runs that left their slots, to be written by the owner, who takes them out. `stuck`: tenures that stood still, to be noted.
-    `seen`: what their runs saw of destinations, to be noted too.
+    `seen`: what their runs saw of destinations, to be noted too. `called`: helpers that were queued for them, to be told to the index.
     """
 
     def __init__(self, options: WorkerOptions, host: Host) -> None:
@@ -42,6 +43,7 @@ class SlotPool:
         self.endings: list[Ending] = []
         self.stuck: list[Tenure] = []
         self.seen: list[Seen] = []
+        self.called: list[ReadyRun] = []
 
     def open(self, setup: ChildSetup) -> None:
         """Start a child in each slot."""
@@ -81,6 +83,8 @@ class SlotPool:
             for message in slot.messages():
                 if isinstance(message, Ended):
                     has_ended |= self._take_end(slot, message)
+                elif isinstance(message, Called):
+                    self.called += message.helpers
                 elif slot.tenure is not None:
                     now_s = self._clocks.monotonic_s()
                     slot.tenure.take_counters(message.counters, now_s)
@@ -185,7 +189,7 @@ class SlotPool:
         held = [(slot, slot.tenure) for slot in self.slots if slot.tenure is not None]
         if not held or any(tenure.is_yielding or tenure.stopping for _, tenure in held):
             return
-        slot, tenure = min(held, key=lambda x: (x[1].priority, x[1].started_at_s))
+        slot, tenure = min(held, key=lambda x: (x[1].priority, x[1].assignment.helps is None, x[1].started_at_s))
         turn_s = 0.0 if tenure.priority < for_priority else self._options.turn_s
         if now_s < tenure.started_at_s + turn_s:
             return

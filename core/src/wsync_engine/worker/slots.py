@@ -17,7 +17,7 @@ import structlog
 
 from wsync_engine.worker import fork_server
 from wsync_engine.worker.child import ChildSetup, child_main
-from wsync_engine.worker.messages import Assignment, Cancel, Drain, Ended, Lost, Renewed, Tick, Yield
+from wsync_engine.worker.messages import Assignment, Called, Cancel, Drain, Ended, Lost, Renewed, Tick, Yield
 from wsync_engine.worker.task_groups import TaskGroups
 
 __all__ = ["Slot", "StopReason", "Tenure"]
@@ -140,9 +140,9 @@ class Slot:
         with suppress(OSError):
             self.pipe.send(message)
 
-    def messages(self) -> list[Tick | Ended]:
+    def messages(self) -> list[Tick | Called | Ended]:
         """What the child said since the last call."""
-        found: list[Tick | Ended] = []
+        found: list[Tick | Called | Ended] = []
         with suppress(EOFError, OSError):
             while self.pipe.poll():
                 found.append(self.pipe.recv())

@@ -98,6 +98,7 @@ def load_assignments(
     *,
     write_until_s: float,
     call_timeout_s: float,
+    rows_per_partition: int,
     secret_folders: Sequence[Path] = (),
 ) -> dict[UUID, Assignment | Exception]:
     """All that each run's child must be told; in its place why it can't be told: a secret can't be decrypted, or the run or its sync is gone, or
@@ -106,7 +107,7 @@ def load_assignments(
     :param secret_folders: the installation's.
     """
     rows = {row["run_id"]: row for row in select(conn, _SQL["assignment_load"], {"run_ids": [run.run_id for run in runs]})}
-    limits = {"write_until_s": write_until_s, "call_timeout_s": call_timeout_s}
+    limits: Any = {"write_until_s": write_until_s, "call_timeout_s": call_timeout_s, "rows_per_partition": rows_per_partition}
     found: dict[UUID, Assignment | Exception] = {}
     for run in runs:
         try:
@@ -124,6 +125,7 @@ def _assignment(
     *,
     write_until_s: float,
     call_timeout_s: float,
+    rows_per_partition: int,
 ) -> Assignment:
     if row is None:
         raise StateError("the run's sync does not exist any more", next_step="nothing: it was purged")
@@ -147,6 +149,8 @@ def _assignment(
         write_until_s=write_until_s,
         call_timeout_s=call_timeout_s,
         is_last_attempt=row["is_last_attempt"],
+        helps=claimed.helps,
+        rows_per_partition=rows_per_partition,
     )
 
 

@@ -180,11 +180,18 @@ class Worker:
                 self._drop_connection()
                 self._postgres_backoff.failed(exc)
         self._tell_index(self._show_progress)
+        self._call_helpers()
 
     def _tell_ready(self) -> None:
         on_ready, self._on_ready = self._on_ready, None
         if on_ready is not None:
             on_ready()
+
+    def _call_helpers(self) -> None:
+        """Those that are not told to the index now are found by a sweep."""
+        helpers, self._pool.called = self._pool.called, []
+        if helpers:
+            self._tell_index(partial(self._index.push, helpers))
 
     def _show_progress(self) -> None:
         tenures = self._pool.tenures()
@@ -392,6 +399,7 @@ class Worker:
                 write_until_s=write_until_s,
                 # A call that starts at the last moment must have ended before the lease has.
                 call_timeout_s=min(LONGEST_CALL_S, self._options.lease_s * 0.3),
+                rows_per_partition=self._options.rows_per_partition,
                 secret_folders=self._options.secret_folders,
             )
         except (RetryableError, psycopg.Error):

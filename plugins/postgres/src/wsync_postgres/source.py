@@ -231,7 +231,7 @@ class _Planner:
         state = str(self._rows(_SNAPSHOT_STATE)[0][0])
         described = _describe(self._keeper, statement)
         estimate = _estimate(self._keeper, statement)
-        wheres, warnings = self._ranges(described, query.split_by)
+        wheres, warnings = self._ranges(described, query.split_by, estimate.rows)
         tokens = [
             _Token(
                 name=self._name,
@@ -257,21 +257,22 @@ class _Planner:
             warnings=warnings,
         )
 
-    def _ranges(self, described: _Described, split_by: str | None) -> tuple[list[str], tuple[str, ...]]:
-        """The WHERE of each split, and what a person should know."""
-        if split_by is None or self._limits.max_splits == 1:
+    def _ranges(self, described: _Described, split_by: str | None, rows: int | None) -> tuple[list[str], tuple[str, ...]]:
+        """The WHERE of each split, and what a person should know. `rows`: how many there are, about."""
+        worth = self._limits.max_splits if rows is None else -(-rows // self._limits.rows_per_split)
+        count = min(self._limits.max_splits, max(worth, 1))
+        if split_by is None or count == 1:
             return [""], ()
         by = next((item for item in described.columns if item.field.name == split_by), None)
         if by is None:
             raise ConfigError(f"the query has no column `{split_by}` to split by", next_step="name a column of the result in `split_by`")
-        bounds = self._bounds(described, by)
+        bounds = self._bounds(described, by, count)
         if not bounds:
             return [""], (f"one split: `{split_by}` has fewer than two values",)
         return _wheres(by.alias, bounds), ()
 
-    def _bounds(self, described: _Described, by: Column) -> list[str]:
+    def _bounds(self, described: _Described, by: Column, count: int) -> list[str]:
         """Inner bounds, rising, as SQL: equal steps for integers (an index answers min and max at once), else equal counts."""
-        count = self._limits.max_splits
         if by.pg_type.oid in _INTEGERS:
             low, high = self._rows(described.select(f"CAST(min({by.alias}) AS bigint), CAST(max({by.alias}) AS bigint)"))[0]
             return _steps(low, high, count) if low is not None else []

@@ -41,7 +41,7 @@ WITH ended AS (
     SELECT run_id
     FROM wsync.run
     WHERE state IN ('succeeded', 'partial', 'failed', 'cancelled') AND (folded_at IS NOT NULL OR delivery IS NULL)
-        AND finished_at < (SELECT wsync.clock()) - make_interval(hours => CAST(:hours AS int))
+        AND finished_at < (SELECT wsync.clock()) - make_interval(hours => CAST(:hours AS int)) AND helps IS NULL
     ORDER BY finished_at
     LIMIT :count
     FOR UPDATE SKIP LOCKED
@@ -54,6 +54,10 @@ WITH ended AS (
 )
 INSERT INTO wsync.run_history SELECT * FROM moved
 RETURNING run_id;
+
+-- name: helper_forget
+-- Of runs that ended otherwise than by their own process.
+DELETE FROM wsync.run WHERE helps IS NOT NULL AND finished_at < (SELECT wsync.clock()) - interval '1 hour';
 
 -- name: worker_forget
 DELETE FROM wsync.worker WHERE heartbeat_at < (SELECT wsync.clock()) - interval '7 days';

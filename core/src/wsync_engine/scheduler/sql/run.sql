@@ -29,7 +29,7 @@ WITH free AS (
     FROM free
     WHERE r.run_id = free.run_id
     RETURNING r.run_id, r.tenant_id, r.sync_id, r.schedule_id, r.trigger, r.nominal_at, r.due_at, r.ready_at, r.priority, r.epoch, r.attempt, r.crashes, r.dry_run,
-        r.lease_until, r.deadline_at
+        r.lease_until, r.deadline_at, r.helps
 ), told AS (
     INSERT INTO wsync.run_event (at, tenant_id, schedule_id, run_id, epoch, kind)
     SELECT wsync.clock(), tenant_id, schedule_id, run_id, epoch, 'run.claimed' FROM claimed

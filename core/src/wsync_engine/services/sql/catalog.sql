@@ -99,5 +99,5 @@ WHERE sync_id = :sync_id;
 -- name: run_open_of_sync
 SELECT r.run_id
 FROM wsync.run AS r
-WHERE r.tenant_id = :tenant_id AND r.sync_id = :sync_id AND r.state IN ('buffered', 'queued', 'running', 'blocked')
+WHERE r.tenant_id = :tenant_id AND r.sync_id = :sync_id AND r.helps IS NULL AND r.state IN ('buffered', 'queued', 'running', 'blocked')
 ORDER BY r.run_id;

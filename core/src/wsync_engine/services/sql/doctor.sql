@@ -27,7 +27,7 @@ LEFT JOIN wsync.snapshot AS s ON s.tenant_id = y.tenant_id AND s.sync_id = y.syn
 LEFT JOIN LATERAL (
     SELECT n.run_id, n.state::text AS state, n.outcome_reason
     FROM wsync.run AS n
-    WHERE n.tenant_id = y.tenant_id AND n.sync_id = y.sync_id
+    WHERE n.tenant_id = y.tenant_id AND n.sync_id = y.sync_id AND n.helps IS NULL
     ORDER BY n.run_id DESC
     LIMIT 1) AS r ON true
 WHERE y.tenant_id = :tenant_id AND y.sync_id = :sync_id;

@@ -3,7 +3,7 @@ SELECT r.run_id, y.name AS sync_name, r.state::text AS state, r.phase, r.trigger
     r.started_at, r.finished_at, r.counts, r.outcome_reason, r.error
 FROM (SELECT * FROM wsync.run UNION ALL SELECT * FROM wsync.run_history) AS r
 JOIN wsync.sync AS y ON y.tenant_id = r.tenant_id AND y.sync_id = r.sync_id
-WHERE r.tenant_id = :tenant_id
+WHERE r.tenant_id = :tenant_id AND r.helps IS NULL
     AND (CAST(:sync_name AS text) IS NULL OR y.name = :sync_name)
     AND (CAST(:states AS text[]) IS NULL OR r.state::text = ANY(CAST(:states AS text[])))
 ORDER BY r.run_id DESC
@@ -57,7 +57,7 @@ WHERE r.tenant_id = :tenant_id AND r.run_id = :run_id;
 -- name: run_find
 -- People type some digits of an id; the last ones differ most, as ids begin with the time. Two rows are enough to know that it is not one.
 SELECT r.run_id
-FROM (SELECT run_id, tenant_id FROM wsync.run UNION ALL SELECT run_id, tenant_id FROM wsync.run_history) AS r
+FROM (SELECT run_id, tenant_id FROM wsync.run WHERE helps IS NULL UNION ALL SELECT run_id, tenant_id FROM wsync.run_history) AS r
 WHERE r.tenant_id = :tenant_id
     AND (replace(CAST(r.run_id AS text), '-', '') LIKE :digits || '%' OR replace(CAST(r.run_id AS text), '-', '') LIKE '%' || :digits)
 LIMIT 2;

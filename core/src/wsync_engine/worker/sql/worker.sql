@@ -2,7 +2,7 @@
 -- A worker says that it is there, at its start and with each heartbeat.
 -- The answer is what the installation asks of it. Its generation says which runs it understands: see the trigger `run_claimed`.
 INSERT INTO wsync.worker AS w (worker_id, host, pid, version, slots, running, draining, queues, refusal, generation, started_at, heartbeat_at)
-VALUES (:worker_id, :host, :pid, :version, :slots, :running, :is_draining, :queues, :refusal, 2, wsync.clock(), wsync.clock())
+VALUES (:worker_id, :host, :pid, :version, :slots, :running, :is_draining, :queues, :refusal, 3, wsync.clock(), wsync.clock())
 ON CONFLICT (worker_id) DO UPDATE
 SET running = excluded.running, draining = excluded.draining, refusal = excluded.refusal, heartbeat_at = excluded.heartbeat_at
 RETURNING w.drain_requested_at IS NOT NULL AS shall_drain, wsync.setting_value('storage_id') #>> '{}' AS storage_id;
