@@ -20,6 +20,7 @@ from wsync_engine.pipeline.run import execute
 from wsync_engine.plugins import PluginHost
 from wsync_engine.secrets.keyring import Keyring
 from wsync_engine.state.books import RunBooks
+from wsync_engine.state.holding import Claim
 from wsync_engine.storage import LocalStorage
 from wsync_sdk import Sink
 
@@ -101,7 +102,12 @@ class OneSync:
                 source=source,
                 sink=sink,
                 destination=f"c/{self.sink_plugin}",
-                books=RunBooks(self.api, tenant_id=self.tenant_id, run_id=run_id, epoch=epoch, worker_id=WORKER),
+                books=RunBooks(
+                    self.api,
+                    tenant_id=self.tenant_id,
+                    run_id=run_id,
+                    claim=Claim(holder=run_id, epoch=epoch, worker_id=WORKER),
+                ),
                 storage=self.storage,
                 cipher=self.cipher,
                 context=RunContext(tag="test", faults=faults),

@@ -69,16 +69,7 @@ TABLES = {  # columns enough for a valid row; ID stands for a fresh uuid, CONNEC
         "exclusive": "true",
         "state": "'queued'",
     },
-    "task": {
-        "task_id": "ID",
-        "run_id": "RUN",
-        "shard": "0",
-        "kind": "'plan'",
-        "part": "0",
-        "priority": "1",
-        "ready_at": "now()",
-        "state": "'queued'",
-    },
+    "task": {"run_id": "RUN", "kind": "'diff'", "part": "0"},
     "chunk": {"run_id": "ID", "partition": "0", "first_row": "0", "last_row": "0"},
     "ack": {
         "run_id": "ID",

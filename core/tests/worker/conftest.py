@@ -52,10 +52,10 @@ class World:
         self.workers: list[subprocess.Popen[bytes]] = []
         self.engine.execute("INSERT INTO wsync.tenant (tenant_id, name) VALUES (%s, 'acme')", (self.tenant_id,))
 
-    def add_sync(self, rows: int = 40, failure: str = "", **schedule: Any) -> None:
+    def add_sync(self, rows: int = 40, failure: str = "", splits: int = 1, **schedule: Any) -> None:
         source, sink = uuid7(), self.sink_id
         for connection_id, name in ((source, "w"), (sink, "s")):
-            config = {"folder": str(self.folder), "rows": rows, "failure": failure, "password": "env:WAREHOUSE_PASSWORD"}
+            config = {"folder": str(self.folder), "rows": rows, "failure": failure, "splits": splits, "password": "env:WAREHOUSE_PASSWORD"}
             self.engine.execute(
                 "INSERT INTO wsync.connection (connection_id, tenant_id, name, plugin, config) VALUES (%s, %s, %s, 'test', %s)",
                 (connection_id, self.tenant_id, name, Jsonb(config)),
@@ -183,6 +183,10 @@ class World:
         """The child stands at the gate; its process id."""
         self.until((self.folder / f"{gate}.reached").exists)
         return int((self.folder / "pid").read_text())
+
+    def standing(self, gate: str) -> set[int]:
+        """Processes that have stood at the gate."""
+        return {int(path.suffix[1:]) for path in self.folder.glob(f"{gate}.at.*")}
 
     def until_asked_to_make_room(self) -> None:
         """The supervisor has told a child, which stands at a gate, and the child's thread had the time to hear it."""

@@ -42,6 +42,7 @@ def open_connectors(assignment: Assignment) -> tuple[Source, Sink]:
 def hold(folder: Path, name: str) -> None:
     """Stop here while the test holds this gate shut; a test that does not, is not stopped."""
     while (folder / f"{name}.shut").exists():
+        (folder / f"{name}.at.{os.getpid()}").touch()
         (folder / f"{name}.reached").touch()
         time.sleep(0.01)
 
@@ -51,6 +52,7 @@ class NumberSource(Source):
         self.folder = Path(config["folder"])
         self.rows = int(config["rows"])
         self.failure = config.get("failure", "")
+        self.splits = int(config.get("splits", 1))
 
     def check(self) -> CheckReport:
         return CheckReport(findings=())
@@ -73,10 +75,11 @@ class NumberSource(Source):
             self.hoard = bytearray(os.urandom(1024) * 400_000)
         (self.folder / "pid").write_text(str(os.getpid()))
         hold(self.folder, "plan")
-        return ReadPlan(schema=SCHEMA, splits=(Split(index=0, token=b"0"),), lifetime=Held(), handle=b"handle", connector_version="1")
+        splits = tuple(Split(index=n, token=b"") for n in range(self.splits))
+        return ReadPlan(schema=SCHEMA, splits=splits, lifetime=Held(), handle=b"handle", connector_version="1", estimated_rows=self.rows)
 
     def read(self, split: Split, offset: int = 0) -> Iterator[pa.RecordBatch]:
-        for first in range(0, self.rows, 10):
+        for first in range(split.index * 10, self.rows, 10 * self.splits):
             hold(self.folder, "read")
             yield pa.RecordBatch.from_pylist([{"id": n, "name": f"name {n}"} for n in range(first, first + 10)], schema=SCHEMA)
 
@@ -106,7 +109,10 @@ class FileSink(Sink):
                 refused.write(f"{chunk.run.run_id}\n")
             said = (self.folder / "away").read_text() or "the destination is away"
             raise RetryableError(said, next_step="nothing to do: it is tried again")
-        line = json.dumps({"key": chunk.key, "ids": [row["id"] for row in chunk.to_rows()], "epoch": chunk.fence.epoch}) + "\n"
+        line = (
+            json.dumps({"key": chunk.key, "ids": [row["id"] for row in chunk.to_rows()], "epoch": chunk.fence.epoch, "pid": os.getpid()})
+            + "\n"
+        )
         descriptor = os.open(self.folder / "sent", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.write(descriptor, line.encode())
         os.close(descriptor)
