@@ -555,3 +555,38 @@ def test_a_worker_that_lost_a_run_gives_back_nothing_that_the_next_holder_holds(
 
     assert world.until_state(unlimited, "blocked")["state"] == "blocked"
     assert (world.run_row(theirs)["state"], world.run_row(next_one)["state"]) == ("running", "queued")
+
+
+def test_a_run_that_comes_to_no_border_stands_still_while_a_more_urgent_one_has_its_turn(world: Any) -> None:
+    world.add_sync(rows=60)
+    long = world.add_run()
+    world.start_worker()
+    world.shut("read")
+    world.until_reached("read")
+    urgent = world.add_run(priority=2, sync_id=world.copy_sync(), is_dry=True)
+    world.until(lambda: "slot.lent" in world.logs())
+    reader = world.standing("read")
+
+    world.open("read")
+    world.until_state(urgent, "blocked", "failed")
+    row = world.until_state(long, "succeeded", "failed")
+
+    assert (row["state"], row["epoch"], row["attempt"], row["crashes"]) == ("succeeded", 1, 0, 0), "nothing was read twice"
+    assert world.logs().count("slot.lent") == 1
+    assert {chunk["pid"] for chunk in world.sent()} == reader
+    assert sorted(n for chunk in world.sent() for n in chunk["ids"]) == list(range(60))
+
+
+def test_a_run_that_stands_still_for_another_one_can_be_cancelled(world: Any) -> None:
+    world.add_sync(rows=60)
+    long = world.add_run()
+    world.start_worker()
+    world.shut("read")
+    world.until_reached("read")
+    world.add_run(priority=2, sync_id=world.copy_sync(), is_dry=True)
+    world.until(lambda: len(world.standing("read")) == 2)
+
+    with connect(world.database.api_url, application_name="test") as conn, tenant_transaction(conn, world.tenant_id):
+        request_cancel(conn, long, reason="cancelled", actor="test")
+
+    assert world.until_state(long, "cancelled", "succeeded", "failed")["state"] == "cancelled"

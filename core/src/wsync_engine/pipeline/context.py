@@ -65,7 +65,7 @@ class RunContext:
     """The worker's side of a run in progress.
 
     :param is_cancelled: true once the run shall end.
-    :param shall_yield: true once others wait for the slot. :param goes_back: true once the run shall be left to whoever takes it up again.
+    :param shall_yield: true once others wait for the slot. :param is_paused: true while others have the slot's turn. :param goes_back: true once the run shall be left to whoever takes it up again.
     :param await_right_to_write: returns when a sink call may start and end within the lease; blocks while that is unclear.
         Raises StateError when the lease is lost.
     :param destination: what the sink's calls came to, for those who share the destination.
@@ -77,6 +77,7 @@ class RunContext:
     is_cancelled: Callable[[], bool] = lambda: False
     shall_yield: Callable[[], bool] = lambda: False
     goes_back: Callable[[], bool] = lambda: False
+    is_paused: Callable[[], bool] = lambda: False
     await_right_to_write: Callable[[], None] = lambda: None
     destination: Destination = field(default_factory=Destination)
     progress: Callable[[dict[str, int]], None] = lambda _: None
@@ -117,14 +118,18 @@ class RunContext:
 
         :raises Cancelled: it shall end, or make room for others.
         """
-        self.check()
-        if self.shall_yield():
+        if self.shall_yield() and not self.is_cancelled():
             raise Cancelled("makes room", next_step="nothing: it goes on as soon as it is its turn")
+        self.check()
 
     def check(self) -> None:
-        """Stop here if the run shall end.
+        """Stop here if the run shall end, and stand still here while it is paused.
 
-        :raises Cancelled: it shall.
+        :raises Cancelled: it shall end.
         """
-        if self.is_cancelled():
-            raise Cancelled("cancelled", next_step="`wsync-engine sync run` starts a new run")
+        while True:
+            if self.is_cancelled():
+                raise Cancelled("cancelled", next_step="`wsync-engine sync run` starts a new run")
+            if not self.is_paused():
+                return
+            time.sleep(_LOOK_S)

@@ -17,7 +17,7 @@ from wsync_engine.telemetry import log_to_stderr
 from wsync_engine.worker import fork_server
 from wsync_engine.worker.connectors import Opener
 from wsync_engine.worker.fence import Fence, boot_time_s
-from wsync_engine.worker.messages import Assignment, Called, Cancel, CancelReason, Drain, Ended, Lost, Renewed, Tick, Yield
+from wsync_engine.worker.messages import Assignment, Called, Cancel, CancelReason, Drain, Ended, Lost, Pause, Renewed, Resume, Tick, Yield
 
 __all__ = ["ChildSetup", "RunInProgress", "child_main"]
 
@@ -62,6 +62,7 @@ class RunInProgress:
         self.cancel_reason: CancelReason | None = None
         self.is_drained = False
         self.shall_yield = False
+        self.is_paused = False
         self.stop_reading: Callable[[], None] = lambda: None
         self.call_helpers: Callable[[Sequence[Mapping[str, Any]]], None] = lambda _: None
 
@@ -74,7 +75,7 @@ class RunInProgress:
     def count(self, counters: dict[str, int]) -> None:
         self.counters = dict(counters)
 
-    def take(self, message: Renewed | Cancel | Drain | Yield | Lost) -> None:
+    def take(self, message: Renewed | Cancel | Drain | Yield | Pause | Resume | Lost) -> None:
         """What the supervisor says of this run; called by the pipe's thread."""
         match message:
             case Renewed():
@@ -83,6 +84,10 @@ class RunInProgress:
                 self.fence.lose()
             case Yield():
                 self.shall_yield = True
+            case Pause():
+                self.is_paused = True
+            case Resume():
+                self.is_paused = self.shall_yield = False
             case Drain():
                 self.is_drained = True
                 self.fence.open_gate()

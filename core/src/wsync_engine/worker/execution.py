@@ -140,6 +140,7 @@ class _Execution:
             is_cancelled=self._run.is_cancelled,
             shall_yield=lambda: self._run.shall_yield,
             goes_back=self._run.goes_back,
+            is_paused=lambda: self._run.is_paused,
             await_right_to_write=self._run.fence.wait,
             destination=self._run.destination,
             progress=self._run.count,

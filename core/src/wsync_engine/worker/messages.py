@@ -14,7 +14,21 @@ from wsync_engine.model.sync import SyncSpec
 if TYPE_CHECKING:  # a supervisor needs no Arrow
     from wsync_sdk import ParameterValue
 
-__all__ = ["Assignment", "Called", "Cancel", "CancelReason", "ConnectionPart", "Drain", "Ended", "Lost", "Renewed", "Tick", "Yield"]
+__all__ = [
+    "Assignment",
+    "Called",
+    "Cancel",
+    "CancelReason",
+    "ConnectionPart",
+    "Drain",
+    "Ended",
+    "Lost",
+    "Pause",
+    "Renewed",
+    "Resume",
+    "Tick",
+    "Yield",
+]
 
 NO_ERROR = RunError(error_class="", message="", next_step="")
 CancelReason = Literal["cancelled", "timeout", "stalled"]
@@ -88,6 +102,22 @@ class Drain:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Yield:
     """Others wait for the slot: go back to the queue at the next border where nothing of the run's work is lost."""
+
+    run_id: UUID
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """Others wait for the slot, and the run has come to no border: stand still where you are, while another process has the slot's turn."""
+
+    run_id: UUID
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """Go on; nobody waits any more."""
 
     run_id: UUID
     epoch: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import structlog
 
@@ -12,7 +13,7 @@ from wsync_engine.worker.child import ChildSetup
 from wsync_engine.worker.destinations import Seen, seen_at_end, seen_so_far
 from wsync_engine.worker.endings import Ending, ending_of_death, ending_of_report
 from wsync_engine.worker.host import Host
-from wsync_engine.worker.messages import Called, Cancel, CancelReason, Drain, Ended, Lost, Renewed, Yield
+from wsync_engine.worker.messages import Called, Cancel, CancelReason, Drain, Ended, Lost, Pause, Renewed, Resume, Yield
 from wsync_engine.worker.options import WorkerOptions
 from wsync_engine.worker.slots import Slot, Tenure
 
@@ -24,7 +25,22 @@ CHILD_PAUSE_S = 0.5
 """A child that dies at its start is not replaced in a circle."""
 LOST_GRACE_S = 2.0
 """A run that is gone may have been ended by its child a moment ago: its last word is on the way."""
+LEND_AFTER_S = 2.0
+"""A run that was asked to make room, and has come to no border for so long, is paused."""
+LOAN_UNUSED_S = 5.0
+SHORT_TURN_S = 5.0
+"""Between two pauses for more urgent runs a run goes on for so long."""
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loan:
+    """A slot beside one whose run stands still. `lender`: that one, with its `tenure`. `at_s`: since when."""
+
+    slot: Slot
+    lender: Slot
+    tenure: Tenure
+    at_s: float
 
 
 class SlotPool:
@@ -39,6 +55,7 @@ class SlotPool:
         self._host = host
         self._clocks = host.clocks
         self._watch_at_s = 0.0
+        self._loan: _Loan | None = None
         self.slots: list[Slot] = []
         self.endings: list[Ending] = []
         self.stuck: list[Tenure] = []
@@ -47,6 +64,7 @@ class SlotPool:
 
     def open(self, setup: ChildSetup) -> None:
         """Start a child in each slot."""
+        self._setup = setup
         self.slots = [self._host.new_slot(setup) for _ in range(self._options.slots)]
 
     def close(self) -> None:
@@ -133,7 +151,7 @@ class SlotPool:
         self._pass_over(now_s - self._watch_at_s if self._watch_at_s else 0.0)
         self._watch_at_s = now_s + WATCH_S
         for slot in self.slots:
-            if slot.tenure is not None and slot.tenure.stopping is None:
+            if slot.tenure is not None and slot.tenure.stopping is None and slot.tenure.paused_at_s is None:
                 self._judge(slot, slot.tenure, now_s)
 
     def _pass_over(self, late_s: float) -> None:
@@ -187,13 +205,44 @@ class SlotPool:
         """Ask a run that has had its turn, or one that is less urgent, to go back to the queue at its next border. One at a time."""
         now_s = self._clocks.monotonic_s()
         held = [(slot, slot.tenure) for slot in self.slots if slot.tenure is not None]
-        if not held or any(tenure.is_yielding or tenure.stopping for _, tenure in held):
+        asked = [(slot, tenure) for slot, tenure in held if tenure.is_yielding]
+        if asked and self._loan is None and now_s >= asked[0][1].yields_at_s + LEND_AFTER_S:
+            self._lend(*asked[0], now_s)
+        if not held or asked or any(tenure.stopping for _, tenure in held):
             return
         slot, tenure = min(held, key=lambda x: (x[1].priority, x[1].assignment.helps is None, x[1].started_at_s))
-        turn_s = 0.0 if tenure.priority < for_priority else self._options.turn_s
+        turn_s = self._options.turn_s if tenure.priority >= for_priority else SHORT_TURN_S if tenure.has_paused else 0.0
         if now_s < tenure.started_at_s + turn_s:
             return
-        tenure.is_yielding = True
+        tenure.is_yielding, tenure.yields_at_s = True, now_s
         metrics.YIELDS.inc()
         slot.tell(Yield(run_id=tenure.assignment.run_id, epoch=tenure.assignment.epoch))
         _log.info("run.makes_room", run_id=str(tenure.assignment.run_id), for_priority=for_priority)
+
+    # -- a slot that is lent
+
+    def _lend(self, slot: Slot, tenure: Tenure, now_s: float) -> None:
+        """A run that comes to no border soon, because it reads what can't be read twice or waits for its warehouse, stands still where it is; a
+        slot beside it takes one other run, so that for a while there is one process more. One at a time.
+        """
+        tenure.paused_at_s = now_s
+        slot.tell(Pause(run_id=tenure.assignment.run_id, epoch=tenure.assignment.epoch))
+        self._loan = _Loan(slot=self._host.new_slot(self._setup), lender=slot, tenure=tenure, at_s=now_s)
+        self.slots.append(self._loan.slot)
+        _log.info("slot.lent", run_id=str(tenure.assignment.run_id))
+
+    def end_loan(self, *, is_draining: bool) -> None:
+        """Once the lent slot has served, or nobody wants it, who lent it goes on."""
+        loan, now_s = self._loan, self._clocks.monotonic_s()
+        if loan is None or loan.slot.tenure is not None:
+            return
+        is_given_up = loan.lender.tenure is not loan.tenure
+        is_unused = now_s >= loan.at_s + LOAN_UNUSED_S
+        if not (loan.slot.has_served or is_given_up or is_unused or is_draining):
+            return
+        self._loan = None
+        self.slots.remove(loan.slot)
+        loan.slot.end(timeout_s=1)
+        if not is_given_up:
+            loan.tenure.resume(now_s)
+            loan.lender.tell(Resume(run_id=loan.tenure.assignment.run_id, epoch=loan.tenure.assignment.epoch))

@@ -17,7 +17,7 @@ import structlog
 
 from wsync_engine.worker import fork_server
 from wsync_engine.worker.child import ChildSetup, child_main
-from wsync_engine.worker.messages import Assignment, Called, Cancel, Drain, Ended, Lost, Renewed, Tick, Yield
+from wsync_engine.worker.messages import Assignment, Called, Cancel, Drain, Ended, Lost, Pause, Renewed, Resume, Tick, Yield
 from wsync_engine.worker.task_groups import TaskGroups
 
 __all__ = ["Slot", "StopReason", "Tenure"]
@@ -31,7 +31,8 @@ class Tenure:
     """A run in a slot.
 
     :param ends_at_s: when its time is over, monotonic. :param stopping: why it shall end, once it shall.
-    :param priority: of its run. :param started_at_s: when it got the slot, monotonic. :param is_yielding: it was asked to make room.
+    :param priority: of its run. :param started_at_s: when it got the slot, monotonic. :param is_yielding: it was asked to make room,
+        at `yields_at_s`. :param paused_at_s: since when it stands still because it has come to no border. :param has_paused: it has done so before.
     :param answers: how often its destination took or refused rows, as far as was noted, at `answered_at_s`, monotonic. :param kill_at_s: when its process is killed, if it has not ended by then.
     :param moved_at_s: when its counters last changed; as long as it has none, when its child last spoke: a query may take its time until the first row.
     """
@@ -43,6 +44,9 @@ class Tenure:
     priority: int
     started_at_s: float
     is_yielding: bool = False
+    yields_at_s: float = 0.0
+    paused_at_s: float | None = None
+    has_paused: bool = False
     stopping: StopReason | None = None
     kill_at_s: float | None = None
     counters: Mapping[str, int] = field(default_factory=dict)
@@ -54,6 +58,12 @@ class Tenure:
         if not counters or counters != self.counters:
             self.moved_at_s = now_s
         self.counters = counters
+
+    def resume(self, now_s: float) -> None:
+        """It goes on, and a new turn begins; it is not charged for the time in which it stood still."""
+        paused_s = now_s - (now_s if self.paused_at_s is None else self.paused_at_s)
+        self.ends_at_s, self.moved_at_s = self.ends_at_s + paused_s, self.moved_at_s + paused_s
+        self.started_at_s, self.paused_at_s, self.is_yielding, self.has_paused = now_s, None, False, True
 
     @property
     def is_lost(self) -> bool:
@@ -70,6 +80,7 @@ class Slot:
         self._monotonic_s = monotonic_s
         self.tenure: Tenure | None = None
         self.runs_done = 0
+        self.has_served = False
         self.started_at_s = 0.0
         self.start()
 
@@ -133,9 +144,10 @@ class Slot:
         self.tenure = Tenure(
             assignment=assignment, ends_at_s=now_s + left_s, stall_s=stall_s, moved_at_s=now_s, started_at_s=now_s, priority=priority
         )
+        self.has_served = True
         self.tell(assignment)
 
-    def tell(self, message: Assignment | Renewed | Cancel | Drain | Yield | Lost) -> None:
+    def tell(self, message: Assignment | Renewed | Cancel | Drain | Yield | Pause | Resume | Lost) -> None:
         """Send; a child that is gone is found out by its process."""
         with suppress(OSError):
             self.pipe.send(message)

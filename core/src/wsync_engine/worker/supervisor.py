@@ -166,6 +166,7 @@ class Worker:
         if self._pool.listen(is_draining=self._drain_until_s is not None):
             self._ask_at_s = 0.0
         self._pool.watch()
+        self._pool.end_loan(is_draining=self._drain_until_s is not None)
         self._drain()
         if self._postgres_backoff.is_over:
             try:
