@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-DISTS := sdk core plugins/postgres plugins/http plugins/suprsend
+DISTS := sdk core plugins/postgres plugins/http plugins/suprsend plugins/generated
 
 .PHONY: help setup demo test simulate chaos up bench lint types contracts wheels docs
 
@@ -41,7 +41,7 @@ lint: setup  ## style and formatting
 	$(BIN)/ruff format --check .
 
 types: setup  ## strict types, package by package
-	$(BIN)/mypy sdk/src core/src plugins/postgres/src plugins/http/src plugins/suprsend/src benchmarks
+	$(BIN)/mypy sdk/src core/src plugins/postgres/src plugins/http/src plugins/suprsend/src plugins/generated/src benchmarks
 
 contracts: setup  ## which package may import which
 	$(BIN)/lint-imports

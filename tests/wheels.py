@@ -13,7 +13,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-DISTS = ("sdk", "core", "plugins/postgres", "plugins/http", "plugins/suprsend")
+DISTS = ("sdk", "core", "plugins/postgres", "plugins/http", "plugins/suprsend", "plugins/generated")
 
 
 def build(into: Path) -> list[Path]:
@@ -38,6 +38,7 @@ def main() -> None:
         assert plugins["wsync-postgres"]["ok"], plugins
         assert plugins["wsync-http"]["ok"], plugins
         assert plugins["wsync-suprsend"]["ok"], plugins
+        assert plugins["wsync-generated"]["ok"], plugins
         # A plugin is listed without what its connections need: extras of the SDK are met here.
         subprocess.run([str(python), "-c", "import wsync_http.sink, wsync_suprsend.sink, wsync_suprsend.double"], check=True, cwd=scratch)
 

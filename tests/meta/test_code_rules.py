@@ -17,7 +17,7 @@ from wsync_sdk import WsyncError
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(
     path
-    for folder in ("sdk", "core", "plugins/postgres", "plugins/http", "plugins/suprsend")
+    for folder in ("sdk", "core", "plugins/postgres", "plugins/http", "plugins/suprsend", "plugins/generated")
     for path in (ROOT / folder / "src").rglob("*.py")
     if "versions" not in path.parts
 )
