@@ -61,7 +61,7 @@ class Settings(BaseSettings):
         description="How much memory (MiB) a task's process may take; one that takes more is ended, and its run tried again.",
     )
     partition_rows: int = Field(
-        default=4_000_000,
+        default=2_000_000,
         ge=1_000,
         description="A result of more rows is cut into partitions of about so many, which several slots and workers may take; smaller ones take less memory.",
     )

@@ -116,14 +116,42 @@ def diff_partition(task: DiffInput, sealer: Sealer, *, withhold_deletes: bool, s
     with opened(scratch, budget) as connection, sealing(connection, task.before, sealer):
         load_stage(connection, task)
         load_snapshot(connection, task)
-        has_repeated = settle_duplicates(connection, task)
-        counts = _count(connection, task, has_repeated=has_repeated)
+        sides = _Sides(has_repeated=settle_duplicates(connection, task), **_set_aside(connection, task))
+        _write_log(connection, task, sides, with_deletes=task.mode is Mode.MIRROR and not withhold_deletes)
+        counts = _count(connection, task, sides)
         if withhold_deletes:
-            counts = replace(counts, deletes=0, withheld_deletes=counts.deletes)
-        _write_log(connection, task, with_deletes=task.mode is Mode.MIRROR and not withhold_deletes)
+            counts = replace(counts, withheld_deletes=_row(connection, f"SELECT count(*) FROM ({_departed(task, is_held=False)})")[0])
         _write_if_any(connection, gone_keys(task), task.gone)
         _write_if_any(connection, held_rows(task), task.held)
         return counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sides:
+    """Which of the tables beside the big ones have rows; joins with those that have none are left out.
+
+    :param has_repeated: keys come more than once. :param has_unoffered: keys are in the result that may not be sent.
+    :param has_rejected: entries of the snapshot say that their last change was rejected.
+    """
+
+    has_repeated: bool
+    has_unoffered: bool
+    has_rejected: bool
+
+
+def _set_aside(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> dict[str, bool]:
+    """Tables `unoffered` and `rejected`: few rows as a rule."""
+    connection.execute(
+        f"CREATE TEMP TABLE unoffered AS SELECT {_keys(task)} FROM readable WHERE {REFUSAL} IS NOT NULL"
+        f" UNION SELECT {_keys(task)} FROM repeated"
+    )
+    connection.execute(
+        f"CREATE TEMP TABLE rejected AS SELECT {_keys(task)}, {HASH}, wsync_unsure, wsync_rejections, wsync_rejected_hash, wsync_offer_at"
+        " FROM snapshot WHERE wsync_rejections > 0"
+    )
+    return {
+        f"has_{table}": connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is not None for table in ("unoffered", "rejected")
+    }
 
 
 def gone_keys(task: DiffInput) -> str:
@@ -219,14 +247,23 @@ def settle_duplicates(connection: duckdb.DuckDBPyConnection, task: DiffInput) ->
     readable = " AND ".join(f"{identifier(column.name)} IS NOT NULL" for column in task.key)
     connection.execute(f"CREATE TEMP VIEW readable AS SELECT * FROM stage WHERE {readable}")
     connection.execute(f"CREATE TEMP VIEW present AS SELECT {_keys(task)} FROM readable")
-    connection.execute(f"CREATE TEMP TABLE repeated AS SELECT {_keys(task)} FROM readable GROUP BY ALL HAVING count(*) > 1")
-    has_repeated = connection.execute("SELECT 1 FROM repeated LIMIT 1").fetchone() is not None
+    has_repeated = _has_repeated(connection, task)
+    condition = "GROUP BY ALL HAVING count(*) > 1" if has_repeated else "WHERE false"
+    connection.execute(f"CREATE TEMP TABLE repeated AS SELECT {_keys(task)} FROM readable {condition}")
     # Without duplicates each join with them would cost a pass over all keys, and find nothing.
     unrepeated = f" AND NOT EXISTS (FROM repeated r WHERE {_on(task, 's', 'r')})" if has_repeated else ""
     connection.execute(f"CREATE TEMP VIEW single AS SELECT * FROM readable s WHERE {REFUSAL} IS NULL{unrepeated}")
     winners = _winners(connection, task) if has_repeated else ""
     connection.execute(f"CREATE TEMP VIEW offered AS SELECT * FROM single {winners}")
     return has_repeated
+
+
+def _has_repeated(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> bool:
+    """Counting keys costs less than finding those that come twice."""
+    rows, different = _row(
+        connection, f"SELECT (SELECT count(*) FROM readable), (SELECT count(*) FROM (SELECT DISTINCT {_keys(task)} FROM readable))"
+    )
+    return rows != different
 
 
 def _winners(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> str:
@@ -252,45 +289,62 @@ def _held_back(task: DiffInput) -> str:
 _SAME = f"(o.{HASH} = s.{HASH} AND NOT o.wsync_unsure)"
 
 
-def _departed(task: DiffInput, *, is_held: bool = False) -> str:
+def _is_delete_held(task: DiffInput) -> str:
+    return f"coalesce(wsync_rejections > 0 AND wsync_rejected_hash IS NULL AND wsync_offer_at > {task.offer_before_us}, false)"
+
+
+def _departed(task: DiffInput, *, is_held: bool, table: str = "snapshot") -> str:
     """Entries whose keys left the result; those to be deleted now, or those whose delete was rejected before and is held back."""
-    held = f"coalesce(wsync_rejections > 0 AND wsync_rejected_hash IS NULL AND wsync_offer_at > {task.offer_before_us}, false)"
     return (
-        f"SELECT o.* FROM snapshot o WHERE (o.{HASH} IS NOT NULL OR o.wsync_unsure) AND {'' if is_held else 'NOT '}{held}"
+        f"SELECT o.* FROM {table} o WHERE (o.{HASH} IS NOT NULL OR o.wsync_unsure) AND {'' if is_held else 'NOT '}{_is_delete_held(task)}"
         f" AND NOT EXISTS (FROM present s WHERE {_on(task, 's', 'o')})"
     )
 
 
-def _count(connection: duckdb.DuckDBPyConnection, task: DiffInput, *, has_repeated: bool) -> DiffCounts:
-    """Each number by its own count, so that the books can disagree."""
+def _count(connection: duckdb.DuckDBPyConnection, task: DiffInput, sides: _Sides) -> DiffCounts:
+    """Each number by its own count, so that the books can disagree: changes from the log as it was written."""
     staged, refused = _row(connection, f"SELECT count(*), count(*) FILTER (WHERE {REFUSAL} IS NOT NULL) FROM stage")
-    unchanged, held_back, upserts = _row(
+    upserts, deletes = _row(
         connection,
-        f"SELECT count(*) FILTER (WHERE coalesce({_SAME}, false)),"
-        f" count(*) FILTER (WHERE NOT coalesce({_SAME}, false) AND coalesce({_held_back(task)}, false)),"
-        f" count(*) FILTER (WHERE NOT coalesce({_SAME}, false) AND NOT coalesce({_held_back(task)}, false))"
-        f" FROM (SELECT {_keys(task)}, {HASH} FROM offered) s LEFT JOIN snapshot o ON {_on(task, 's', 'o')}",
+        f"SELECT count(*) FILTER (WHERE {OP} = {text(Operation.UPSERT)}), count(*) FILTER (WHERE {OP} = {text(Operation.DELETE)})"
+        f" FROM read_parquet({text(str(task.log))}, hive_partitioning = false)",
     )
-    duplicates, refused_keys = _count_duplicates(connection, task) if has_repeated else (0, 0)
+    duplicates, refused_keys = _count_duplicates(connection, task) if sides.has_repeated else (0, 0)
     return DiffCounts(
         staged=staged,
-        unchanged=unchanged,
+        unchanged=_count_unchanged(connection, task),
         upserts=upserts,
         duplicates=duplicates,
         refused=refused,
-        held_back=held_back,
-        deletes=_departed_rows(connection, task, is_held=False),
-        held_deletes=_departed_rows(connection, task, is_held=True),
+        held_back=_count_held_back(connection, task) if sides.has_rejected else 0,
+        deletes=deletes,
+        held_deletes=_count_held_deletes(connection, task) if sides.has_rejected else 0,
         snapshot_rows=_row(connection, f"SELECT count(*) FROM snapshot WHERE {HASH} IS NOT NULL OR wsync_unsure")[0],
         refused_duplicates=refused_keys,
         carried=_row(connection, "SELECT count(*) FROM carried")[0],
     )
 
 
-def _departed_rows(connection: duckdb.DuckDBPyConnection, task: DiffInput, *, is_held: bool) -> int:
+def _count_unchanged(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> int:
+    return _row(
+        connection,
+        f"SELECT count(*) FROM (SELECT {_keys(task)}, {HASH} FROM offered) s"
+        f" JOIN (SELECT {_keys(task)}, {HASH}, wsync_unsure FROM snapshot) o ON {_on(task, 's', 'o')} WHERE {_SAME}",
+    )[0]
+
+
+def _count_held_back(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> int:
+    return _row(
+        connection,
+        f"SELECT count(*) FROM (SELECT {_keys(task)}, {HASH} FROM offered) s JOIN rejected o ON {_on(task, 's', 'o')}"
+        f" WHERE NOT coalesce({_SAME}, false) AND coalesce({_held_back(task)}, false)",
+    )[0]
+
+
+def _count_held_deletes(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> int:
     if task.mode is not Mode.MIRROR:
         return 0
-    return _row(connection, f"SELECT count(*) FROM ({_departed(task, is_held=is_held)})")[0]
+    return _row(connection, f"SELECT count(*) FROM ({_departed(task, is_held=True, table='rejected')})")[0]
 
 
 def _count_duplicates(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> tuple[int, int]:
@@ -318,19 +372,30 @@ def _row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[int, ...]:
     return tuple(int(value) for value in row)
 
 
-def _write_log(connection: duckdb.DuckDBPyConnection, task: DiffInput, *, with_deletes: bool) -> None:
-    fields = ", ".join(f"s.{identifier(name)}" for name in task.fields)
-    before = f", {before_struct(task.before, f'o.{SEALED}')} AS {BEFORE}" if task.before else ""
-    upserts = (
-        f"SELECT {text(Operation.UPSERT)} AS {OP}, {fields}, s.{HASH}{before} FROM offered s LEFT JOIN snapshot o ON {_on(task, 's', 'o')}"
-        f" WHERE NOT coalesce({_SAME}, false) AND NOT coalesce({_held_back(task)}, false)"
+def _write_log(connection: duckdb.DuckDBPyConnection, task: DiffInput, sides: _Sides, *, with_deletes: bool) -> None:
+    """One pass over stage and snapshot: what of them is not the same, in key order."""
+    keys = {column.name for column in task.key}
+    fields = ", ".join(
+        f"coalesce(s.{identifier(name)}, o.{identifier(name)}) AS {identifier(name)}" if name in keys else f"s.{identifier(name)}"
+        for name in task.fields
     )
-    queries = [upserts]
-    if with_deletes:
-        queries.append(
-            f"SELECT {text(Operation.DELETE)} AS {OP}, {_keys(task)}, CAST(NULL AS UUID) AS {HASH}{before} FROM ({_departed(task)}) o"
-        )
+    sealed, before = (f", {SEALED}", f", {before_struct(task.before, f'o.{SEALED}')} AS {BEFORE}") if task.before else ("", "")
     connection.execute(
-        f"COPY (SELECT * FROM ({' UNION ALL BY NAME '.join(queries)}) ORDER BY {_keys(task)})"
+        f"COPY (SELECT CASE WHEN s.{HASH} IS NULL THEN {text(Operation.DELETE)} ELSE {text(Operation.UPSERT)} END AS {OP},"
+        f" {fields}, s.{HASH}{before}"
+        f" FROM offered s {'FULL' if with_deletes else 'LEFT'} JOIN (SELECT {_keys(task)}, {HASH}, wsync_unsure{sealed} FROM snapshot) o"
+        f" ON {_on(task, 's', 'o')} WHERE NOT coalesce({_SAME}, false) AND {_is_sent(task, sides)} ORDER BY {_keys(task)})"
         f" TO {text(str(task.log))} ({PARQUET}, ROW_GROUP_SIZE {LOG_ROW_GROUP})"
     )
+
+
+def _is_sent(task: DiffInput, sides: _Sides) -> str:
+    """Of rows that are not the same: an upsert that is not held back; a delete of what may be there, is not in the result, and is not held back."""
+    upsert, delete = f"s.{HASH} IS NOT NULL", f"s.{HASH} IS NULL AND (o.{HASH} IS NOT NULL OR o.wsync_unsure)"
+    if sides.has_rejected:
+        held = f"SELECT {_keys(task)}, wsync_rejected_hash FROM rejected WHERE wsync_offer_at > {task.offer_before_us}"
+        upsert += f" AND NOT EXISTS (FROM ({held}) h WHERE {_on(task, 'h', 's')} AND h.wsync_rejected_hash = s.{HASH})"
+        delete += f" AND NOT EXISTS (FROM ({held}) h WHERE {_on(task, 'h', 'o')} AND h.wsync_rejected_hash IS NULL)"
+    if sides.has_unoffered:
+        delete += f" AND NOT EXISTS (FROM unoffered u WHERE {_on(task, 'u', 'o')})"
+    return f"(({upsert}) OR ({delete}))"

@@ -28,7 +28,7 @@ class Budget:
 
     memory_bytes: int = 128 * 1024 * 1024
     threads: int = 2
-    rows_per_partition: int = 4_000_000
+    rows_per_partition: int = 2_000_000
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from wsync_sdk import StateError
 
 __all__ = ["KeyColumn", "Manifest", "partitions_for"]
 
-MOST_PARTITIONS = 256
+MOST_PARTITIONS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

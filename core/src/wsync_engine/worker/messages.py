@@ -70,7 +70,7 @@ class Assignment:
     call_timeout_s: float
     is_last_attempt: bool
     helps: UUID | None = None
-    rows_per_partition: int = 4_000_000
+    rows_per_partition: int = 2_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,6 @@ class WorkerOptions:
     crash_backoff_s: float = 1.0
     queues: tuple[int, ...] = (0,)
     turn_s: float = 60.0
-    rows_per_partition: int = 4_000_000
+    rows_per_partition: int = 2_000_000
     breaker_failures: int = 5
     secret_folders: tuple[Path, ...] = ()
