@@ -107,6 +107,7 @@ def compare(folder: Path, partitions: int) -> None:
             offer_before_us=0,
             log=folder / f"log-{part}.parquet",
             gone=folder / f"gone-{part}.parquet",
+            is_shared=False,
         )
         counts += diff_partition(task, sealer, withhold_deletes=False, scratch=folder, budget=Budget())
     wall_s = time.monotonic() - began_s

@@ -50,6 +50,7 @@ class DiffInput:
     :param carried: rows that were rejected before, staged beside what was read, maybe none.
     :param gone: file of the keys that the fold forgets, because they left the result and were never acknowledged, or are unsure outside `mirror`.
     :param keeps_rejected: rows that are rejected are kept, as the next run may not read them. :param held: file of those that are held back. :param has_stage: the fold finds both in the stage.
+    :param is_shared: the snapshot's file was written with fewer partitions, and has keys of others.
     :param is_part: the stage holds a part of the result: who is not in it may not have left.
     """
 
@@ -70,6 +71,7 @@ class DiffInput:
     held: Path | None = None
     keeps_rejected: bool = False
     has_stage: bool = True
+    is_shared: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +123,10 @@ def diff_partition(task: DiffInput, sealer: Sealer, *, withhold_deletes: bool, s
         counts = _count(connection, task, sides)
         if withhold_deletes:
             counts = replace(counts, withheld_deletes=_row(connection, f"SELECT count(*) FROM ({_departed(task, is_held=False)})")[0])
-        _write_if_any(connection, gone_keys(task), task.gone)
-        _write_if_any(connection, held_rows(task), task.held)
+        if _has_rows(connection, _forgettable(task)):
+            _write_if_any(connection, gone_keys(task), task.gone)
+        if sides.has_rejected:
+            _write_if_any(connection, held_rows(task), task.held)
         return counts
 
 
@@ -149,18 +153,21 @@ def _set_aside(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> dict[s
         f"CREATE TEMP TABLE rejected AS SELECT {_keys(task)}, {HASH}, wsync_unsure, wsync_rejections, wsync_rejected_hash, wsync_offer_at"
         " FROM snapshot WHERE wsync_rejections > 0"
     )
-    return {
-        f"has_{table}": connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is not None for table in ("unoffered", "rejected")
-    }
+    return {f"has_{table}": _has_rows(connection, f"FROM {table}") for table in ("unoffered", "rejected")}
 
 
 def gone_keys(task: DiffInput) -> str:
-    """Entries that nothing is said of any more. Of a part of a result nobody knows who left."""
-    forgettable = f"o.{HASH} IS NULL AND NOT o.wsync_unsure" if task.mode is Mode.MIRROR else f"o.{HASH} IS NULL OR o.wsync_unsure"
+    """Forgettable entries that left the result. Of a part of a result nobody knows who left."""
     return (
-        f"SELECT {_keys(task, 'o')} FROM snapshot o WHERE {not task.is_part} AND ({forgettable})"
-        f" AND NOT EXISTS (FROM stage s WHERE {_on(task, 's', 'o')})"
+        f"SELECT {_keys(task, 'o')} FROM ({_forgettable(task)}) o"
+        f" WHERE {not task.is_part} AND NOT EXISTS (FROM stage s WHERE {_on(task, 's', 'o')})"
     )
+
+
+def _forgettable(task: DiffInput) -> str:
+    """Entries of rows that were only ever rejected, and, where nothing is deleted, of those that are unsure."""
+    rejected = f"SELECT {_keys(task)} FROM snapshot WHERE wsync_rejections > 0 AND {HASH} IS NULL AND NOT wsync_unsure"
+    return rejected if task.mode is Mode.MIRROR else f"{rejected} UNION ALL SELECT {_keys(task)} FROM snapshot WHERE wsync_unsure"
 
 
 def held_rows(task: DiffInput) -> str:
@@ -172,8 +179,12 @@ def held_rows(task: DiffInput) -> str:
 
 
 def _write_if_any(connection: duckdb.DuckDBPyConnection, query: str, file: Path | None) -> None:
-    if file is not None and connection.execute(f"SELECT 1 FROM ({query}) LIMIT 1").fetchone() is not None:
+    if file is not None and _has_rows(connection, query):
         connection.execute(f"COPY ({query}) TO {text(str(file))} ({PARQUET})")
+
+
+def _has_rows(connection: duckdb.DuckDBPyConnection, query: str) -> bool:
+    return connection.execute(f"SELECT 1 FROM ({query}) LIMIT 1").fetchone() is not None
 
 
 def load_stage(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> None:
@@ -222,7 +233,9 @@ def load_snapshot(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> Non
     )
     file = f"read_parquet({path_list([task.snapshot])}, hive_partitioning = false)"
     without, before = _before_column(connection, file, is_needed=bool(task.before))
-    connection.execute(f"CREATE TEMP VIEW snapshot AS SELECT * {without} {doubt}{before} FROM {file} WHERE {_is_here(task)}")
+    # A key's partition is computed for files that have others' keys, too: it would be half the cost of a comparison.
+    here = f"WHERE {_is_here(task)}" if task.is_shared else ""
+    connection.execute(f"CREATE TEMP VIEW snapshot AS SELECT * {without} {doubt}{before} FROM {file} {here}")
 
 
 def _before_column(connection: duckdb.DuckDBPyConnection, file: str, *, is_needed: bool) -> tuple[str, str]:
@@ -319,10 +332,16 @@ def _count(connection: duckdb.DuckDBPyConnection, task: DiffInput, sides: _Sides
         held_back=_count_held_back(connection, task) if sides.has_rejected else 0,
         deletes=deletes,
         held_deletes=_count_held_deletes(connection, task) if sides.has_rejected else 0,
-        snapshot_rows=_row(connection, f"SELECT count(*) FROM snapshot WHERE {HASH} IS NOT NULL OR wsync_unsure")[0],
+        snapshot_rows=_count_known(connection),
         refused_duplicates=refused_keys,
         carried=_row(connection, "SELECT count(*) FROM carried")[0],
     )
+
+
+def _count_known(connection: duckdb.DuckDBPyConnection) -> int:
+    """Entries of what may be at the destination: all but those whose only changes were rejected."""
+    never = f"SELECT count(*) FROM rejected WHERE {HASH} IS NULL AND NOT wsync_unsure"
+    return _row(connection, f"SELECT (SELECT count(*) FROM snapshot) - ({never})")[0]
 
 
 def _count_unchanged(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> int:

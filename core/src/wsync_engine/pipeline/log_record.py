@@ -137,4 +137,5 @@ class LogRecord:
             gone=None if aside.gone is None else storage.absolute(aside.gone),
             held=None if aside.held is None else storage.absolute(aside.held),
             has_stage=self.aside is None,
+            is_shared=self.base.files.count(snapshot) > 1,
         )
