@@ -1,14 +1,16 @@
 """How fast, and in how much memory and disk, does a whole sync carry very many rows?
 
-Usage: .venv/bin/python benchmarks/billion.py [--rows 10000000] [--slots 2] [--kill] [--folder DIR]
+Usage: .venv/bin/python benchmarks/billion.py [--rows 10000000] [--slots 2] [--kill] [--urgent] [--folder DIR]
 
 A sync from the `generated` source (three narrow columns) to the `counting` sink runs twice through a real scheduler and workers, with leases, tasks, acks
 and folds: first all rows are sent, then the 1 % that a new revision changed. After each run the sink's count and the sum of its keys are compared with
 what they must be. With --kill a worker, and all its children with it, dies by SIGKILL in the middle of the first run's delivery, and a second worker goes
-on. The limit is what reading and counting alone would take: the same rows made up in as many processes as there are slots, and summed.
+on. With --urgent a small sync of high priority is run again and again meanwhile, beside a big one of low priority; on one slot, so that it needs the
+big one's. The limit is what reading and counting alone would take: the same rows made up in as many processes as there are slots, and summed.
 
 The last line is one JSON object: rows_per_s (of the first run), limit_per_s, ratio, peak_rss_mib (of the largest process of wsync), and of each run its
-seconds and rows per second, the most that the folder held (disk_gib), and how often a call was sent again (repeated).
+seconds and rows per second, the most that the folder held (disk_gib), how often a call was sent again (repeated), and how many seconds the urgent runs
+took from their being made to their end (urgent_s: the median and the longest of them).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -41,6 +44,8 @@ version: 1
 tenant: benchmark
 connections:
   numbers: {{plugin: generated, config: {{rows: {rows}, changed_percent: 1, revision: {revision}}}}}
+  few: {{plugin: generated, config: {{rows: 100}}}}
+  few_counter: {{plugin: counting, config: {{folder: "{folder}/few"}}}}
   counter: {{plugin: counting, config: {{folder: "{folder}/counted{revision}"}}}}
 syncs:
   load:
@@ -50,10 +55,17 @@ syncs:
     sink: counter
     stream: subscribers
     mode: mirror
+  urgent:
+    source: few
+    query: SELECT id, score, tier FROM numbers
+    key: id
+    sink: few_counter
+    stream: subscribers
+    mode: upsert
 """
+URGENT_PAUSE_S = 10.0
 LIMIT_ROWS = 20_000_000
 BATCH_ROWS = 65_536
-DAY_S = 86_400
 
 
 def main() -> None:
@@ -61,6 +73,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--kill", action="store_true", help="kill a worker in the middle of the first run")
+    parser.add_argument("--urgent", action="store_true", help="run a small, urgent sync beside, again and again")
     parser.add_argument("--folder", type=Path, help="where all of it lies; default: a temporary folder")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
@@ -70,7 +83,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     limit_per_s = limit(arguments.rows, arguments.slots)
     watch = Watch(folder)
-    with installation(folder, arguments.slots, watch) as engine:
+    with installation(folder, arguments.slots, watch, is_urgent=arguments.urgent) as engine:
         first = engine.sync(arguments.rows, revision=0, is_killed=arguments.kill)
         sent = checked(folder / "counted0", rows=arguments.rows)
         second = engine.sync(arguments.rows, revision=1, is_killed=False)
@@ -92,6 +105,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "changed": changed.rows,
         "repeated": sent.repeated,
         "crashes": first["crashes"],
+        "urgent_s": [round(find(engine.urgent_s), 1) for find in (statistics.median, max)] if engine.urgent_s else None,
     }
 
 
@@ -102,9 +116,15 @@ def checked(folder: Path, *, rows: int) -> Total:
     return found
 
 
-def seconds_of(report: dict[str, Any]) -> float:
+def report_of(ended: subprocess.Popen[str]) -> dict[str, Any]:
+    assert ended.stdout is not None
+    report: dict[str, Any] = json.loads(ended.stdout.read().splitlines()[-1])
+    return report
+
+
+def seconds_of(report: dict[str, Any], *, since: str = "started_at") -> float:
     assert report["state"] == "succeeded", report
-    started, finished = (datetime.fromisoformat(report[name]) for name in ("started_at", "finished_at"))
+    started, finished = (datetime.fromisoformat(report[name]) for name in (since, "finished_at"))
     return (finished - started).total_seconds()
 
 
@@ -182,7 +202,9 @@ def used_bytes(folder: Path) -> int:
 class Engine:
     """An installation of its own: `up`, and a second worker where one is killed."""
 
-    def __init__(self, folder: Path, slots: int, watch: Watch) -> None:
+    def __init__(self, folder: Path, slots: int, watch: Watch, *, is_urgent: bool) -> None:
+        self.is_urgent = is_urgent
+        self.urgent_s: list[float] = []
         clean = {name: value for name, value in os.environ.items() if not name.startswith("WSYNC_")}
         self.environment = {**clean, "WSYNC_DATA_DIR": str(folder / "data"), "WSYNC_KEEP_CHANGE_LOGS_DAYS": "0"}
         self.folder = folder
@@ -202,23 +224,28 @@ class Engine:
         file = self.folder / "wsync.yaml"
         file.write_text(FILE.format(rows=rows, folder=self.folder, revision=revision), encoding="utf-8")
         self.call("apply", str(file))
-        waiting = subprocess.Popen(
-            [*ENGINE, "sync", "run", "load", "--tenant", "benchmark", "--wait", "--json"],
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        waiting = self.run_sync("load", "low")
+        urgent: subprocess.Popen[str] | None = None
+        urgent_at_s = time.monotonic() + URGENT_PAUSE_S
         counted = self.folder / f"counted{revision}"
         while waiting.poll() is None:
             self.watch.look([psutil.Process(p.pid) for p in self.processes if p.poll() is None])
             if is_killed and total_rows(counted) >= rows // 2:
                 self.kill_worker()
                 is_killed = False
+            if urgent is not None and urgent.poll() is not None:
+                self.urgent_s.append(seconds_of(report_of(urgent), since="created_at"))
+                urgent, urgent_at_s = None, time.monotonic() + URGENT_PAUSE_S
+            if self.is_urgent and urgent is None and time.monotonic() >= urgent_at_s:
+                urgent = self.run_sync("urgent", "high")
             time.sleep(1)
-        assert waiting.stdout is not None
-        report: dict[str, Any] = json.loads(waiting.stdout.read().splitlines()[-1])
+        report = report_of(waiting)
         print(f"revision {revision}: {report['state']}, {seconds_of(report):.1f} s, {report['counts']}", file=sys.stderr)
         return report
+
+    def run_sync(self, name: str, priority: str) -> subprocess.Popen[str]:
+        command = [*ENGINE, "sync", "run", name, "--tenant", "benchmark", "--priority", priority, "--wait", "--json"]
+        return subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
     def kill_worker(self) -> None:
         """The worker below `up`; `up` ends then, and a scheduler and a worker of their own go on."""
@@ -245,8 +272,8 @@ def total_rows(folder: Path) -> int:
 
 
 @contextmanager
-def installation(folder: Path, slots: int, watch: Watch) -> Iterator[Engine]:
-    engine = Engine(folder, slots, watch)
+def installation(folder: Path, slots: int, watch: Watch, *, is_urgent: bool) -> Iterator[Engine]:
+    engine = Engine(folder, slots, watch, is_urgent=is_urgent)
     try:
         yield engine
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +13,7 @@ from wsync_engine.cli.arguments import Json, Overlap, Parameters, Tenant, parame
 from wsync_engine.cli.boundary import Exit, reported
 from wsync_engine.cli.output import print_objects, say, table
 from wsync_engine.cli.progress import shown_progress
+from wsync_engine.model.run import Priority
 from wsync_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def run_sync(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Up to the change log: nothing is sent.")] = False,
     param: Parameters = None,
     overlap: Overlap = None,
+    priority: Annotated[
+        Literal["low", "medium", "high"], typer.Option("--priority", help="Share of the workers where runs compete.")
+    ] = "high",
     tenant: Tenant = None,
     as_json: Json = False,
 ) -> None:
@@ -51,6 +55,7 @@ def run_sync(
 
     with open_session(tenant) as session:
         options: dict[str, Any] = {"dry_run": dry_run, "params": parameters(param), "overlap": overlap, "index": session.index}
+        options["priority"] = Priority[priority.upper()]
         made = trigger_sync(session.api, session.tenant_id, name, actor=actor(), **options)
         if not made.is_new or made.is_waiting:
             say(told(made))

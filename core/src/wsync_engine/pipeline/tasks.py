@@ -59,7 +59,7 @@ def spread(job: Job, kind: Kind, parts: Sequence[int], work: Work, *, is_left: b
         if is_left:
             job.context.border()
         job.context.check()
-        task = board.claim()
+        task = board.claim(kind)
         if task is not None:
             execute_task(job, board, task, work)
             continue

@@ -67,10 +67,13 @@ class TaskBoard:
             cursor.execute(_SQL["helper_call"], {**self._ids, "most": MOST_HELPERS, "helper_ids": helper_ids})
             return cursor.fetchall()
 
-    def claim(self) -> Task | None:
-        """Take the first task that nobody executes; None: there is none."""
+    def claim(self, kind: Kind | None = None) -> Task | None:
+        """Take the first task that nobody executes; None: there is none.
+
+        :param kind: None: any. A phase that was left is there beside those that come before it.
+        """
         with self._cursor() as cursor:
-            row = cursor.execute(_SQL["task_claim"], self._ours).fetchone()
+            row = cursor.execute(_SQL["task_claim"], {**self._ours, "kind": kind}).fetchone()
         return None if row is None else Task(**row)
 
     @contextmanager

@@ -7,11 +7,11 @@ FROM unnest(CAST(:parts AS int[])) AS p (part)
 ON CONFLICT (run_id, kind, part) DO UPDATE SET state = 'open', error = NULL WHERE t.state = 'failed';
 
 -- name: task_claim
--- The first task of the run that is open, or whose holder does not execute it any more; none once one of its kind has failed.
+-- The first task of the run, of one kind or of any, that is open, or whose holder does not execute it any more; none once one of its kind has failed.
 WITH found AS (
     SELECT t.kind, t.part
     FROM wsync.task AS t
-    WHERE t.run_id = :run_id AND t.state IN ('open', 'held')
+    WHERE t.run_id = :run_id AND t.state IN ('open', 'held') AND t.kind = coalesce(CAST(:kind AS text), t.kind)
         AND (t.state = 'open' OR NOT EXISTS (
             SELECT FROM wsync.run AS h
             WHERE h.run_id = t.holder AND h.epoch = t.holder_epoch AND h.state IN ('running', 'cancelling')))

@@ -1,0 +1,80 @@
+"""A run of several partitions dies at any step, and whoever takes it up goes on: nothing is lost, doubled, or done from the start without need."""
+
+from __future__ import annotations
+
+import pytest
+
+from wsync_engine.pipeline.run import execute
+
+from .world import Crash, World, change, crash_at
+
+STEPS = (
+    "plan",
+    "after_plan",
+    "after_extract",
+    "diff",
+    "before_task_done",
+    "after_task_done",
+    "after_change_log",
+    "after_start_delivery",
+    "before_mark_sent",
+    "after_mark_sent",
+    "before_ack",
+    "after_ack",
+    "fold",
+    "before_finish",
+    "after_finish",
+)
+ONLY_ONCE = {"plan", "after_plan", "after_extract", "after_change_log", "after_start_delivery", "before_finish", "after_finish"}
+PLANNED_AGAIN = {"after_plan"}
+"""Before all is read, a plan that lives in the process that died begins anew."""
+
+
+def spread_world(world: World) -> World:
+    """100 rows are there, in four partitions from now on."""
+    world.run()
+    world.rows_per_partition = 30
+    world.sink.calls.clear()
+    change(world)
+    return world
+
+
+@pytest.mark.parametrize("occurrence", [1, 2, 4])
+@pytest.mark.parametrize("step", STEPS)
+def test_whoever_takes_up_a_spread_run_goes_on_where_it_was_left(world: World, step: str, occurrence: int) -> None:
+    if step in ONLY_ONCE and occurrence > 1:
+        pytest.skip("comes once")
+    spread_world(world)
+    plans = world.source.plans
+    run_id = world.new_run()
+    with pytest.raises(Crash):
+        execute(world.job(run_id, crash_at(step, occurrence)))
+
+    if step != "after_finish":
+        outcome = execute(world.job(run_id))
+        assert outcome.state == "succeeded"
+        assert (outcome.counts["upserts"], outcome.counts["deletes"], outcome.counts["unchanged"]) == (15, 5, 85)
+
+    assert world.sink.contents == world.source.rows
+    ids_by_key: dict[str, tuple[int, ...]] = {}
+    for key, ids in world.sink.calls:
+        assert ids_by_key.setdefault(key, ids) == ids
+    assert sorted(n for ids in ids_by_key.values() for n in ids) == sorted([*range(10), *range(20, 25), *range(200, 205)])
+    is_in_extract = step in {"before_task_done", "after_task_done"} and occurrence <= 2  # two splits
+    assert world.source.plans - plans == 1 + (step in PLANNED_AGAIN or is_in_extract)
+    world.sink.calls.clear()
+    assert (world.run().counts["unchanged"], world.sink.calls) == (100, [])
+
+
+def test_a_run_that_dies_at_each_of_its_folds_ends_with_the_whole_snapshot(world: World) -> None:
+    spread_world(world)
+    run_id = world.new_run()
+    for _ in range(4):
+        with pytest.raises(Crash):
+            execute(world.job(run_id, crash_at("after_task_done", 1)))
+
+    assert execute(world.job(run_id)).state == "succeeded"
+
+    assert world.scalar("SELECT manifest->>'rows' FROM wsync.snapshot WHERE sync_id = %s", world.sync_id) == "100"
+    world.sink.calls.clear()
+    assert (world.run().counts["unchanged"], world.sink.calls) == (100, [])
