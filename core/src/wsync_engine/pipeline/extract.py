@@ -16,6 +16,7 @@ import pyarrow as pa
 from wsync_engine.pipeline.cursor import CursorColumn, CursorValue, HighestSeen
 from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.mapping import PARTITION, REFUSAL, CompiledMapping
+from wsync_engine.pipeline.source_columns import placed
 from wsync_engine.pipeline.sql import PARQUET, text
 from wsync_sdk import PluginError, Source, Split, WsyncError
 
@@ -53,10 +54,11 @@ class _Feed:
         self.error: BaseException | None = None
         self._batches = batches
         self._schema = schema
+        self._placed = placed(schema)
         self._on_batch = on_batch
 
     def reader(self) -> pa.RecordBatchReader:
-        return pa.RecordBatchReader.from_batches(self._schema, self._stream())
+        return pa.RecordBatchReader.from_batches(self._placed, self._stream())
 
     def _stream(self) -> Iterator[pa.RecordBatch]:
         try:
@@ -67,7 +69,7 @@ class _Feed:
                 if self._highest is not None:
                     self._highest.take(batch)
                 self.rows += batch.num_rows
-                yield batch
+                yield pa.RecordBatch.from_arrays(batch.columns, schema=self._placed)
         except BaseException as exc:
             self.error = exc
             raise

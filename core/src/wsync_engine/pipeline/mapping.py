@@ -7,9 +7,9 @@ REFUSAL of the staged row; the row itself is staged, so that its key counts as p
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import pairwise
 
 import duckdb
@@ -17,9 +17,12 @@ import pyarrow as pa
 
 from wsync_engine.model.sync import MappingEntry, SyncSpec
 from wsync_engine.pipeline.canonical import HashedField, canonical_value, hash_of_row, partition_of_key
+from wsync_engine.pipeline.casts import cast_of
 from wsync_engine.pipeline.local_database import arrow_table
+from wsync_engine.pipeline.refusal_text import RefusalText
+from wsync_engine.pipeline.source_columns import SourceColumns
 from wsync_engine.pipeline.sql import identifier, text
-from wsync_sdk import REFUSED_COLUMNS, ConfigError
+from wsync_sdk import ConfigError
 
 __all__ = ["HASH", "PARTITION", "REFUSAL", "CompiledMapping", "compile_mapping"]
 
@@ -28,22 +31,16 @@ PARTITION = "wsync_partition"
 REFUSAL = "wsync_refusal"
 
 _JSON_METADATA = {b"wsync.logical": b"json"}
-CASTS = {
-    "text": "VARCHAR",
-    "integer": "BIGINT",
-    "number": "DOUBLE",
-    "boolean": "BOOLEAN",
-    "date": "DATE",
-    "timestamp": "TIMESTAMPTZ",
-    "json": "VARCHAR",
-}
+_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+_RENAME = "name it by AS in the query, or map the column by name"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledMapping:
     """A mapping made ready for one source schema.
 
-    :param select: SQL over the relation `source`: the stream's fields, then HASH, PARTITION and REFUSAL.
+    :param select: SQL over the relation `source`, whose columns are named by their places (`source_columns.placed`): the stream's fields, then HASH,
+        PARTITION and REFUSAL.
     :param schema: Arrow schema of the stream's fields, JSON fields marked in their metadata.
     :param key: names of the key's fields, top-level. :param key_types: their DuckDB types.
     """
@@ -61,7 +58,7 @@ class _Leaf:
     path: str
     expression: str
     type: str
-    refusals: tuple[tuple[str, str], ...]
+    refusals: tuple[tuple[str, RefusalText], ...]
     is_json: bool
 
 
@@ -71,15 +68,12 @@ def compile_mapping(spec: SyncSpec, source: pa.Schema, *, seed: str, partitions:
     :param seed: the tenant's, goes into every hash.
     :raises ConfigError: a mapped column is not in the result, two fields are in each other's way, or the key is not mapped.
     """
-    entries = spec.mapping or tuple(
-        MappingEntry(target=name, column=name, constant=None, cast=None, required=False) for name in source.names if name != REFUSED_COLUMNS
-    )
     connection = duckdb.connect()
     try:
-        types = _column_types(connection, source)
-        leaves = [_leaf(entry, types, source) for entry in entries]
-        _check_paths(leaves)
-        keys = [_key_leaf(name, leaves) for name in spec.key]
+        columns = SourceColumns(connection, source)
+        leaves = [_leaf(entry, columns) for entry in spec.mapping or [MappingEntry(target=name, column=name) for name in columns.names]]
+        _check_paths([leaf.path for leaf in leaves])
+        keys = [_key_leaf(name, leaves, is_mapped=bool(spec.mapping)) for name in spec.key]
         fields = ", ".join(f"{sql} AS {identifier(name)}" for name, sql in _tree(leaves))
         select = ", ".join(
             [
@@ -89,7 +83,6 @@ def compile_mapping(spec: SyncSpec, source: pa.Schema, *, seed: str, partitions:
                 f"{_refusal(leaves, keys)} AS {REFUSAL}",
             ]
         )
-        connection.register("source", source.empty_table())
         schema = arrow_table(connection, f"SELECT {fields} FROM source").schema
     finally:
         connection.close()
@@ -97,39 +90,25 @@ def compile_mapping(spec: SyncSpec, source: pa.Schema, *, seed: str, partitions:
     return CompiledMapping(select=f"SELECT {select} FROM source", schema=marked, key=spec.key, key_types=tuple(leaf.type for leaf in keys))
 
 
-def _column_types(connection: duckdb.DuckDBPyConnection, source: pa.Schema) -> dict[str, str]:
-    connection.register("source", source.empty_table())
-    rows = connection.execute("DESCRIBE SELECT * FROM source").fetchall()
-    return {name: kind for name, kind, *_ in rows}
-
-
-def _leaf(entry: MappingEntry, types: dict[str, str], source: pa.Schema) -> _Leaf:
+def _leaf(entry: MappingEntry, columns: SourceColumns) -> _Leaf:
     if entry.columns:
-        return _list_leaf(entry, [_column_leaf(entry, name, types, source) for name in entry.columns])
+        return _list_leaf(entry, [_column_leaf(entry, name, columns) for name in entry.columns])
     if entry.column is None:
         return _constant_leaf(entry)
-    leaf = _column_leaf(entry, entry.column, types, source)
-    return _required(leaf, f"{leaf.expression} IS NULL") if entry.required else leaf
+    leaf = _column_leaf(entry, entry.column, columns)
+    return _required(leaf, f"{leaf.expression} IS NULL", entry) if entry.required else leaf
 
 
-def _column_leaf(entry: MappingEntry, name: str, types: dict[str, str], source: pa.Schema) -> _Leaf:
-    if name not in types or name == REFUSED_COLUMNS:
-        near = get_close_matches(name, types, n=1)
-        raise ConfigError(
-            f"mapping of `{entry.target}`: the query has no column `{name}`",
-            next_step=f"did you mean `{near[0]}`?" if near else f"the query's columns are: {', '.join(types)}",
-        )
-    column, kind = identifier(name), types[name]
-    refusals = []
-    if REFUSED_COLUMNS in types:
-        refusals.append((f"list_contains({REFUSED_COLUMNS}, {text(name)})", f"unrepresentable:{entry.target}"))
-    expression = column
+def _column_leaf(entry: MappingEntry, name: str, columns: SourceColumns) -> _Leaf:
+    column = columns.find(name, doing=f"mapping of `{entry.target}`")
+    expression, kind, refusals = column.sql, column.type, []
+    if column.refused is not None:
+        refusals.append((column.refused, RefusalText(code="unrepresentable", field=entry.target, column=name, detail=column.out_of_range)))
     if entry.cast is not None:
-        kind = CASTS[entry.cast]
-        expression = f"TRY_CAST({column} AS {kind})"
-        refusals.append((f"{column} IS NOT NULL AND {expression} IS NULL", f"cast:{entry.target}"))
-    metadata = source.field(name).metadata or {}
-    is_json = entry.cast == "json" or (entry.cast is None and metadata.get(b"wsync.logical") == b"json")
+        cast = cast_of(entry.cast, column.sql, column.type)
+        expression, kind = cast.expression, cast.type
+        refusals.append((cast.refused, RefusalText(code="cast", field=entry.target, column=name, detail=entry.cast)))
+    is_json = entry.cast == "json" or (entry.cast is None and column.is_json)
     return _Leaf(path=entry.target, expression=expression, type=kind, refusals=tuple(refusals), is_json=is_json)
 
 
@@ -147,11 +126,12 @@ def _list_leaf(entry: MappingEntry, items: Sequence[_Leaf]) -> _Leaf:
     expression = f"list_filter([{', '.join(item.expression for item in items)}], lambda x: x IS NOT NULL)"
     refusals = tuple(refusal for item in items for refusal in item.refusals)
     leaf = _Leaf(path=entry.target, expression=expression, type=f"{kinds.pop()}[]", refusals=refusals, is_json=False)
-    return _required(leaf, f"len({expression}) = 0") if entry.required else leaf
+    return _required(leaf, f"len({expression}) = 0", entry) if entry.required else leaf
 
 
-def _required(leaf: _Leaf, is_missing: str) -> _Leaf:
-    return replace(leaf, refusals=(*leaf.refusals, (is_missing, f"required:{leaf.path}")))
+def _required(leaf: _Leaf, is_missing: str, entry: MappingEntry) -> _Leaf:
+    refusal = RefusalText(code="required", field=leaf.path, column=entry.column or ", ".join(entry.columns))
+    return replace(leaf, refusals=(*leaf.refusals, (is_missing, refusal)))
 
 
 def _hashed(leaf: _Leaf) -> HashedField:
@@ -173,26 +153,45 @@ def _constant_leaf(entry: MappingEntry) -> _Leaf:
     return _Leaf(path=entry.target, expression=expression, type=kind, refusals=(), is_json=False)
 
 
-def _check_paths(leaves: Sequence[_Leaf]) -> None:
-    paths = sorted(leaf.path for leaf in leaves)
+def _check_paths(given: Sequence[str]) -> None:
+    """Each field has a place of its own, in the files of a run too: DuckDB knows no difference of upper and lower case in names."""
+    for path in given:
+        if not all(path.split(".")):
+            raise ConfigError(f"mapping: `{path}` has an empty name before or after a dot", next_step=f"rename the field: {_RENAME}")
+        if path.lower().startswith("wsync_"):
+            raise ConfigError(f"mapping: `{path}` begins with `wsync_`, which is kept for the engine", next_step=f"rename the field: {_RENAME}")
+    paths = sorted(given, key=lambda path: (_folded(path), path))
     for before, after in pairwise(paths):
         if before == after:
             raise ConfigError(f"mapping: `{after}` is mapped twice", next_step="remove one of the two")
+    spellings: dict[str, str] = {}
     for path in paths:
-        if any(other.startswith(path + ".") for other in paths):
-            raise ConfigError(f"mapping: `{path}` is a field and also holds fields", next_step="rename one of them")
-        if path.split(".")[0].startswith("wsync_"):
-            raise ConfigError(f"mapping: `{path}` begins with `wsync_`, which is kept for the engine", next_step="rename the field")
+        if any(_folded(other).startswith(_folded(path) + ".") for other in paths):
+            raise ConfigError(f"mapping: `{path}` is a field and also holds fields", next_step=f"rename one of them: {_RENAME}")
+        parts = path.split(".")
+        for depth in range(1, len(parts) + 1):
+            name = ".".join(parts[:depth])
+            if (other := spellings.setdefault(_folded(name), name)) != name:
+                raise ConfigError(
+                    f"mapping: `{other}` and `{name}` differ in upper and lower case only", next_step=f"rename one of them: {_RENAME}"
+                )
 
 
-def _key_leaf(name: str, leaves: Sequence[_Leaf]) -> _Leaf:
+def _folded(path: str) -> str:
+    """As DuckDB compares names: of ASCII letters only."""
+    return path.translate(_LOWER)
+
+
+def _key_leaf(name: str, leaves: Sequence[_Leaf], *, is_mapped: bool) -> _Leaf:
     for leaf in leaves:
         if leaf.path == name and "." not in name:
             if leaf.type.endswith("[]"):
                 raise ConfigError(f"key `{name}` is a list", next_step="identify a subscriber by single values")
             return leaf
-    paths = [leaf.path for leaf in leaves]
-    raise ConfigError(f"key `{name}` is not a top-level field of the mapping", next_step=f"choose one of: {', '.join(paths)}")
+    paths = ", ".join(leaf.path for leaf in leaves)
+    if not is_mapped:
+        raise ConfigError(f"key: the query has no column `{name}`", next_step=f"the query's columns are: {paths}")
+    raise ConfigError(f"key `{name}` is not a top-level field of the mapping", next_step=f"choose one of: {paths}")
 
 
 def _key_text(leaf: _Leaf) -> str:
@@ -201,10 +200,15 @@ def _key_text(leaf: _Leaf) -> str:
 
 def _refusal(leaves: Sequence[_Leaf], keys: Sequence[_Leaf]) -> str:
     """First what makes the key unreadable, which also blocks deletes, then a NULL key, then the rest."""
-    cases = [(condition, f"key_{code}") for leaf in keys for condition, code in leaf.refusals if not code.startswith("required:")]
-    cases += [(f"{leaf.expression} IS NULL", f"key_null:{leaf.path}") for leaf in keys]
+    cases = [
+        (condition, replace(refusal, code=f"key_{refusal.code}"))
+        for leaf in keys
+        for condition, refusal in leaf.refusals
+        if refusal.code != "required"
+    ]
+    cases += [(f"{leaf.expression} IS NULL", RefusalText(code="key_null", field=leaf.path)) for leaf in keys]
     cases += [case for leaf in leaves if leaf not in keys for case in leaf.refusals]
-    branches = " ".join(f"WHEN {condition} THEN {text(code)}" for condition, code in cases)
+    branches = " ".join(f"WHEN {condition} THEN {text(refusal.to_text())}" for condition, refusal in cases)
     return f"CASE {branches} END"
 
 

@@ -10,21 +10,11 @@ from wsync_engine.model.ids import uuid7
 from wsync_engine.pipeline.diff import DiffInput, load_snapshot, load_stage, refused_duplicates, settle_duplicates
 from wsync_engine.pipeline.local_database import Budget, arrow_table, opened
 from wsync_engine.pipeline.mapping import REFUSAL
+from wsync_engine.pipeline.refusal_text import RefusalText
 from wsync_engine.pipeline.sql import identifier
 from wsync_engine.state.books import Cipher, NewRejection
 
 __all__ = ["refusals_of"]
-
-_WORDS = {
-    "required": "the field is required, and has no value",
-    "cast": "the value can't be cast as the mapping says",
-    "unrepresentable": "the value is out of the range that can be transported",
-    "key_null": "the key is NULL",
-    "key_cast": "the key's value can't be cast as the mapping says",
-    "key_unrepresentable": "the key's value is out of the range that can be transported",
-    "duplicate_key": "the key is in the result more than once",
-}
-
 
 def refusals_of(task: DiffInput, cipher: Cipher, scratch: Path, budget: Budget, *, limit: int) -> list[NewRejection]:
     """At most `limit` refused rows; the books count all of them."""
@@ -50,18 +40,17 @@ def _rejections(rows: pa.Table, task: DiffInput, cipher: Cipher, phase: str) -> 
 
 
 def _rejection(code: str, row: pa.Table, task: DiffInput, cipher: Cipher, phase: str) -> NewRejection:
-    kind, _, place = code.partition(":")
+    refusal = RefusalText.from_text(code)
     stream = pa.BufferOutputStream()
     with pa.ipc.new_stream(stream, row.schema) as writer:
         writer.write_table(row)
-    where = f"`{place}`: " if place else ""
     return NewRejection(
         rejection_id=uuid7(),
         partition=task.partition,
         row=None,
         phase=phase,
-        code=kind,
-        message=where + _WORDS[kind],
+        code=refusal.code,
+        message=refusal.message,
         retryable=False,
         payload=cipher.encrypt(bytes(stream.getvalue())),
     )
