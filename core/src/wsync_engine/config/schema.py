@@ -273,6 +273,10 @@ class GuardsBlock(_Block):
     max_rejection_percent: float | None = Field(
         default=None, ge=0, le=100, description="More than this share of the rows refused by the mapping."
     )
+    allow_schema_change: bool = Field(
+        default=False,
+        description="true: rows are sent again without asking when a mapped column changes its type, or, without a mapping, one comes or goes.",
+    )
 
 
 def _duration_or_number(value: Any) -> Any:

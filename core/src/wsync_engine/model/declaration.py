@@ -76,12 +76,21 @@ def sync_spec_to_json(spec: SyncSpec) -> dict[str, Any]:
     reading = {name: stored.pop(name) for name in ("read", "cursor")}
     return {
         **stored,
+        "guards": _guards_to_json(spec.guards),
         **({} if spec.read is Read.FULL else {**reading, "read": spec.read.value}),
         "mode": spec.mode.value,
         "key": list(spec.key),
         "mapping": [_entry_to_json(entry) for entry in spec.mapping],
         "parameters": {name: {"from": x.name} if isinstance(x, FromRun) else x for name, x in spec.parameters.items()},
     }
+
+
+def _guards_to_json(guards: Guards) -> dict[str, Any]:
+    """Without what engines before do not know, where it is not used."""
+    stored = asdict(guards)
+    if not guards.allow_schema_change:
+        del stored["allow_schema_change"]
+    return stored
 
 
 def _entry_to_json(entry: MappingEntry) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class Guards:
     allow_empty: bool = False
     max_shrink_percent: float | None = None
     max_rejection_percent: float | None = None
+    allow_schema_change: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,9 +21,11 @@ from wsync_engine.pipeline.canonical import canonical_value, partition_of_key
 from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.manifest import KeyColumn, Manifest
 from wsync_engine.pipeline.mapping import HASH, PARTITION, REFUSAL
-from wsync_engine.pipeline.sql import PARQUET, identifier, path_list, text
+from wsync_engine.pipeline.shape import key_casts
+from wsync_engine.pipeline.sql import PARQUET, ROW_GROUP_BYTES, identifier, path_list, text
+from wsync_engine.pipeline.wide_log import WIDE_ROW_BYTES, widest_row_bytes, write_wide_log
 from wsync_engine.state.books import Sealer
-from wsync_sdk import BEFORE, OP, ConfigError, Operation
+from wsync_sdk import BEFORE, OP, Operation
 
 __all__ = [
     "DiffCounts",
@@ -151,15 +153,11 @@ def load_snapshot(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> Non
         connection.execute(f"CREATE TEMP TABLE snapshot ({snapshot_columns(task.key, has_before=bool(task.before))})")
         return
     manifest = task.manifest
-    if manifest.key and tuple(manifest.key) != tuple(task.key):
-        raise ConfigError(
-            "the key's fields or types are not those of the snapshot",
-            next_step="give the key its former fields and types again, or declare a sync of another name",
-        )
-    # What was never acknowledged is not at the sink, whatever else is in doubt.
-    doubt = (
-        f"REPLACE (({HASH} IS NOT NULL OR wsync_unsure) AS wsync_unsure, CAST(0 AS BIGINT) AS wsync_offer_at)" if manifest.is_unsure else ""
-    )
+    casts = key_casts(manifest.key or task.key, task.key)
+    replaced = [f"CAST({identifier(name)} AS {kind}) AS {identifier(name)}" for name, kind in casts.items()]
+    if manifest.is_unsure:  # what was never acknowledged is not at the sink, whatever else is in doubt
+        replaced += [f"({HASH} IS NOT NULL OR wsync_unsure) AS wsync_unsure", "CAST(0 AS BIGINT) AS wsync_offer_at"]
+    doubt = f"REPLACE ({', '.join(replaced)})" if replaced else ""
     file = f"read_parquet({path_list([task.snapshot])}, hive_partitioning = false)"
     without, before = _before_column(connection, file, is_needed=bool(task.before))
     connection.execute(f"CREATE TEMP VIEW snapshot AS SELECT * {without} {doubt}{before} FROM {file} WHERE {_is_here(task)}")
@@ -287,18 +285,27 @@ def _row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[int, ...]:
 
 
 def _write_log(connection: duckdb.DuckDBPyConnection, task: DiffInput, *, with_deletes: bool) -> None:
+    widest = widest_row_bytes([*task.stage, *([] if task.carried is None else [task.carried])])
+    if widest >= WIDE_ROW_BYTES:
+        narrow = _changes(task, f"{_keys(task, 's')}, s.{HASH}", with_deletes=with_deletes)
+        keys = [column.name for column in task.key]
+        write_wide_log(connection, narrow, key=keys, fields=task.fields, hashed=HASH, row_bytes=widest, log=task.log)
+        return
     fields = ", ".join(f"s.{identifier(name)}" for name in task.fields)
+    connection.execute(
+        f"COPY (SELECT * FROM ({_changes(task, f'{fields}, s.{HASH}', with_deletes=with_deletes)}) ORDER BY {_keys(task)})"
+        f" TO {text(str(task.log))} ({PARQUET}, ROW_GROUP_SIZE {LOG_ROW_GROUP}, ROW_GROUP_SIZE_BYTES {ROW_GROUP_BYTES})"
+    )
+
+
+def _changes(task: DiffInput, columns: str, *, with_deletes: bool) -> str:
+    """SQL of the changes, in any order; `columns` of the rows `s` to upsert."""
     before = f", {before_struct(task.before, f'o.{SEALED}')} AS {BEFORE}" if task.before else ""
     upserts = (
-        f"SELECT {text(Operation.UPSERT)} AS {OP}, {fields}, s.{HASH}{before} FROM offered s LEFT JOIN snapshot o ON {_on(task, 's', 'o')}"
+        f"SELECT {text(Operation.UPSERT)} AS {OP}, {columns}{before} FROM offered s LEFT JOIN snapshot o ON {_on(task, 's', 'o')}"
         f" WHERE NOT coalesce({_SAME}, false) AND NOT coalesce({_held_back(task)}, false)"
     )
-    queries = [upserts]
-    if with_deletes:
-        queries.append(
-            f"SELECT {text(Operation.DELETE)} AS {OP}, {_keys(task)}, CAST(NULL AS UUID) AS {HASH}{before} FROM ({_departed(task)}) o"
-        )
-    connection.execute(
-        f"COPY (SELECT * FROM ({' UNION ALL BY NAME '.join(queries)}) ORDER BY {_keys(task)})"
-        f" TO {text(str(task.log))} ({PARQUET}, ROW_GROUP_SIZE {LOG_ROW_GROUP})"
-    )
+    if not with_deletes:
+        return upserts
+    deletes = f"SELECT {text(Operation.DELETE)} AS {OP}, {_keys(task)}, CAST(NULL AS UUID) AS {HASH}{before} FROM ({_departed(task)}) o"
+    return f"{upserts} UNION ALL BY NAME {deletes}"

@@ -175,6 +175,7 @@ def _fold(job: Job, run_id: UUID, record: RunRecord) -> NewSnapshot | None:
         log.base,
         files=tuple(files),
         key=log.key,
+        shape=log.shape,
         rows=rows,
         is_unsure=False,
         delivery=_last_delivery(log, record, verdicts),

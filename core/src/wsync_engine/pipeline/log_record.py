@@ -13,6 +13,7 @@ from wsync_engine.model.sync import Duplicates, Mode
 from wsync_engine.pipeline.before import BeforeField, before_fields
 from wsync_engine.pipeline.diff import DiffInput
 from wsync_engine.pipeline.manifest import KeyColumn, Manifest
+from wsync_engine.pipeline.shape import Shape, changes_between
 from wsync_engine.storage import LocalStorage
 
 __all__ = ["LogRecord", "PartRead"]
@@ -39,7 +40,7 @@ class LogRecord:
     :param destination, stream: where the log goes, whatever the sync says by the time it is delivered.
     :param base: the snapshot it was compared with, seen in `partitions`. :param schema: of the stream's fields.
     :param before: fields of the stream whose before-values it holds. :param planned_after: the sync's delivery number at the plan.
-    :param part: None where the whole result was read.
+    :param part: None where the whole result was read. :param shape: of what is sent; None: an engine before did not say.
     """
 
     partitions: int
@@ -54,6 +55,7 @@ class LogRecord:
     before: tuple[str, ...] = ()
     planned_after: int | None = None
     part: PartRead | None = None
+    shape: Shape | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
@@ -70,6 +72,7 @@ class LogRecord:
             "before": list(self.before),
             "planned_after": self.planned_after,
             "part": None if self.part is None else asdict(self.part),
+            "shape": None if self.shape is None else asdict(self.shape),
         }
 
     @classmethod
@@ -88,12 +91,18 @@ class LogRecord:
             before=tuple(document.get("before", ())),
             planned_after=document.get("planned_after"),
             part=PartRead(**document["part"]) if document.get("part") else None,
+            shape=Shape(**document["shape"]) if document.get("shape") else None,
         )
 
     @property
     def before_fields(self) -> tuple[BeforeField, ...]:
         """The fields whose before-values it holds."""
         return before_fields(self.before, self.schema)
+
+    @property
+    def schema_changes(self) -> list[str]:
+        """How the result's columns changed since the snapshot, in words."""
+        return changes_between(self.base.shape, self.shape)
 
     @property
     def is_part(self) -> bool:

@@ -20,6 +20,7 @@ from wsync_engine.pipeline.canonical import HashedField, canonical_value, hash_o
 from wsync_engine.pipeline.casts import cast_of
 from wsync_engine.pipeline.local_database import arrow_table
 from wsync_engine.pipeline.refusal_text import RefusalText
+from wsync_engine.pipeline.shape import KeyColumn, Shape, kind_of, shape_of
 from wsync_engine.pipeline.source_columns import SourceColumns
 from wsync_engine.pipeline.sql import identifier, text
 from wsync_sdk import ConfigError
@@ -42,13 +43,19 @@ class CompiledMapping:
     :param select: SQL over the relation `source`, whose columns are named by their places (`source_columns.placed`): the stream's fields, then HASH,
         PARTITION and REFUSAL.
     :param schema: Arrow schema of the stream's fields, JSON fields marked in their metadata.
-    :param key: names of the key's fields, top-level. :param key_types: their DuckDB types.
+    :param key: names of the key's fields, top-level. :param key_types: their DuckDB types. :param shape: what a later run compares its own with.
     """
 
     select: str
     schema: pa.Schema
     key: tuple[str, ...]
     key_types: tuple[str, ...]
+    shape: Shape
+
+    @property
+    def key_columns(self) -> tuple[KeyColumn, ...]:
+        """The key's fields with their types."""
+        return tuple(KeyColumn(name=name, type=kind) for name, kind in zip(self.key, self.key_types, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +94,13 @@ def compile_mapping(spec: SyncSpec, source: pa.Schema, *, seed: str, partitions:
     finally:
         connection.close()
     marked = _mark_json(schema, leaves)
-    return CompiledMapping(select=f"SELECT {select} FROM source", schema=marked, key=spec.key, key_types=tuple(leaf.type for leaf in keys))
+    return CompiledMapping(
+        select=f"SELECT {select} FROM source",
+        schema=marked,
+        key=spec.key,
+        key_types=tuple(leaf.type for leaf in keys),
+        shape=shape_of(spec, {leaf.path: kind_of(leaf.type, is_json=leaf.is_json) for leaf in leaves}),
+    )
 
 
 def _leaf(entry: MappingEntry, columns: SourceColumns) -> _Leaf:
@@ -159,7 +172,9 @@ def _check_paths(given: Sequence[str]) -> None:
         if not all(path.split(".")):
             raise ConfigError(f"mapping: `{path}` has an empty name before or after a dot", next_step=f"rename the field: {_RENAME}")
         if path.lower().startswith("wsync_"):
-            raise ConfigError(f"mapping: `{path}` begins with `wsync_`, which is kept for the engine", next_step=f"rename the field: {_RENAME}")
+            raise ConfigError(
+                f"mapping: `{path}` begins with `wsync_`, which is kept for the engine", next_step=f"rename the field: {_RENAME}"
+            )
     paths = sorted(given, key=lambda path: (_folded(path), path))
     for before, after in pairwise(paths):
         if before == after:

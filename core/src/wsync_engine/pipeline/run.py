@@ -26,10 +26,11 @@ from wsync_engine.pipeline.guards import tripped
 from wsync_engine.pipeline.job import Job, Outcome, log_of, run_ref, scratch_of, target_of
 from wsync_engine.pipeline.local_database import SnapshotLost
 from wsync_engine.pipeline.log_record import LogRecord, PartRead
-from wsync_engine.pipeline.manifest import KeyColumn, Manifest, partitions_for
+from wsync_engine.pipeline.manifest import Manifest, partitions_for
 from wsync_engine.pipeline.mapping import CompiledMapping, compile_mapping
 from wsync_engine.pipeline.reading import FieldsChanged, ReadFrom, begin_reading, explain_refusal, query_of
 from wsync_engine.pipeline.refusals import refusals_of
+from wsync_engine.pipeline.shape import key_casts
 from wsync_engine.pipeline.snapshot import current_manifest
 from wsync_engine.state.books import Ack, NewRejection, PublishedSplit, RunRecord, SnapshotRow
 from wsync_sdk import (
@@ -148,6 +149,7 @@ def _prepare_once(job: Job, *, adopt: bool, from_start: bool) -> None:
         partitions = partitions_for(plan.estimated_rows, manifest)
         column = None if reading is None else reading.column(job, plan.schema)
         mapping = compile_mapping(job.spec, plan.schema, seed=manifest.seed, partitions=partitions)
+        key_casts(manifest.key or mapping.key_columns, mapping.key_columns)  # before the query costs anything more
         if reading is not None:
             reading.check_fields(mapping.schema)
         _extract(job, plan, mapping, partitions, generation=generation, cursor=column)
@@ -316,7 +318,8 @@ def _log_record(
         files=tuple(job.storage.relative(folder / name) for name in names),
         stage={str(partition): [path for split in splits for path in split.files.get(partition, [])] for partition in partitions},
         base=manifest,
-        key=tuple(KeyColumn(name=name, type=kind) for name, kind in zip(mapping.key, mapping.key_types, strict=True)),
+        key=mapping.key_columns,
+        shape=mapping.shape,
         schema=mapping.schema,
         mode=job.spec.mode,
         destination=job.destination,
@@ -340,7 +343,8 @@ def _stops(job: Job, record: RunRecord) -> list[str]:
     if record.approved_by is not None or record.adopt:
         return []
     counts = DiffCounts.from_counts(record.counts)
-    reasons = tripped(job.spec.guards, counts, read_rows=record.counts["read"], is_part=log_of(record).is_part)
+    log = log_of(record)
+    reasons = tripped(job.spec.guards, counts, read_rows=record.counts["read"], is_part=log.is_part, schema_changes=log.schema_changes)
     if record.dry_run:
         reasons.insert(0, f"dry run: {counts.upserts} upserts and {counts.deletes} deletes would be sent")
     return reasons
