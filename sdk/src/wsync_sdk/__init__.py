@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Fence,
         FieldSpec,
         Inspection,
+        Nulls,
         Operation,
         Rejection,
         RowRange,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
         TransactionalSink,
         WriteResult,
         before_type,
+        nulls_of,
+        with_nulls,
     )
     from wsync_sdk.source import (
         REFUSED_COLUMNS,
@@ -81,6 +84,7 @@ __all__ = [
     "Held",
     "Inspection",
     "Lifetime",
+    "Nulls",
     "Operation",
     "ParameterValue",
     "PlanContext",
@@ -114,6 +118,8 @@ __all__ = [
     "batches_from_rows",
     "before_type",
     "hookimpl",
+    "nulls_of",
+    "with_nulls",
 ]
 
 _NAMES = {
@@ -145,6 +151,7 @@ _NAMES = {
         "Fence",
         "FieldSpec",
         "Inspection",
+        "Nulls",
         "Operation",
         "Rejection",
         "RowRange",
@@ -157,6 +164,8 @@ _NAMES = {
         "TransactionalSink",
         "WriteResult",
         "before_type",
+        "nulls_of",
+        "with_nulls",
     ),
     "source": (
         "REFUSED_COLUMNS",
