@@ -8,7 +8,7 @@ REFUSAL of the staged row; the row itself is staged, so that its key counts as p
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -23,7 +23,7 @@ from wsync_engine.pipeline.refusal_text import RefusalText
 from wsync_engine.pipeline.shape import KeyColumn, Shape, kind_of, shape_of
 from wsync_engine.pipeline.source_columns import SourceColumns
 from wsync_engine.pipeline.sql import identifier, text
-from wsync_sdk import ConfigError
+from wsync_sdk import ConfigError, Nulls, with_nulls
 
 __all__ = ["HASH", "PARTITION", "REFUSAL", "CompiledMapping", "compile_mapping"]
 
@@ -67,18 +67,26 @@ class _Leaf:
     type: str
     refusals: tuple[tuple[str, RefusalText], ...]
     is_json: bool
+    nulls: Nulls | None = None
 
 
-def compile_mapping(spec: SyncSpec, source: pa.Schema, *, seed: str, partitions: int) -> CompiledMapping:
+def compile_mapping(
+    spec: SyncSpec, source: pa.Schema, *, seed: str, partitions: int, casts: Mapping[str, str] | None = None
+) -> CompiledMapping:
     """The projection for rows of `source`.
 
-    :param seed: the tenant's, goes into every hash.
+    :param seed: the tenant's, goes into every hash. :param casts: by field, of those that have none of their own.
     :raises ConfigError: a mapped column is not in the result, two fields are in each other's way, or the key is not mapped.
     """
     connection = duckdb.connect()
     try:
         columns = SourceColumns(connection, source)
-        leaves = [_leaf(entry, columns) for entry in spec.mapping or [MappingEntry(target=name, column=name) for name in columns.names]]
+        entries = [
+            replace(entry, cast=entry.cast or (casts or {}).get(entry.target))
+            for entry in spec.mapping or [MappingEntry(target=name, column=name) for name in columns.names]
+        ]
+        leaves = [_leaf(entry, columns) for entry in entries]
+        leaves = [_asked(leaf, entry, spec) for leaf, entry in zip(leaves, entries, strict=True)]
         _check_paths([leaf.path for leaf in leaves])
         keys = [_key_leaf(name, leaves, is_mapped=bool(spec.mapping)) for name in spec.key]
         fields = ", ".join(f"{sql} AS {identifier(name)}" for name, sql in _tree(leaves))
@@ -93,7 +101,7 @@ def compile_mapping(spec: SyncSpec, source: pa.Schema, *, seed: str, partitions:
         schema = arrow_table(connection, f"SELECT {fields} FROM source").schema
     finally:
         connection.close()
-    marked = _mark_json(schema, leaves)
+    marked = _with_marks(schema, leaves)
     return CompiledMapping(
         select=f"SELECT {select} FROM source",
         schema=marked,
@@ -101,6 +109,11 @@ def compile_mapping(spec: SyncSpec, source: pa.Schema, *, seed: str, partitions:
         key_types=tuple(leaf.type for leaf in keys),
         shape=shape_of(spec, {leaf.path: kind_of(leaf.type, is_json=leaf.is_json) for leaf in leaves}),
     )
+
+
+def _asked(leaf: _Leaf, entry: MappingEntry, spec: SyncSpec) -> _Leaf:
+    """The leaf with what is asked of its NULLs; a key has none, nor has a list."""
+    return leaf if leaf.path in spec.key or entry.columns else replace(leaf, nulls=entry.nulls or spec.nulls)
 
 
 def _leaf(entry: MappingEntry, columns: SourceColumns) -> _Leaf:
@@ -148,7 +161,7 @@ def _required(leaf: _Leaf, is_missing: str, entry: MappingEntry) -> _Leaf:
 
 
 def _hashed(leaf: _Leaf) -> HashedField:
-    return HashedField(path=leaf.path, expression=leaf.expression, type=leaf.type, is_json=leaf.is_json)
+    return HashedField(path=leaf.path, expression=leaf.expression, type=leaf.type, is_json=leaf.is_json, nulls=leaf.nulls)
 
 
 def _constant_leaf(entry: MappingEntry) -> _Leaf:
@@ -246,15 +259,19 @@ def _field_sql(members: Sequence[_Leaf], *, depth: int) -> str:
     return f"struct_pack({', '.join(parts)})"
 
 
-def _mark_json(schema: pa.Schema, leaves: Sequence[_Leaf]) -> pa.Schema:
-    json_paths = {leaf.path for leaf in leaves if leaf.is_json}
-    return pa.schema([_marked(field, field.name, json_paths) for field in schema])
+def _with_marks(schema: pa.Schema, leaves: Sequence[_Leaf]) -> pa.Schema:
+    """The schema with what its leaves' metadata says: which are JSON, and what is asked of NULLs."""
+    by_path = {leaf.path: leaf for leaf in leaves}
+    return pa.schema([_marked(field, field.name, by_path) for field in schema])
 
 
-def _marked(field: pa.Field, path: str, json_paths: set[str]) -> pa.Field:
-    if path in json_paths:
-        return field.with_metadata(_JSON_METADATA)
-    if pa.types.is_struct(field.type):
-        inner = [_marked(field.type.field(i), f"{path}.{field.type.field(i).name}", json_paths) for i in range(field.type.num_fields)]
+def _marked(field: pa.Field, path: str, leaves: Mapping[str, _Leaf]) -> pa.Field:
+    leaf = leaves.get(path)
+    if leaf is None and pa.types.is_struct(field.type):
+        inner = [_marked(field.type.field(i), f"{path}.{field.type.field(i).name}", leaves) for i in range(field.type.num_fields)]
         return pa.field(field.name, pa.struct(inner), nullable=True)
-    return pa.field(field.name, field.type)
+    plain = pa.field(field.name, field.type)
+    if leaf is None:
+        return plain
+    marked = plain.with_metadata(_JSON_METADATA) if leaf.is_json else plain
+    return marked if leaf.nulls is None else with_nulls(marked, leaf.nulls)

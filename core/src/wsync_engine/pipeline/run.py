@@ -32,11 +32,11 @@ from wsync_engine.pipeline.reading import FieldsChanged, ReadFrom, begin_reading
 from wsync_engine.pipeline.refusals import refusals_of
 from wsync_engine.pipeline.shape import key_casts
 from wsync_engine.pipeline.snapshot import current_manifest
+from wsync_engine.pipeline.stream_check import cast_by_field, check_fields, check_stream
 from wsync_engine.state.books import Ack, NewRejection, PublishedSplit, RunRecord, SnapshotRow
 from wsync_sdk import (
     ConfigError,
     FatalError,
-    Operation,
     PlanExpired,
     ReadPlan,
     RetryableError,
@@ -80,7 +80,7 @@ def _begin_delivery(job: Job, record: RunRecord) -> Outcome | None:
     attempt = 1
     while True:
         if record.change_log is None:
-            _check_mode(job)
+            _check_sync(job)
             if not record.dry_run:
                 job.books.await_turn(job.sync_id)
             _prepare(job, adopt=record.adopt)
@@ -148,7 +148,9 @@ def _prepare_once(job: Job, *, adopt: bool, from_start: bool) -> None:
     try:
         partitions = partitions_for(plan.estimated_rows, manifest)
         column = None if reading is None else reading.column(job, plan.schema)
-        mapping = compile_mapping(job.spec, plan.schema, seed=manifest.seed, partitions=partitions)
+        stream = _stream(job, job.spec.stream)
+        mapping = compile_mapping(job.spec, plan.schema, seed=manifest.seed, partitions=partitions, casts=cast_by_field(stream))
+        check_fields(job.spec, stream, mapping.schema)
         key_casts(manifest.key or mapping.key_columns, mapping.key_columns)  # before the query costs anything more
         if reading is not None:
             reading.check_fields(mapping.schema)
@@ -167,14 +169,10 @@ def _stream(job: Job, name: str) -> StreamSpec:
         return job.sink.stream(name)
 
 
-def _check_mode(job: Job) -> None:
-    """A stream that can't delete can't be mirrored, nor can a part of a result: said before the query costs anything."""
+def _check_sync(job: Job) -> None:
+    """What the stream can't take, and a part of a result can't be: said before the query costs anything."""
     check_reading(job.spec)
-    if job.spec.mode is Mode.MIRROR and Operation.DELETE not in _stream(job, job.spec.stream).operations:
-        raise ConfigError(
-            f"mode `mirror` deletes what left the result, and the stream `{job.spec.stream}` takes no deletes",
-            next_step="tell the sink how to delete, or use `mode: upsert`",
-        )
+    check_stream(job.spec, _stream(job, job.spec.stream))
 
 
 class _PlanContext:
