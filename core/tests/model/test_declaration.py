@@ -8,7 +8,7 @@ import pytest
 from wsync_engine.model.declaration import sync_spec_from_json, sync_spec_to_json
 from wsync_engine.model.sync import Duplicates, Guards, MappingEntry, Mode, SyncSpec
 from wsync_sdk.errors import StateError
-from wsync_sdk.sink import Nulls
+from wsync_sdk.nulls import Nulls
 
 SPEC = SyncSpec(
     name="customers",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from wsync_sdk.hooks import SinkSpec, SourceSpec, hookimpl
     from wsync_sdk.network import AddressPolicy, SocketAddress
+    from wsync_sdk.nulls import Nulls, nulls_of, with_nulls
     from wsync_sdk.secret import Secret
     from wsync_sdk.sink import (
         BEFORE,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
         Fence,
         FieldSpec,
         Inspection,
-        Nulls,
         Operation,
         Rejection,
         RowRange,
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
         TransactionalSink,
         WriteResult,
         before_type,
-        nulls_of,
-        with_nulls,
     )
     from wsync_sdk.source import (
         REFUSED_COLUMNS,
@@ -144,6 +142,11 @@ _NAMES = {
         "SocketAddress",
     ),
     "secret": ("Secret",),
+    "nulls": (
+        "Nulls",
+        "nulls_of",
+        "with_nulls",
+    ),
     "sink": (
         "BEFORE",
         "OP",
@@ -151,7 +154,6 @@ _NAMES = {
         "Fence",
         "FieldSpec",
         "Inspection",
-        "Nulls",
         "Operation",
         "Rejection",
         "RowRange",
@@ -164,8 +166,6 @@ _NAMES = {
         "TransactionalSink",
         "WriteResult",
         "before_type",
-        "nulls_of",
-        "with_nulls",
     ),
     "source": (
         "REFUSED_COLUMNS",

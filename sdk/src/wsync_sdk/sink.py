@@ -34,6 +34,7 @@ import pyarrow as pa
 
 from wsync_sdk.errors import ConfigError, storable
 from wsync_sdk.network import AddressPolicy
+from wsync_sdk.nulls import Nulls
 from wsync_sdk.source import CheckReport
 
 __all__ = [
@@ -43,7 +44,6 @@ __all__ = [
     "Fence",
     "FieldSpec",
     "Inspection",
-    "Nulls",
     "Operation",
     "Rejection",
     "RowRange",
@@ -56,8 +56,6 @@ __all__ = [
     "TransactionalSink",
     "WriteResult",
     "before_type",
-    "nulls_of",
-    "with_nulls",
 ]
 
 OP = "wsync_op"
@@ -67,28 +65,6 @@ BEFORE = "wsync_before"
 def before_type(fields: Sequence[str]) -> pa.DataType:
     """The type of the column `BEFORE` for these fields, named with their dots: a struct with a list of JSON texts for each."""
     return pa.struct([pa.field(name, pa.list_(pa.string())) for name in fields])
-
-
-class Nulls(StrEnum):
-    """What an upsert says of a field that is NULL: `send` that it is, or `omit` the field."""
-
-    SEND = "send"
-    OMIT = "omit"
-
-
-_NULLS = b"wsync.nulls"
-
-
-def nulls_of(field: pa.Field) -> Nulls | None:
-    """What the mapping asks of this field, a leaf of a target's schema; None: nothing, the sink does as it always does."""
-    value = (field.metadata or {}).get(_NULLS)
-    return None if value is None else Nulls(value.decode())
-
-
-def with_nulls(field: pa.Field, nulls: Nulls | None) -> pa.Field:
-    """The field with what is asked of it; None: with nothing, for a sink that has done its part."""
-    others = {key: value for key, value in (field.metadata or {}).items() if key != _NULLS}
-    return field.with_metadata(others if nulls is None else {**others, _NULLS: nulls.value.encode()})
 
 
 class Operation(StrEnum):

@@ -26,7 +26,7 @@ from wsync_engine.model.durations import LONGEST_MS, duration_text
 from wsync_engine.model.reading import reading_mistake
 from wsync_engine.model.run import OverlapPolicy, Priority
 from wsync_engine.model.sync import Cursor, Duplicates, FromRun, Guards, MappingEntry, Mode, Read, SyncSpec
-from wsync_sdk.sink import Nulls
+from wsync_sdk.nulls import Nulls
 
 __all__ = ["ConnectionBlock", "CursorBlock", "FileBlock", "GuardsBlock", "ScheduleBlock", "SyncBlock"]
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from wsync_engine.model.run import OverlapPolicy, Priority
 from wsync_engine.model.sync import Cursor, Duplicates, FromRun, Guards, MappingEntry, Mode, Read, Scalar, SyncSpec
 from wsync_sdk.errors import StateError
-from wsync_sdk.sink import Nulls
+from wsync_sdk.nulls import Nulls
 
 __all__ = ["ConnectionSpec", "Declaration", "ScheduleDeclaration", "SyncDeclaration", "sync_spec_from_json", "sync_spec_to_json"]
 

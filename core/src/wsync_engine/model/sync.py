@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
-from wsync_sdk.sink import Nulls
+from wsync_sdk.nulls import Nulls
 
 __all__ = ["Cursor", "Duplicates", "FromRun", "Guards", "MappingEntry", "Mode", "Read", "Scalar", "SyncSpec", "bound_parameters"]
 

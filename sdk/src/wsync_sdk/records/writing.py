@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 from arro3.io import write_ndjson
 from pyarrow import json as arrow_json
 
+from wsync_sdk.nulls import Nulls, nulls_of
 from wsync_sdk.records.text import NARROW_LIMIT, Bools, Text, joined, large, narrowed, sliced
 from wsync_sdk.records.values import is_json, writable
-from wsync_sdk.sink import Nulls, nulls_of
 
 __all__ = ["MARK", "SEPARATOR_BYTES", "JsonStyle", "is_marked", "json_name", "json_records", "mark_of"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from wsync_sdk.sink import Nulls, with_nulls
+from wsync_sdk.nulls import Nulls, with_nulls
 from wsync_sdk.testing.harness import SinkHarness
 from wsync_sdk.testing.rules import ContractViolation, absent, require
 from wsync_sdk.testing.sink_delivery import Delivery, Row, delete, delivering, people, require_contents
