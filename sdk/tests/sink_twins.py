@@ -65,12 +65,21 @@ class StoresEmptyAsNull(ChangesValues):
 
 
 class KeepsOldValues(ToySink):
+    nulls = frozenset()
+
     def _upsert(self, rows: dict[Key, Row], key: Key, row: Row) -> None:
         new = {name: value for name, value in row.items() if value is not None}
         super()._upsert(rows, key, {**rows.get(key, {}), **new})
 
 
+class SendsEveryNull(ToySink):
+    def _stated(self, row: Row, target: Target) -> Row:
+        return row
+
+
 class InsertsOnly(ToySink):
+    nulls = frozenset()
+
     def _upsert(self, rows: dict[Key, Row], key: Key, row: Row) -> None:
         rows.setdefault(key, row)
 
@@ -344,6 +353,7 @@ TWINS: tuple[tuple[str, type[PlainSink]], ...] = (
     ("test_null_and_empty_stay_different", StoresEmptyAsNull),
     ("test_an_upsert_replaces_the_whole_row", KeepsOldValues),
     ("test_an_upsert_replaces_the_whole_row", InsertsOnly),
+    ("test_a_null_is_sent_or_left_out_as_its_field_says", SendsEveryNull),
     ("test_a_key_of_two_fields_is_one_key", LooksAtHalfTheKey),
     ("test_the_largest_chunk_arrives_whole", CutsChunks),
     ("test_a_delete_removes_its_row_and_no_other", IgnoresDeletes),

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsync_sdk import Nulls, with_nulls
 from wsync_sdk.records import JsonStyle, interleaved, is_marked, json_records, mark_of, unsupported
 from wsync_sdk.records.values import base64_text
 
@@ -260,3 +261,16 @@ def test_types_that_no_json_can_hold_are_named() -> None:
     assert unsupported(pa.struct([("a", pa.list_(interval))])) == interval
     assert unsupported(pa.map_(pa.int64(), pa.int64())) is not None
     assert unsupported(pa.struct([("a", pa.list_(pa.binary()))])) is None
+
+
+@pytest.mark.parametrize(("nulls_sent", "expected"), [(True, '{"x":null,"o":{"d":null}}'), (False, '{"s":null,"o":{"c":null}}')])
+def test_a_field_that_asks_is_written_its_own_way_whatever_the_style_says(nulls_sent: bool, expected: str) -> None:
+    inner = [with_nulls(pa.field("c", pa.string()), Nulls.SEND if not nulls_sent else Nulls.OMIT), pa.field("d", pa.string())]
+    asked = Nulls.OMIT if nulls_sent else Nulls.SEND
+    schema = pa.schema([pa.field("x", pa.int64()), with_nulls(pa.field("s", pa.string()), asked), pa.field("o", pa.struct(inner))])
+    rows = pa.RecordBatch.from_pylist([{"o": {}}, {"x": 1, "s": "a", "o": {"c": "b", "d": "e"}}], schema=schema)
+
+    written = json_records(rows, style(nulls_sent=nulls_sent))
+
+    assert json.loads(str(written[0])) == json.loads(expected)
+    assert json.loads(str(written[1])) == {"x": 1, "s": "a", "o": {"c": "b", "d": "e"}}

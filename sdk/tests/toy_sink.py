@@ -22,6 +22,7 @@ from wsync_sdk import (
     FatalError,
     Finding,
     Inspection,
+    Nulls,
     Operation,
     Rejection,
     RetryableError,
@@ -36,6 +37,7 @@ from wsync_sdk import (
     Target,
     TransactionalSink,
     WriteResult,
+    nulls_of,
 )
 from wsync_sdk.testing import Refusal, SinkHarness
 
@@ -76,6 +78,7 @@ class PlainSink(Sink):
     operations = frozenset({Operation.UPSERT})
     concurrency = 1
     max_rows = 1
+    nulls: frozenset[Nulls] = frozenset()
 
     def __init__(self, shop: Shop, password: str) -> None:
         self.shop = shop
@@ -90,7 +93,9 @@ class PlainSink(Sink):
 
     def streams(self) -> Sequence[StreamSpec]:
         limits = StreamLimits(max_rows=self.max_rows, concurrency=self.concurrency)
-        return [StreamSpec(name=name, title=name, operations=self.operations, limits=limits) for name in self.shop.streams]
+        return [
+            StreamSpec(name=name, title=name, operations=self.operations, limits=limits, nulls=self.nulls) for name in self.shop.streams
+        ]
 
     def begin(self, run: RunRef, target: Target) -> bytes:
         self._log_in()
@@ -137,8 +142,13 @@ class PlainSink(Sink):
 
     def _changes(self, chunk: Chunk) -> list[tuple[str, Key, Row]]:
         """Operation, key and row of each change."""
-        rows = chunk.to_rows()
+        rows = [self._stated(row, chunk.target) for row in chunk.to_rows()]
         return [(row.pop(OP), tuple(row[name] for name in chunk.target.key), row) for row in rows]
+
+    def _stated(self, row: Row, target: Target) -> Row:
+        """The row without the fields that are left out where they are NULL."""
+        omitted = {field.name for field in target.schema if nulls_of(field) is Nulls.OMIT}
+        return {name: value for name, value in row.items() if value is not None or name not in omitted}
 
     def _apply(self, rows: dict[Key, Row], operation: str, key: Key, row: Row) -> str:
         if (row.get("age") or 0) < 0:
@@ -150,7 +160,7 @@ class PlainSink(Sink):
         return ""
 
     def _upsert(self, rows: dict[Key, Row], key: Key, row: Row) -> None:
-        rows[key] = row
+        rows[key] = {**rows.get(key, {}), **row}
 
     def _delete(self, rows: dict[Key, Row], key: Key) -> None:
         rows.pop(key, None)
@@ -162,11 +172,13 @@ class ToySink(PlainSink):
     operations = OPERATIONS
     concurrency = 4
     max_rows = 500
+    nulls = frozenset(Nulls)
 
     def render(self, changes: pa.RecordBatch, target: Target) -> pa.StringArray | None:
         return pa.array([self._line(row, target) for row in changes.to_pylist()], pa.string())
 
     def _line(self, row: Row, target: Target) -> str:
+        row = self._stated(row, target)
         operation = row.pop(OP)
         return json.dumps([operation, [row[name] for name in target.key], row]) + "\n"
 
@@ -181,6 +193,7 @@ class ToyDatabase(PlainSink, TransactionalSink):
     operations = OPERATIONS
     concurrency = 4
     max_rows = 500
+    nulls = frozenset(Nulls)
 
     def write(self, chunk: Chunk, token: bytes) -> WriteResult:
         self._log_in()

@@ -109,6 +109,8 @@ def test_a_key_that_names_a_column_means_the_field_it_goes_to(host: PluginHost) 
         ("{constant: customer}", "[]", "wsync.yaml:20: syncs.customers.mapping.kind: a list has the names", ""),
         ("{constant: customer}", "[id, 7]", "wsync.yaml:20: syncs.customers.mapping.kind: a list has the names", ""),
         ("{constant: customer}", "{columns: [id], cast: json}", "wsync.yaml:20: syncs.customers.mapping.kind.cast: a list of columns", "make the JSON array"),
+        ("{constant: customer}", "{columns: [id], nulls: omit}", "wsync.yaml:20: syncs.customers.mapping.kind.nulls: a list of columns is never NULL", "remove `nulls`"),
+        ("cast: text", "nulls: keep", "wsync.yaml:19: syncs.customers.mapping.email.nulls: ", ""),
         ("    mode: mirror", "    mode: mirror\n    mode: upsert", "wsync.yaml:17: syncs.customers.mode: `mode` is there twice", "keep one"),
         ("tenant: acme", "tenant: [acme", "wsync.yaml:", "correct the syntax"),
         ("tenant: acme", "tenant: @acme", "wsync.yaml:", "stands in quotes"),

@@ -8,6 +8,7 @@ import pytest
 from wsync_engine.model.declaration import sync_spec_from_json, sync_spec_to_json
 from wsync_engine.model.sync import Duplicates, Guards, MappingEntry, Mode, SyncSpec
 from wsync_sdk.errors import StateError
+from wsync_sdk.nulls import Nulls
 
 SPEC = SyncSpec(
     name="customers",
@@ -39,6 +40,23 @@ def test_a_list_of_columns_comes_back_and_is_not_there_for_engines_that_know_non
         ["cast", "column", "constant", "required", "target"],
         ["cast", "column", "columns", "constant", "required", "target"],
     ]
+
+
+def test_what_is_asked_of_nulls_comes_back_and_is_not_there_for_engines_that_know_nothing_of_it() -> None:
+    asked = replace(SPEC, nulls=Nulls.OMIT, mapping=(MappingEntry(target="id", column="id", nulls=Nulls.SEND),))
+
+    stored = json.loads(json.dumps(sync_spec_to_json(asked)))
+
+    assert (stored["nulls"], stored["mapping"][0]["nulls"]) == ("omit", "send")
+    assert sync_spec_from_json(stored) == asked
+    assert "nulls" not in sync_spec_to_json(SPEC)
+
+
+def test_an_allowed_schema_change_comes_back_and_is_not_there_for_engines_that_know_no_such_guard() -> None:
+    allowed = replace(SPEC, guards=Guards(allow_schema_change=True))
+
+    assert sync_spec_from_json(json.loads(json.dumps(sync_spec_to_json(allowed)))) == allowed
+    assert "allow_schema_change" not in sync_spec_to_json(SPEC)["guards"]
 
 
 def test_a_sync_stored_with_fewer_fields_gets_their_defaults() -> None:

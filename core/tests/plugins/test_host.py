@@ -242,10 +242,11 @@ class Caller(Sink):
     def streams(self): return []
     def write(self, chunk, token): ...
 def operations(config): return frozenset({Operation.UPSERT}) if config.can_tell else 1 / 0
+def stream(config, name): return StreamSpec(name=name, title="T", operations=operations(config), limits=StreamLimits())
 @hookimpl
 def wsync_sinks():
     return [SinkSpec(name=NAME, title="T", config_model=Config, factory=lambda config: Caller(), capabilities=SinkCapabilities(),
-                     operations=operations)]
+                     operations=operations, stream=stream)]
 """
 
 
@@ -266,3 +267,16 @@ def test_what_a_sink_can_do_is_told_without_opening_it_and_a_failure_is_fenced_o
     with pytest.raises(PluginError, match="acme-teller"):
         host.sink_operations("teller", {**config, "can_tell": False}, lambda _: "x")
     assert host.sink_operations("postgres", {"url": "env:URL"}, lambda _: "x") is None
+
+
+def test_a_stream_is_told_without_opening_the_sink_and_a_failure_is_fenced_off(install: Install) -> None:
+    install("streamer", SINK, spec="streamer")
+    host, config = PluginHost.load(), {"password": "env:P"}
+
+    told = host.sink_stream("streamer", config, lambda _: "x", "people")
+
+    assert told is not None
+    assert told.name == "people"
+    with pytest.raises(PluginError, match=r"acme-streamer 1\.0: `stream` raised ZeroDivisionError"):
+        host.sink_stream("streamer", {**config, "can_tell": False}, lambda _: "x", "people")
+    assert host.sink_stream("postgres", {"url": "env:URL"}, lambda _: "x", "people") is None

@@ -51,7 +51,8 @@ class Store:
     def put(self, stream: str, record: dict[str, Any]) -> bool:
         if record.get("name") == POISON:
             return False
-        self.records[stream][self.key_of(stream, record)] = record
+        key = self.key_of(stream, record)
+        self.records[stream][key] = {**self.records[stream].get(key, {}), **record}
         return True
 
     def key_of(self, stream: str, record: dict[str, Any]) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsync_sdk import OP, Chunk, ConfigError, Target, before_type
+from wsync_sdk import OP, Chunk, ConfigError, Nulls, Target, before_type, with_nulls
 from wsync_suprsend.config import NullChannels, OnDelete, SuprSendConfig
 from wsync_suprsend.fields import CHANNELS, layout_of
 from wsync_suprsend.records import Template, rendered, stamped
@@ -420,3 +420,35 @@ def test_an_insert_id_belongs_to_its_row_of_its_chunk(key: str, places: list[int
     assert len(set(once)) == len(places)
     assert not set(once) & set(ids(key + "x", 1_700_000_000_000))
     assert all(re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", one) for one in once)
+
+
+def test_a_null_that_is_left_out_changes_nothing_at_suprsend() -> None:
+    schema = pa.schema(
+        [
+            with_nulls(pa.field("plan", pa.string()), Nulls.OMIT),
+            with_nulls(pa.field("$email", pa.string()), Nulls.OMIT),
+            ("name", pa.string()),
+        ]
+    )
+
+    before = before_type(["$email"])
+    row = {"plan": None, "$email": None, "name": "Ann", "before": {"$email": ['"old@b.c"']}}
+
+    for null_channels in ("remove", "unset", "keep"):
+        assert operations(schema, row, before=before, null_channels=null_channels) == [[{"$set": {"name": "Ann"}}]]
+
+
+def test_a_null_that_is_sent_takes_the_value_away_also_where_the_connection_keeps_channels() -> None:
+    schema = pa.schema([with_nulls(pa.field("plan", pa.string()), Nulls.SEND), with_nulls(pa.field("$email", pa.string()), Nulls.SEND)])
+    row = {"plan": None, "$email": None, "before": {"$email": ['"old@b.c"']}}
+
+    found = operations(schema, row, before=before_type(["$email"]), null_channels="keep")
+
+    assert found == [[{"$unset": ["plan"]}, {"$remove": {"$email": "old@b.c"}}]]
+
+
+def test_a_null_inside_a_property_can_not_be_sent() -> None:
+    schema = pa.schema([("id", pa.string()), ("address", pa.struct([with_nulls(pa.field("city", pa.string()), Nulls.SEND)]))])
+
+    with pytest.raises(ConfigError, match=r"`address\.city`: SuprSend does not say"):
+        layout_of(Target(stream="profiles", key=("id",), schema=schema))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from wsync_sdk.hooks import SinkSpec, SourceSpec, hookimpl
     from wsync_sdk.network import AddressPolicy, SocketAddress
+    from wsync_sdk.nulls import Nulls, nulls_of, with_nulls
     from wsync_sdk.secret import Secret
     from wsync_sdk.sink import (
         BEFORE,
@@ -81,6 +82,7 @@ __all__ = [
     "Held",
     "Inspection",
     "Lifetime",
+    "Nulls",
     "Operation",
     "ParameterValue",
     "PlanContext",
@@ -114,6 +116,8 @@ __all__ = [
     "batches_from_rows",
     "before_type",
     "hookimpl",
+    "nulls_of",
+    "with_nulls",
 ]
 
 _NAMES = {
@@ -138,6 +142,11 @@ _NAMES = {
         "SocketAddress",
     ),
     "secret": ("Secret",),
+    "nulls": (
+        "Nulls",
+        "nulls_of",
+        "with_nulls",
+    ),
     "sink": (
         "BEFORE",
         "OP",

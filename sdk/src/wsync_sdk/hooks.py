@@ -17,7 +17,7 @@ from typing import Any
 import pluggy
 from pydantic import BaseModel
 
-from wsync_sdk.sink import Operation, Sink, SinkCapabilities
+from wsync_sdk.sink import Operation, Sink, SinkCapabilities, StreamSpec
 from wsync_sdk.source import Source, SourceCapabilities
 
 __all__ = ["ENTRY_POINT_GROUP", "SinkSpec", "SourceSpec", "hookimpl", "hookspec", "wsync_sinks", "wsync_sources"]
@@ -52,6 +52,8 @@ class SinkSpec:
 
     :param operations: what every stream of a sink with this config can do, told without connecting, so that `apply` can refuse a `mirror` sync whose sink
         can't delete. None: everything, or only a connected sink knows; the engine then asks `Sink.stream` before the run reads.
+    :param stream: the stream of a name, told from the config without connecting or resolving a secret, so that `plan` and `apply` can hold a mapping against
+        it; None, or a stream of None: only a connected sink knows. Raises ConfigError where there can't be such a stream.
     """
 
     name: str
@@ -61,6 +63,7 @@ class SinkSpec:
     capabilities: SinkCapabilities
     docs_url: str = ""
     operations: Callable[[Any], frozenset[Operation]] | None = None
+    stream: Callable[[Any, str], StreamSpec | None] | None = None
 
 
 @hookspec

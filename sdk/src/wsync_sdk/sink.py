@@ -11,6 +11,9 @@ several threads at once, up to `StreamLimits.concurrency`; every other method by
 A changes batch has the column `OP` (string: `upsert` or `delete`) first, then one column per mapped field, named as in the stream (nested fields are
 structs), the key's columns among them. In a delete only the key is set.
 
+A NULL in an upsert is for the sink to write in its own way, unless `nulls_of(field)` says that of this field: `send` has the destination hold NULL,
+or no value, from now on; `omit` leaves the field out, so that the destination keeps what it has. Only a stream that declares `nulls` is asked for either.
+
 If the stream declares `needs_before`, the column `BEFORE` is last, of the type `before_type`: of each such field that is mapped, a list with the JSON text of
 every value that the destination may still hold from this sync's earlier changes of the key. It is one value as a rule, two or more after changes
 whose outcome was never known. NULL: nothing is known, because the key is new, or was last sent before the stream declared the field.
@@ -31,6 +34,7 @@ import pyarrow as pa
 
 from wsync_sdk.errors import ConfigError, storable
 from wsync_sdk.network import AddressPolicy
+from wsync_sdk.nulls import Nulls
 from wsync_sdk.source import CheckReport
 
 __all__ = [
@@ -75,7 +79,8 @@ class FieldSpec:
     """A field that a stream knows by name.
 
     :param name: as in the mapping; dots nest.
-    :param type: what the mapped value is cast to; None: whatever comes.
+    :param type: what the mapped value is cast to, where the mapping has no `cast` of its own; None: whatever comes.
+    :param required: there is no upsert without it; a field inside it will do.
     """
 
     name: str
@@ -107,11 +112,14 @@ class StreamLimits:
 class StreamSpec:
     """A table, list or endpoint that takes changes.
 
-    :param fields: those known by name. :param open_fields: fields beyond these are taken as they come.
+    :param fields: those known by name. :param open_fields: fields beyond these are taken as they come, but for
+    :param closed_prefixes: beginnings of names of which only `fields` has all there are. The engine refuses a mapping of any other, and one without a
+        field that is required, at `apply` where `SinkSpec.stream` tells of the stream, else before a run reads.
     :param key: names of the key's fields; empty: the sync's own key is used.
     :param operations: what can be done; a `mirror` sync needs DELETE.
     :param needs_before: fields, dots nest, whose former values a change needs, to take them away: they come in the column `BEFORE`, and the engine keeps
         them encrypted. Fields that a mapping does not have are passed over.
+    :param nulls: what a mapping may ask, field by field, of NULLs, see `nulls_of`; empty: the stream has its one way, and the engine refuses to ask.
     """
 
     name: str
@@ -120,8 +128,10 @@ class StreamSpec:
     limits: StreamLimits
     fields: tuple[FieldSpec, ...] = ()
     open_fields: bool = True
+    closed_prefixes: tuple[str, ...] = ()
     key: tuple[str, ...] = ()
     needs_before: frozenset[str] = frozenset()
+    nulls: frozenset[Nulls] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

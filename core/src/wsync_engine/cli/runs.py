@@ -183,7 +183,7 @@ def rejections(
     if as_json:
         print_objects(found)
     else:
-        table(found, ("phase", "code", "message", "retryable", "refused"))
+        table(found, ("phase", "code", "message", "key", "retryable", "refused"))
 
 
 @runs.command()

@@ -21,13 +21,13 @@ from wsync_engine.config.schema import (
     ScheduleBlock,
     SyncBlock,
 )
-from wsync_engine.model.declaration import Declaration, ScheduleDeclaration, SyncDeclaration
+from wsync_engine.model.declaration import ConnectionSpec, Declaration, ScheduleDeclaration, SyncDeclaration
 from wsync_engine.model.refusal import Misplaced, refusal_words
 from wsync_engine.plugins import PluginHost
 from wsync_engine.scheduler.cron import parse_cron
 from wsync_engine.scheduler.spec import check_params
 from wsync_engine.scheduler.zones import zone_named
-from wsync_engine.services.connections import check_config, roles_of
+from wsync_engine.services.connections import check_config, declared_mistakes, roles_of
 from wsync_sdk.errors import ConfigError
 
 __all__ = ["load_declaration", "parse_declaration", "tenant_of"]
@@ -146,13 +146,17 @@ def _problem(error: ErrorDetails, document: Document) -> Problem:
 def _checked(declaration: Declaration, host: PluginHost) -> Iterator[Problem]:
     """What no single block can know."""
     names = [connection.name for connection in declaration.connections]
+    right: dict[str, ConnectionSpec] = {}
     for connection in declaration.connections:
         try:
             check_config(host, connection.plugin, connection.config, roles_of(declaration, connection.name))
+            right[connection.name] = connection
         except ConfigError as exc:
             yield _of_connection(connection.name, connection.config, exc)
     for sync in declaration.syncs:
         yield from _checked_sync(sync, names)
+        if sync.spec.sink in right:
+            yield from _checked_stream(sync, right[sync.spec.sink], host)
 
 
 def _of_connection(name: str, config: Mapping[str, Any], exc: ConfigError) -> Problem:
@@ -174,6 +178,11 @@ def _checked_sync(sync: SyncDeclaration, connections: list[str]) -> Iterator[Pro
     yield from _checked_fields(sync, path)
     if sync.schedule is not None:
         yield from _checked_schedule(sync, sync.schedule, (*path, "schedule"))
+
+
+def _checked_stream(sync: SyncDeclaration, sink: ConnectionSpec, host: PluginHost) -> Iterator[Problem]:
+    for mistake in declared_mistakes(host, sink.plugin, sink.config, sync.spec):
+        yield Problem(path=("syncs", sync.spec.name, *mistake.path), what=mistake.what, next_step=mistake.next_step)
 
 
 def _checked_fields(sync: SyncDeclaration, path: Path) -> Iterator[Problem]:

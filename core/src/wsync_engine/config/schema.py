@@ -26,6 +26,7 @@ from wsync_engine.model.durations import LONGEST_MS, duration_text
 from wsync_engine.model.reading import reading_mistake
 from wsync_engine.model.run import OverlapPolicy, Priority
 from wsync_engine.model.sync import Cursor, Duplicates, FromRun, Guards, MappingEntry, Mode, Read, SyncSpec
+from wsync_sdk.nulls import Nulls
 
 __all__ = ["ConnectionBlock", "CursorBlock", "FileBlock", "GuardsBlock", "ScheduleBlock", "SyncBlock"]
 
@@ -218,6 +219,11 @@ class FieldBlock(_Block):
         default=None, description="A value that can't be cast refuses the row."
     )
     required: bool = Field(default=False, description="NULL, or a list without values, refuses the row.")
+    nulls: Nulls | None = Field(
+        default=None,
+        description="What is said of a NULL. send: the destination holds none from now on; omit: the field is left out, and the destination keeps what it"
+        " has. By default what the sync's `nulls` says.",
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> FieldBlock:
@@ -225,6 +231,8 @@ class FieldBlock(_Block):
             raise ValueError("one of `column`, `columns` and `constant` says what is sent")
         if self.columns is not None and self.cast == "json":
             raise misplaced("cast", "a list of columns can't be cast to `json`", "make the JSON array in the query, or use another `cast`")
+        if self.columns is not None and self.nulls is not None:
+            raise misplaced("nulls", "a list of columns is never NULL: without values it is empty", "remove `nulls`")
         return self
 
     def to_entry(self, target: str) -> MappingEntry:
@@ -272,6 +280,10 @@ class GuardsBlock(_Block):
     )
     max_rejection_percent: float | None = Field(
         default=None, ge=0, le=100, description="More than this share of the rows refused by the mapping."
+    )
+    allow_schema_change: bool = Field(
+        default=False,
+        description="true: rows are sent again without asking when a mapped column changes its type, or, without a mapping, one comes or goes.",
     )
 
 
@@ -365,6 +377,10 @@ class SyncBlock(_Block):
         description="field: column, field: [column, …] for a list, or field: {…} as below; dots nest."
         " Without it every column goes under its own name.",
     )
+    nulls: Nulls | None = Field(
+        default=None,
+        description="What is said of NULLs in fields that do not say it themselves: `send` or `omit`, as there. By default the sink's own way.",
+    )
     duplicates: DuplicatesBlock = Field(default=DuplicatesBlock(), description="Rows with the same key.")
     guards: GuardsBlock = Field(default=GuardsBlock(), description="What stops a run.")
     queue: Name = Field(default="default", description="Of the workers that execute it; `wsync-engine worker --queue NAME` serves one.")
@@ -402,6 +418,7 @@ class SyncBlock(_Block):
             duplicates=Duplicates(**self.duplicates.model_dump()),
             guards=Guards(**self.guards.model_dump()),
             read=self.read,
+            nulls=self.nulls,
             cursor=None if self.cursor is None else self.cursor.to_cursor(),
         )
         return SyncDeclaration(spec=spec, queue=self.queue, schedule=None if self.schedule is None else self.schedule.to_declaration())

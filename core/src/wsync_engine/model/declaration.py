@@ -10,6 +10,7 @@ from typing import Any, Literal
 from wsync_engine.model.run import OverlapPolicy, Priority
 from wsync_engine.model.sync import Cursor, Duplicates, FromRun, Guards, MappingEntry, Mode, Read, Scalar, SyncSpec
 from wsync_sdk.errors import StateError
+from wsync_sdk.nulls import Nulls
 
 __all__ = ["ConnectionSpec", "Declaration", "ScheduleDeclaration", "SyncDeclaration", "sync_spec_from_json", "sync_spec_to_json"]
 
@@ -74,9 +75,12 @@ def sync_spec_to_json(spec: SyncSpec) -> dict[str, Any]:
     """
     stored = asdict(spec)
     reading = {name: stored.pop(name) for name in ("read", "cursor")}
+    nulls = stored.pop("nulls")
     return {
         **stored,
+        "guards": _guards_to_json(spec.guards),
         **({} if spec.read is Read.FULL else {**reading, "read": spec.read.value}),
+        **({} if nulls is None else {"nulls": nulls.value}),
         "mode": spec.mode.value,
         "key": list(spec.key),
         "mapping": [_entry_to_json(entry) for entry in spec.mapping],
@@ -84,15 +88,24 @@ def sync_spec_to_json(spec: SyncSpec) -> dict[str, Any]:
     }
 
 
+def _guards_to_json(guards: Guards) -> dict[str, Any]:
+    """Without what engines before do not know, where it is not used."""
+    stored = asdict(guards)
+    if not guards.allow_schema_change:
+        del stored["allow_schema_change"]
+    return stored
+
+
 def _entry_to_json(entry: MappingEntry) -> dict[str, Any]:
     """Without what engines before do not know, where it is not used: they go on reading it."""
     stored = asdict(entry)
-    columns = stored.pop("columns")
-    return {**stored, "columns": list(columns)} if columns else stored
+    columns, nulls = stored.pop("columns"), stored.pop("nulls")
+    return {**stored, **({"columns": list(columns)} if columns else {}), **({} if nulls is None else {"nulls": nulls.value})}
 
 
 def _entry_from_json(stored: Mapping[str, Any]) -> MappingEntry:
-    return MappingEntry(**{**stored, "columns": tuple(stored.get("columns", ()))})
+    nulls = Nulls(stored["nulls"]) if stored.get("nulls") else None
+    return MappingEntry(**{**stored, "columns": tuple(stored.get("columns", ())), "nulls": nulls})
 
 
 def sync_spec_from_json(stored: Mapping[str, Any]) -> SyncSpec:
@@ -109,6 +122,7 @@ def sync_spec_from_json(stored: Mapping[str, Any]) -> SyncSpec:
                 "mapping": tuple(_entry_from_json(entry) for entry in stored.get("mapping", ())),
                 "duplicates": Duplicates(**stored.get("duplicates", {})),
                 "guards": Guards(**stored.get("guards", {})),
+                "nulls": Nulls(stored["nulls"]) if stored.get("nulls") else None,
                 "read": Read(stored.get("read", Read.FULL)),
                 "cursor": Cursor(**stored["cursor"]) if stored.get("cursor") else None,
                 "parameters": {

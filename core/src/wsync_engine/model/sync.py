@@ -8,6 +8,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
+from wsync_sdk.nulls import Nulls
+
 __all__ = ["Cursor", "Duplicates", "FromRun", "Guards", "MappingEntry", "Mode", "Read", "Scalar", "SyncSpec", "bound_parameters"]
 
 Scalar = None | bool | int | float | str
@@ -57,6 +59,7 @@ class MappingEntry:
     :param target: its name, dots nest. :param column: of the query. :param columns: several of them: a list of their values, without NULLs, is sent.
         Neither: `constant` is.
     :param cast: text, integer, number, boolean, date, timestamp or json. :param required: NULL, or a list without values, refuses the row.
+    :param nulls: what is said of a NULL: `send`, or `omit` the field; None: what the sync says.
     """
 
     target: str
@@ -65,6 +68,7 @@ class MappingEntry:
     cast: str | None = None
     required: bool = False
     columns: tuple[str, ...] = ()
+    nulls: Nulls | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +88,7 @@ class Guards:
     allow_empty: bool = False
     max_shrink_percent: float | None = None
     max_rejection_percent: float | None = None
+    allow_schema_change: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +97,7 @@ class SyncSpec:
 
     :param query: SQL, or None with `table` set. :param key: top-level fields of the mapping that identify a subscriber.
     :param mapping: empty: every column under its own name. :param cursor: there with `read` incremental.
+    :param nulls: of fields that say nothing of NULLs themselves; None: the sink does as it always does.
     """
 
     name: str
@@ -109,6 +115,7 @@ class SyncSpec:
     guards: Guards = Guards()
     read: Read = Read.FULL
     cursor: Cursor | None = None
+    nulls: Nulls | None = None
 
 
 def bound_parameters(

@@ -6,6 +6,7 @@ A row's hash decides whether a row is sent again, so this definition never chang
     prefix  the first 16 hexadecimal digits of the MD5 of: seed, then for each path its length in bytes, ":", the path, ":", its kind and ";"
     kind    boolean, integer, float, decimal, date, time, timestamp, instant, binary, uuid, text, json or nested: what a sink's wire form may depend on
     field   of text, list or structure: length in bytes (NULL: -1) ":" text;  of every other type: text (NULL: "~") ";"
+            a NULL that the mapping asks to send or to omit: length -2 or -3;  of every other type "~send" or "~omit"
     text    boolean   true | false
             integer   decimal digits
             float     shortest digits that read back the same; -0.0 as 0.0
@@ -28,6 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wsync_engine.pipeline.sql import text
+from wsync_sdk import Nulls
 
 __all__ = ["ALGORITHM", "HashedField", "canonical_value", "hash_of_row", "partition_of_key"]
 
@@ -71,6 +73,8 @@ _KINDS = {
     "VARCHAR": "text",
 }
 
+_NULL_LENGTHS = {None: -1, Nulls.SEND: -2, Nulls.OMIT: -3}
+
 
 def canonical_value(expression: str, duckdb_type: str) -> str:
     """SQL for the text of one leaf value; NULL stays NULL.
@@ -92,12 +96,16 @@ def canonical_value(expression: str, duckdb_type: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HashedField:
-    """A leaf of the mapped row: its dotted path, the SQL of its value, and the value's DuckDB type; `is_json`: text that is JSON."""
+    """A leaf of the mapped row: its dotted path, the SQL of its value, and the value's DuckDB type; `is_json`: text that is JSON.
+
+    :param nulls: what the mapping asks of NULLs: only rows that have one are other rows when that changes.
+    """
 
     path: str
     expression: str
     type: str
     is_json: bool = False
+    nulls: Nulls | None = None
 
 
 def hash_of_row(seed: str, fields: Sequence[HashedField]) -> str:
@@ -108,9 +116,9 @@ def hash_of_row(seed: str, fields: Sequence[HashedField]) -> str:
         expression, duckdb_type = field.expression, field.type
         value = canonical_value(expression, duckdb_type)
         if _is_delimited(duckdb_type):
-            parts += [f"coalesce({value}, '~')", "';'"]
+            parts += [f"coalesce({value}, {text('~' + (field.nulls or ''))})", "';'"]
         else:
-            parts += [f"coalesce(strlen({value}), -1)", "':'", value]
+            parts += [f"coalesce(strlen({value}), {_NULL_LENGTHS[field.nulls]})", "':'", value]
     # As a number, which DuckDB makes of the digest's bytes from the last to the first: the way through hexadecimal text costs a fifth more.
     return f"CAST(md5_number(concat({', '.join(parts)})) AS UUID)"
 

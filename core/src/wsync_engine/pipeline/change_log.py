@@ -33,6 +33,11 @@ class ChangeLogReader:
         self.rows: int = self._starts[-1]
         self._cache: dict[int, pa.Table] = {}
 
+    def within(self, span: RowRange) -> RowRange:
+        """The span as far as its first two row groups reach: what `read` has in memory anyway."""
+        second = next(group for group, stop in enumerate(self._starts[1:]) if stop > span.first) + 2
+        return RowRange(span.first, min(span.last, self._starts[min(second, len(self._starts) - 1)] - 1))
+
     def read(self, span: RowRange) -> pa.RecordBatch:
         """The rows of `span` as one batch."""
         tables = []

@@ -24,6 +24,7 @@ from wsync_engine.model.ids import uuid7
 from wsync_engine.pipeline.change_log import ChangeLogReader
 from wsync_engine.pipeline.chunking import cut, halves, leaves, remaining, verdict_ranges
 from wsync_engine.pipeline.context import RunContext
+from wsync_engine.pipeline.rejected_row import largest_field, payload_of
 from wsync_engine.state.books import RunBooks
 from wsync_engine.state.records import Ack, Cipher, NewRejection, SentChunk
 from wsync_sdk import (
@@ -174,7 +175,7 @@ class _Partition:
         for gap in gaps:
             first = gap.first
             while first <= gap.last:
-                span = RowRange(first, min(gap.last, first + window_rows - 1))
+                span = self._window(RowRange(first, min(gap.last, first + window_rows - 1)))
                 changes, records = self._rendered(span)
                 sizes = _record_bytes(changes, records)
                 chunks = cut(first, sizes, max_rows=limits.max_rows, max_bytes=limits.max_bytes)
@@ -183,14 +184,19 @@ class _Partition:
                     yield [self._chunk(c, *_part(changes, records, c, first)) for c in kept[start : start + WINDOW_CHUNKS]]
                 first = span.last + 1
 
+    def _window(self, span: RowRange) -> RowRange:
+        """As much of the span as is rendered at once: wide rows are few in a row group. Whole chunks, where it holds some."""
+        near = self._reader.within(span)
+        whole = near.rows // self._d.limits.max_rows * self._d.limits.max_rows
+        return RowRange(near.first, near.first + whole - 1) if near.last < span.last and whole else near
+
     def _without_oversized(self, chunks: list[RowRange], first: int, sizes: npt.NDArray[np.int64]) -> list[RowRange]:
         """Rows beyond the stream's record limit are rejections and never sent; the chunks are cut around them."""
         limit = self._d.limits.max_record_bytes
         if limit is None or int(sizes.max(initial=0)) <= limit:
             return chunks
         spans = [RowRange(first + int(place), first + int(place)) for place in np.flatnonzero(sizes > limit)]
-        message = f"the record is larger than {limit} bytes"
-        rejections = [self._rejection(span.first, "record_too_large", message, retryable=False) for span in spans]
+        rejections = [self._oversized(span.first, limit) for span in spans]
         self._d.books.record_acks([self._ack(span, "rejected") for span in spans], rejections)
         self._d.context.count("rejected", len(spans))
         self._d.tally.note("rejected", len(spans))
@@ -316,6 +322,11 @@ class _Partition:
     def _ack(self, span: RowRange, verdict: str) -> Ack:
         return Ack(partition=self._partition, range=span, verdict=verdict)
 
+    def _oversized(self, row: int, limit: int) -> NewRejection:
+        largest = largest_field(self._reader.read(RowRange(row, row)))
+        message = f"`{largest}`: the record is larger than {limit} bytes, and this is its largest field"
+        return self._rejection(row, "record_too_large", message, retryable=False)
+
     def _rejection(self, row: int, code: str, message: str, *, retryable: bool) -> NewRejection:
         payload = self._reader.read(RowRange(row, row))
         if BEFORE in payload.schema.names:  # what was refused is the row
@@ -328,7 +339,7 @@ class _Partition:
             code=code,
             message=message,
             retryable=retryable,
-            payload=self._d.cipher.encrypt(_as_ipc(payload)),
+            payload=self._d.cipher.encrypt(payload_of(payload, self._d.target.key)),
         )
 
 
@@ -336,13 +347,6 @@ def _part(changes: pa.RecordBatch, records: Any, span: RowRange, first: int) -> 
     """The rows of `span` out of a batch whose first row has the number `first`; nothing is copied."""
     start = span.first - first
     return changes.slice(start, span.rows), None if records is None else records.slice(start, span.rows)
-
-
-def _as_ipc(batch: pa.RecordBatch) -> bytes:
-    stream = pa.BufferOutputStream()
-    with pa.ipc.new_stream(stream, batch.schema) as writer:
-        writer.write_batch(batch)
-    return bytes(stream.getvalue())
 
 
 def _checked(chunk: Chunk, result: WriteResult) -> WriteResult:

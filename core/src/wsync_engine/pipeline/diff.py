@@ -21,9 +21,11 @@ from wsync_engine.pipeline.canonical import canonical_value, partition_of_key
 from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.manifest import KeyColumn, Manifest
 from wsync_engine.pipeline.mapping import HASH, PARTITION, REFUSAL
-from wsync_engine.pipeline.sql import PARQUET, identifier, path_list, text
+from wsync_engine.pipeline.shape import key_casts
+from wsync_engine.pipeline.sql import PARQUET, ROW_GROUP_BYTES, identifier, path_list, text
+from wsync_engine.pipeline.wide_log import WIDE_ROW_BYTES, widest_row_bytes, write_wide_log
 from wsync_engine.state.records import Sealer
-from wsync_sdk import BEFORE, OP, ConfigError, Operation
+from wsync_sdk import BEFORE, OP, Operation
 
 __all__ = [
     "DiffCounts",
@@ -222,15 +224,11 @@ def load_snapshot(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> Non
         connection.execute(f"CREATE TEMP TABLE snapshot ({snapshot_columns(task.key, has_before=bool(task.before))})")
         return
     manifest = task.manifest
-    if manifest.key and tuple(manifest.key) != tuple(task.key):
-        raise ConfigError(
-            "the key's fields or types are not those of the snapshot",
-            next_step="give the key its former fields and types again, or declare a sync of another name",
-        )
-    # What was never acknowledged is not at the sink, whatever else is in doubt.
-    doubt = (
-        f"REPLACE (({HASH} IS NOT NULL OR wsync_unsure) AS wsync_unsure, CAST(0 AS BIGINT) AS wsync_offer_at)" if manifest.is_unsure else ""
-    )
+    casts = key_casts(manifest.key or task.key, task.key)
+    replaced = [f"CAST({identifier(name)} AS {kind}) AS {identifier(name)}" for name, kind in casts.items()]
+    if manifest.is_unsure:  # what was never acknowledged is not at the sink, whatever else is in doubt
+        replaced += [f"({HASH} IS NOT NULL OR wsync_unsure) AS wsync_unsure", "CAST(0 AS BIGINT) AS wsync_offer_at"]
+    doubt = f"REPLACE ({', '.join(replaced)})" if replaced else ""
     file = f"read_parquet({path_list([task.snapshot])}, hive_partitioning = false)"
     without, before = _before_column(connection, file, is_needed=bool(task.before))
     # A key's partition is computed for files that have others' keys, too: it would be half the cost of a comparison.
@@ -393,18 +391,31 @@ def _row(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[int, ...]:
 
 def _write_log(connection: duckdb.DuckDBPyConnection, task: DiffInput, sides: _Sides, *, with_deletes: bool) -> None:
     """One pass over stage and snapshot: what of them is not the same, in key order."""
+    keys = [column.name for column in task.key]
+    widest = widest_row_bytes([*task.stage, *([] if task.carried is None else [task.carried])])
+    if widest >= WIDE_ROW_BYTES:
+        narrow = _changes(task, sides, keys, with_deletes=with_deletes)
+        write_wide_log(connection, narrow, key=keys, fields=task.fields, hashed=HASH, row_bytes=widest, log=task.log)
+        return
+    connection.execute(
+        f"COPY ({_changes(task, sides, task.fields, with_deletes=with_deletes)} ORDER BY {_keys(task)})"
+        f" TO {text(str(task.log))} ({PARQUET}, ROW_GROUP_SIZE {LOG_ROW_GROUP}, ROW_GROUP_SIZE_BYTES {ROW_GROUP_BYTES})"
+    )
+
+
+def _changes(task: DiffInput, sides: _Sides, names: Sequence[str], *, with_deletes: bool) -> str:
+    """SQL of the changes, in any order, with these of the fields."""
     keys = {column.name for column in task.key}
     fields = ", ".join(
         f"coalesce(s.{identifier(name)}, o.{identifier(name)}) AS {identifier(name)}" if name in keys else f"s.{identifier(name)}"
-        for name in task.fields
+        for name in names
     )
     sealed, before = (f", {SEALED}", f", {before_struct(task.before, f'o.{SEALED}')} AS {BEFORE}") if task.before else ("", "")
-    connection.execute(
-        f"COPY (SELECT CASE WHEN s.{HASH} IS NULL THEN {text(Operation.DELETE)} ELSE {text(Operation.UPSERT)} END AS {OP},"
+    return (
+        f"SELECT CASE WHEN s.{HASH} IS NULL THEN {text(Operation.DELETE)} ELSE {text(Operation.UPSERT)} END AS {OP},"
         f" {fields}, s.{HASH}{before}"
         f" FROM offered s {'FULL' if with_deletes else 'LEFT'} JOIN (SELECT {_keys(task)}, {HASH}, wsync_unsure{sealed} FROM snapshot) o"
-        f" ON {_on(task, 's', 'o')} WHERE NOT coalesce({_SAME}, false) AND {_is_sent(task, sides)} ORDER BY {_keys(task)})"
-        f" TO {text(str(task.log))} ({PARQUET}, ROW_GROUP_SIZE {LOG_ROW_GROUP})"
+        f" ON {_on(task, 's', 'o')} WHERE NOT coalesce({_SAME}, false) AND {_is_sent(task, sides)}"
     )
 
 

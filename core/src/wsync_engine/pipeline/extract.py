@@ -16,7 +16,8 @@ import pyarrow as pa
 from wsync_engine.pipeline.cursor import CursorColumn, CursorValue, HighestSeen
 from wsync_engine.pipeline.local_database import Budget, opened
 from wsync_engine.pipeline.mapping import PARTITION, REFUSAL, CompiledMapping
-from wsync_engine.pipeline.sql import PARQUET, text
+from wsync_engine.pipeline.source_columns import placed
+from wsync_engine.pipeline.sql import PARQUET, ROW_GROUP_BYTES, text
 from wsync_sdk import PluginError, Source, Split, WsyncError
 
 __all__ = ["StagedSplit", "extract_split"]
@@ -53,10 +54,11 @@ class _Feed:
         self.error: BaseException | None = None
         self._batches = batches
         self._schema = schema
+        self._placed = placed(schema)
         self._on_batch = on_batch
 
     def reader(self) -> pa.RecordBatchReader:
-        return pa.RecordBatchReader.from_batches(self._schema, self._stream())
+        return pa.RecordBatchReader.from_batches(self._placed, self._stream())
 
     def _stream(self) -> Iterator[pa.RecordBatch]:
         try:
@@ -67,7 +69,7 @@ class _Feed:
                 if self._highest is not None:
                     self._highest.take(batch)
                 self.rows += batch.num_rows
-                yield batch
+                yield pa.RecordBatch.from_arrays(batch.columns, schema=self._placed)
         except BaseException as exc:
             self.error = exc
             raise
@@ -119,13 +121,14 @@ def extract_split(
 
 def _copy(connection: duckdb.DuckDBPyConnection, feed: _Feed, mapping: CompiledMapping, target: Path, partitions: int) -> None:
     connection.register("source", feed.reader())
+    groups = f"{PARQUET}, ROW_GROUP_SIZE 61440, ROW_GROUP_SIZE_BYTES {ROW_GROUP_BYTES}"
     if partitions == 1:
         target.mkdir()
         destination = text(str(target / "part-0.parquet"))
-        options = f"{PARQUET}, ROW_GROUP_SIZE 61440"
+        options = groups
     else:
         destination = text(str(target))
-        options = f"{PARQUET}, ROW_GROUP_SIZE 61440, PARTITION_BY ({PARTITION}), WRITE_PARTITION_COLUMNS true"
+        options = f"{groups}, PARTITION_BY ({PARTITION}), WRITE_PARTITION_COLUMNS true"
     try:
         connection.execute(f"COPY ({mapping.select}) TO {destination} ({options})")
     except duckdb.Error as exc:

@@ -188,6 +188,7 @@ def _fold(job: Job, run_id: UUID, record: RunRecord, *, may_spread: bool = False
         log.base,
         files=tuple(folded[part]["file"] for part in partitions),
         key=log.key,
+        shape=log.shape,
         rows=sum(folded[part]["rows"] for part in partitions),
         is_unsure=False,
         delivery=_last_delivery(log, record, is_silent=is_silent),

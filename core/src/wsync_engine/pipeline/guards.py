@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from wsync_engine.model.sync import Guards
 from wsync_engine.pipeline.diff import DiffCounts
 
 __all__ = ["tripped"]
 
 
-def tripped(guards: Guards, counts: DiffCounts, *, read_rows: int, is_part: bool) -> list[str]:
+def tripped(guards: Guards, counts: DiffCounts, *, read_rows: int, is_part: bool, schema_changes: Sequence[str] = ()) -> list[str]:
     """In words, each guard that these totals trip; empty: go on. A first run, without a snapshot, trips none that compares with it, nor does
     one that read a part of the result: that part may be empty.
+
+    :param schema_changes: how the result's columns changed since the snapshot, in words.
     """
     reasons = []
     before = 0 if is_part else counts.snapshot_rows
     if before and read_rows == 0 and not guards.allow_empty:
         reasons.append(f"the result is empty, {before} subscribers are in the snapshot (guard `allow_empty`)")
+    if schema_changes and counts.snapshot_rows and counts.upserts and not guards.allow_schema_change:
+        reasons.append(f"the mapped columns changed: {', '.join(schema_changes)} (guard `allow_schema_change`)")
     if before and guards.max_delete_percent is not None:
         percent = 100 * counts.deletes / before
         if percent > guards.max_delete_percent:

@@ -14,6 +14,7 @@ from wsync_engine.model.sync import Duplicates, Mode
 from wsync_engine.pipeline.before import BeforeField, before_fields
 from wsync_engine.pipeline.diff import DiffInput
 from wsync_engine.pipeline.manifest import KeyColumn, Manifest
+from wsync_engine.pipeline.shape import Shape, changes_between
 from wsync_engine.storage import LocalStorage
 
 __all__ = ["Aside", "LogRecord", "PartRead"]
@@ -49,7 +50,7 @@ class LogRecord:
     :param destination, stream: where the log goes, whatever the sync says by the time it is delivered.
     :param base: the snapshot it was compared with, seen in `partitions`. :param schema: of the stream's fields.
     :param before: fields of the stream whose before-values it holds. :param planned_after: the sync's delivery number at the plan.
-    :param part: None where the whole result was read.
+    :param part: None where the whole result was read. :param shape: of what is sent; None: an engine before did not say.
     """
 
     partitions: int
@@ -65,6 +66,7 @@ class LogRecord:
     planned_after: int | None = None
     part: PartRead | None = None
     aside: tuple[Aside, ...] | None = None
+    shape: Shape | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
@@ -82,6 +84,7 @@ class LogRecord:
             "planned_after": self.planned_after,
             "part": None if self.part is None else asdict(self.part),
             "aside": None if self.aside is None else [asdict(one) for one in self.aside],
+            "shape": None if self.shape is None else asdict(self.shape),
         }
 
     @classmethod
@@ -101,12 +104,18 @@ class LogRecord:
             planned_after=document.get("planned_after"),
             part=PartRead(**document["part"]) if document.get("part") else None,
             aside=tuple(Aside(**one) for one in document["aside"]) if document.get("aside") else None,
+            shape=Shape(**document["shape"]) if document.get("shape") else None,
         )
 
     @property
     def before_fields(self) -> tuple[BeforeField, ...]:
         """The fields whose before-values it holds."""
         return before_fields(self.before, self.schema)
+
+    @property
+    def schema_changes(self) -> list[str]:
+        """How the result's columns changed since the snapshot, in words."""
+        return changes_between(self.base.shape, self.shape)
 
     @property
     def is_part(self) -> bool:

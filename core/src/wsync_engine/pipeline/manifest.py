@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from wsync_engine.pipeline.shape import KeyColumn, Shape
 from wsync_sdk import StateError
 
 __all__ = ["KeyColumn", "Manifest", "partitions_for"]
 
 MOST_PARTITIONS = 512
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyColumn:
-    """One field of the key, as the snapshot's files hold it; `type` is DuckDB's name."""
-
-    name: str
-    type: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +25,7 @@ class Manifest:
     :param delivery: number of the last one that it holds; 0: what it holds was adopted, and no sink knows of it.
     :param resync: up to which request every entry has been offered again. :param is_unsure: whatever the files say, every entry is `unsure`.
     :param carried: per partition the file of rejected rows that the next incremental read may not bring again, sealed; empty: there is none.
+    :param shape: of what was sent last; None: an engine before did not keep it.
     """
 
     version: int
@@ -45,6 +39,7 @@ class Manifest:
     resync: int = 0
     is_unsure: bool = False
     carried: tuple[str | None, ...] = ()
+    shape: Shape | None = None
 
     def grown(self, partitions: int) -> Manifest:
         """The same snapshot seen as more partitions: each is read from the file of the one it was split from."""
@@ -72,6 +67,7 @@ class Manifest:
             "resync": self.resync,
             "is_unsure": self.is_unsure,
             **({"carried": list(self.carried)} if self.carried else {}),
+            **({} if self.shape is None else {"shape": asdict(self.shape)}),
         }
 
     @classmethod
@@ -89,6 +85,7 @@ class Manifest:
             resync=document["resync"],
             is_unsure=document["is_unsure"],
             carried=tuple(document.get("carried", ())),
+            shape=Shape(**document["shape"]) if document.get("shape") else None,
         )
 
 

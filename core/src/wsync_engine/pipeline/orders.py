@@ -30,6 +30,7 @@ class ReadOrder:
 
     :param spec: the sync as it was at the plan. :param reading: where the run begins; None: it reads the whole result.
     :param planned_after: the sync's delivery number at the plan.
+    :param casts: of the fields whose types the stream says.
     """
 
     plan: ReadPlan
@@ -38,10 +39,11 @@ class ReadOrder:
     seed: str
     reading: ReadFrom | None
     planned_after: int
+    casts: Mapping[str, str]
 
     def mapping(self) -> CompiledMapping:
         """How rows are mapped."""
-        return compile_mapping(self.spec, self.plan.schema, seed=self.seed, partitions=self.partitions)
+        return compile_mapping(self.spec, self.plan.schema, seed=self.seed, partitions=self.partitions, casts=self.casts)
 
     def cursor(self) -> CursorColumn | None:
         """The column whose highest value is looked for."""
@@ -64,6 +66,7 @@ class ReadOrder:
             "seed": self.seed,
             "reading": None if self.reading is None else self.reading.to_json(),
             "planned_after": self.planned_after,
+            "casts": dict(self.casts),
         }
         return cipher.encrypt(json.dumps(document).encode())
 
@@ -78,6 +81,7 @@ class ReadOrder:
             seed=document["seed"],
             reading=None if document["reading"] is None else ReadFrom.from_json(document["reading"]),
             planned_after=document["planned_after"],
+            casts=document["casts"],
         )
 
 

@@ -20,12 +20,14 @@ from wsync_engine.pipeline.extract import StagedSplit, extract_split
 from wsync_engine.pipeline.job import Job, scratch_of, stream_of
 from wsync_engine.pipeline.local_database import SnapshotLost
 from wsync_engine.pipeline.log_record import Aside, LogRecord, PartRead
-from wsync_engine.pipeline.manifest import KeyColumn, Manifest, partitions_for
+from wsync_engine.pipeline.manifest import Manifest, partitions_for
 from wsync_engine.pipeline.mapping import CompiledMapping
 from wsync_engine.pipeline.orders import Comparison, ReadOrder
 from wsync_engine.pipeline.reading import FieldsChanged, ReadFrom, begin_reading, explain_refusal, query_of
 from wsync_engine.pipeline.refusals import refusals_of
+from wsync_engine.pipeline.shape import key_casts
 from wsync_engine.pipeline.snapshot import current_manifest
+from wsync_engine.pipeline.stream_check import cast_by_field, check_fields
 from wsync_engine.pipeline.tasks import Result, spread
 from wsync_engine.state.records import PublishedSplit, RunRecord, SnapshotRow
 from wsync_sdk import ConfigError, FatalError, PlanExpired, ReadPlan, StateError
@@ -91,23 +93,41 @@ def _begin(job: Job, *, adopt: bool, from_start: bool) -> None:
     reading = begin_reading(job, row, from_start=from_start)
     plan = _plan(job, reading)
     try:
-        order = ReadOrder(
-            plan=plan,
-            spec=job.spec,
-            partitions=partitions_for(plan.estimated_rows, manifest, rows_per_partition=job.budget.rows_per_partition),
-            seed=manifest.seed,
-            reading=reading,
-            planned_after=row.delivery,
-        )
-        if reading is not None:
-            reading.column(job, plan.schema)
-            reading.check_fields(order.mapping().schema)
+        order = _order(job, plan, manifest, reading, planned_after=row.delivery)
         job.books.store_plan(order.to_bytes(job.cipher), manifest.version)
         job.context.faults("after_plan")
+    except BaseException:
+        job.source.release(plan)
+        raise
+    try:
         _extract(job, job.books.load(), order, manifest)
     except PlanExpired:
         job.storage.drop_stage(str(job.books.run_id), generation)
         raise
+
+
+def _order(job: Job, plan: ReadPlan, manifest: Manifest, reading: ReadFrom | None, *, planned_after: int) -> ReadOrder:
+    """How the plan is read.
+
+    :raises ConfigError: the result does not fit the mapping, the stream or the snapshot: said before the query costs anything more.
+    """
+    stream = stream_of(job, job.spec.stream)
+    order = ReadOrder(
+        plan=plan,
+        spec=job.spec,
+        partitions=partitions_for(plan.estimated_rows, manifest, rows_per_partition=job.budget.rows_per_partition),
+        seed=manifest.seed,
+        reading=reading,
+        planned_after=planned_after,
+        casts=cast_by_field(stream),
+    )
+    mapping = order.mapping()
+    check_fields(job.spec, stream, mapping.schema)
+    key_casts(manifest.key or mapping.key_columns, mapping.key_columns)
+    if reading is not None:
+        reading.column(job, plan.schema)
+        reading.check_fields(mapping.schema)
+    return order
 
 
 def _plan(job: Job, reading: ReadFrom | None) -> ReadPlan:
@@ -244,7 +264,8 @@ def _log_record(job: Job, manifest: Manifest, mapping: CompiledMapping, order: R
         files=(),
         stage={str(partition): [path for split in splits for path in split.files.get(partition, [])] for partition in partitions},
         base=manifest,
-        key=tuple(KeyColumn(name=name, type=kind) for name, kind in zip(mapping.key, mapping.key_types, strict=True)),
+        key=mapping.key_columns,
+        shape=mapping.shape,
         schema=mapping.schema,
         mode=order.spec.mode,
         destination=job.destination,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from wsync_engine.model.reading import check_reading
-from wsync_engine.model.sync import Mode
 from wsync_engine.pipeline.change_log import ChangeLogReader
 from wsync_engine.pipeline.diff import DiffCounts
 from wsync_engine.pipeline.finish import conclude, fold_predecessors
@@ -17,8 +16,9 @@ from wsync_engine.pipeline.guards import tripped
 from wsync_engine.pipeline.job import Job, Outcome, log_of, stream_of
 from wsync_engine.pipeline.prepare import MOST_PLANS, prepare
 from wsync_engine.pipeline.send import send
+from wsync_engine.pipeline.stream_check import check_stream
 from wsync_engine.state.records import Ack, RunRecord
-from wsync_sdk import ConfigError, Operation, PlanExpired, RetryableError, RowRange
+from wsync_sdk import PlanExpired, RetryableError, RowRange
 
 __all__ = ["execute"]
 
@@ -47,7 +47,7 @@ def _begin_delivery(job: Job, record: RunRecord) -> Outcome | None:
     attempt = 1
     while True:
         if record.change_log is None:
-            _check_mode(job)
+            _check_sync(job)
             if not record.dry_run:
                 job.books.await_turn(job.sync_id)
             prepare(job, record)
@@ -81,14 +81,10 @@ def _without_plan(job: Job, record: RunRecord, attempt: int) -> RunRecord:
     return replace(record, change_log=None, plan=None)
 
 
-def _check_mode(job: Job) -> None:
-    """A stream that can't delete can't be mirrored, nor can a part of a result: said before the query costs anything."""
+def _check_sync(job: Job) -> None:
+    """What the stream can't take, and a part of a result can't be: said before the query costs anything."""
     check_reading(job.spec)
-    if job.spec.mode is Mode.MIRROR and Operation.DELETE not in stream_of(job, job.spec.stream).operations:
-        raise ConfigError(
-            f"mode `mirror` deletes what left the result, and the stream `{job.spec.stream}` takes no deletes",
-            next_step="tell the sink how to delete, or use `mode: upsert`",
-        )
+    check_stream(job.spec, stream_of(job, job.spec.stream))
 
 
 def _stops(job: Job, record: RunRecord) -> list[str]:
@@ -96,7 +92,8 @@ def _stops(job: Job, record: RunRecord) -> list[str]:
     if record.approved_by is not None or record.adopt:
         return []
     counts = DiffCounts.from_counts(record.counts)
-    reasons = tripped(job.spec.guards, counts, read_rows=record.counts["read"], is_part=log_of(record).is_part)
+    log = log_of(record)
+    reasons = tripped(job.spec.guards, counts, read_rows=record.counts["read"], is_part=log.is_part, schema_changes=log.schema_changes)
     if record.dry_run:
         reasons.insert(0, f"dry run: {counts.upserts} upserts and {counts.deletes} deletes would be sent")
     return reasons

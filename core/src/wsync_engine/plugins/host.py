@@ -15,7 +15,7 @@ from wsync_engine.plugins.boundary import called, guarded
 from wsync_engine.plugins.configuration import validated
 from wsync_engine.plugins.discovery import Candidate, exclusion, find_candidates, misfit
 from wsync_engine.plugins.loading import LoadFailed, Offer, load, survives_import
-from wsync_sdk import AddressPolicy, ConfigError, Operation, Sink, SinkSpec, Source, SourceSpec
+from wsync_sdk import AddressPolicy, ConfigError, Operation, Sink, SinkSpec, Source, SourceSpec, StreamSpec
 
 __all__ = ["PluginHost", "PluginReport"]
 
@@ -124,6 +124,18 @@ class PluginHost:
         model = validated(offered.spec.config_model, config, resolve)
         operations: frozenset[Operation] = called(offered.spec.operations, _label(offered), "operations", model)
         return operations
+
+    def sink_stream(self, plugin: str, config: Mapping[str, Any], resolve: Callable[[str], str], name: str) -> StreamSpec | None:
+        """What a stream of a sink with this config takes, told without connecting; None: only a connected sink knows.
+
+        :raises ConfigError: as `open_source`; or there can't be such a stream.
+        """
+        offered = _named(self._sinks, plugin, "sink")
+        if offered.spec.stream is None:
+            return None
+        model = validated(offered.spec.config_model, config, resolve)
+        stream: StreamSpec | None = called(offered.spec.stream, _label(offered), "stream", model, name)
+        return stream
 
     def open_sink(
         self, plugin: str, config: Mapping[str, Any], resolve: Callable[[str], str], *, network: AddressPolicy = _PUBLIC_ONLY

@@ -43,7 +43,7 @@ from wsync_engine.services.catalog import (
     service_statements,
 )
 from wsync_engine.services.changes import Change, compared
-from wsync_engine.services.connections import check_config, check_mode, forgive, resolved_secrets, roles_of
+from wsync_engine.services.connections import check_config, check_mode, declared_mistakes, forgive, resolved_secrets, roles_of
 from wsync_engine.services.plan_notes import noted_deletion, noted_reading, noted_times
 from wsync_engine.state.database import tenant_transaction
 from wsync_engine.state.tenants import ensure_tenant, find_tenant
@@ -146,6 +146,9 @@ def _wanted(declaration: Declaration, host: PluginHost, secret_folders: Sequence
         check_reading(sync.spec)
         sink = connections[sync.spec.sink]
         check_mode(host, sink.plugin, sink.config, sync.spec.mode)
+        for mistake in declared_mistakes(host, sink.plugin, sink.config, sync.spec):
+            place = ".".join(("syncs", sync.spec.name, *mistake.path))
+            raise ConfigError(f"{place}: {mistake.what}", next_step=mistake.next_step)
     return _Wanted(declaration=declaration, secrets=secrets)
 
 

@@ -15,7 +15,8 @@ from wsync_engine.index.due_index import Index
 from wsync_engine.index.entries import Cap
 from wsync_engine.model.declaration import Declaration
 from wsync_engine.model.ids import TenantId
-from wsync_engine.model.sync import Mode
+from wsync_engine.model.sync import Mode, SyncSpec
+from wsync_engine.pipeline.stream_check import StreamMistake, stream_mistakes
 from wsync_engine.plugins import PluginHost
 from wsync_engine.plugins.configuration import secret_references, validated
 from wsync_engine.scheduler.breakers import close_breakers
@@ -73,6 +74,18 @@ def check_mode(host: PluginHost, plugin: str, config: Mapping[str, Any], mode: M
             "mode `mirror` deletes what left the result, and the sink's config says nothing of deletes",
             next_step=f"tell the sink how to delete (see the page of `{plugin}`), or use `mode: upsert`",
         )
+
+
+def declared_mistakes(host: PluginHost, plugin: str, config: Mapping[str, Any], spec: SyncSpec) -> list[StreamMistake]:
+    """What the sink's stream can't take of a sync, as far as its plugin tells without connecting.
+
+    :raises ConfigError: the config is wrong.
+    """
+    try:
+        stream = host.sink_stream(plugin, config, resolve, spec.stream)
+    except ConfigError as exc:
+        return [StreamMistake(path=("stream",), what=exc.message, next_step=exc.next_step)]
+    return [] if stream is None else stream_mistakes(spec, stream)
 
 
 def resolved_secrets(

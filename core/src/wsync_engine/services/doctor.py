@@ -21,10 +21,11 @@ from wsync_engine.index.due_index import Index
 from wsync_engine.model.declaration import sync_spec_from_json
 from wsync_engine.model.ids import TenantId
 from wsync_engine.model.reading import engine_parameters, reading_fingerprint
-from wsync_engine.model.sync import Mode, SyncSpec, bound_parameters
+from wsync_engine.model.sync import SyncSpec, bound_parameters
 from wsync_engine.pipeline.cursor import CursorColumn
 from wsync_engine.pipeline.mapping import compile_mapping
 from wsync_engine.pipeline.reading import query_of, unread_parameters, usable
+from wsync_engine.pipeline.stream_check import stream_mistakes
 from wsync_engine.plugins import PluginHost
 from wsync_engine.scheduler.rows import Row, select
 from wsync_engine.secrets.keyring import Keyring
@@ -35,7 +36,7 @@ from wsync_engine.services.syncs import shown_cursor
 from wsync_engine.services.waiting import explain_waiting
 from wsync_engine.state.database import check_schema, connect, tenant_transaction
 from wsync_engine.storage import LocalStorage, storage_id
-from wsync_sdk import REFUSED_COLUMNS, AddressPolicy, Finding, Operation, WsyncError
+from wsync_sdk import REFUSED_COLUMNS, AddressPolicy, Finding, StreamSpec, WsyncError
 
 __all__ = ["Installation", "examine_installation", "examine_sync"]
 
@@ -225,16 +226,17 @@ def _sink(spec: SyncSpec, connection: StoredConnection, installation: Installati
             report = sink.check()
             yield from (replace(finding, name=f"sink.{finding.name}") for finding in report.findings)
             if report.ok:
-                yield _stream(spec, sink.stream(spec.stream).operations)
+                yield from _stream(spec, sink.stream(spec.stream))
     except WsyncError as exc:
         yield Finding(name="stream", ok=False, message=exc.message, next_step=exc.next_step)
 
 
-def _stream(spec: SyncSpec, operations: frozenset[Operation]) -> Finding:
-    if spec.mode is Mode.MIRROR and Operation.DELETE not in operations:
-        message = f"the stream `{spec.stream}` takes no deletes, and mode `mirror` needs them"
-        return Finding(name="stream", ok=False, message=message, next_step="tell the sink how to delete, or use `mode: upsert`")
-    return Finding(name="stream", ok=True, message=f"the stream `{spec.stream}` takes {' and '.join(sorted(operations))}")
+def _stream(spec: SyncSpec, stream: StreamSpec) -> Iterator[Finding]:
+    mistakes = stream_mistakes(spec, stream)
+    for mistake in mistakes:
+        yield Finding(name="stream", ok=False, message=mistake.what, next_step=mistake.next_step)
+    if not mistakes:
+        yield Finding(name="stream", ok=True, message=f"the stream `{spec.stream}` takes {' and '.join(sorted(stream.operations))}")
 
 
 def _snapshot(row: Row, storage: LocalStorage) -> Finding:

@@ -132,14 +132,22 @@ def _with_cursor(run: Row) -> Row:
 
 
 def list_rejections(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, *, keyring: Keyring, count: int) -> list[Row]:
-    """A run's refused rows one by one, oldest first: why, and `refused`, the row's fields as they were to be sent (a delete has its key only).
+    """A run's refused rows one by one, oldest first: why, `key`, the key's fields, and `refused`, the row's fields as they were to be sent.
+
+    A delete has its key only, and so has a large row; a key that is too large itself is left out.
 
     :raises ConfigError: they were encrypted with a key that this process does not have.
     """
     cipher = keyring.tenant(tenant_id)
     with tenant_transaction(conn, tenant_id):
         rows = select(conn, _SQL["rejection_list"], {"tenant_id": tenant_id, "run_id": run_id, "count": count})
-    return [{**{name: row[name] for name in row if name != "payload"}, "refused": _refused(row["payload"], cipher)} for row in rows]
+    return [_rejection(row, cipher) for row in rows]
+
+
+def _rejection(row: Row, cipher: TenantCipher) -> Row:
+    refused = _refused(row["payload"], cipher)
+    key = {name: refused[name] for name, _ in row["key_columns"] or () if name in refused}
+    return {**{name: row[name] for name in row if name not in ("payload", "key_columns")}, "key": key, "refused": refused}
 
 
 def _refused(payload: bytes | None, cipher: TenantCipher) -> dict[str, Any]:

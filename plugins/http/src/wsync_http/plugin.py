@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wsync_http.config import HttpConfig
-from wsync_sdk import Operation, Sink, SinkCapabilities, SinkSpec, hookimpl
+from wsync_sdk import Operation, Sink, SinkCapabilities, SinkSpec, StreamSpec, hookimpl
 
 __all__ = ["wsync_sinks"]
 
@@ -20,6 +20,13 @@ def _operations(config: HttpConfig) -> frozenset[Operation]:
     return config.operations
 
 
+def _stream(config: HttpConfig, name: str) -> StreamSpec:
+    from wsync_http.sink import HttpSink  # noqa: PLC0415 - as above
+
+    with HttpSink(config) as sink:
+        return sink.stream(name)
+
+
 @hookimpl
 def wsync_sinks() -> Sequence[SinkSpec]:
     """The HTTP sink."""
@@ -30,5 +37,6 @@ def wsync_sinks() -> Sequence[SinkSpec]:
         factory=_sink,
         capabilities=SinkCapabilities(transactional=False, renders=True),
         operations=_operations,
+        stream=_stream,
     )
     return (spec,)

@@ -26,6 +26,7 @@ from wsync_sdk import (
     ConfigError,
     FatalError,
     Finding,
+    Nulls,
     Operation,
     Rejection,
     RetryableError,
@@ -90,6 +91,7 @@ class HttpSink(Sink):
                 concurrency=limits.concurrency,
                 idempotent=self._config.idempotent,
             ),
+            nulls=frozenset(Nulls),
         )
 
     # -- a run

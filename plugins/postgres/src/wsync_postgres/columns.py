@@ -1,13 +1,15 @@
 """Which Arrow type a Postgres column becomes, and which of its values are refused. Pure: makes SQL text and Arrow fields, runs nothing.
 
+In a database whose encoding is SQL_ASCII a text may be any bytes: those are read as bytes, and what is not UTF-8 is refused here (`is_raw`).
+
 ADBC hands on infinity and BC dates as numbers that mean something else, without an error: the wrapping SELECT names them, and `conform` takes them out.
 The table in README.md is this module in words.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +70,7 @@ class Column:
     """One column of the wrapped query.
 
     :param alias: its name inside the wrapping SELECT. :param expression: what is selected for it.
-    :param refused: SQL that is true for a value without an Arrow form; None where there can't be one.
+    :param refused: SQL that is true for a value without an Arrow form; None where there can't be one. :param is_raw: a text that is read as its bytes.
     """
 
     field: pa.Field
@@ -76,10 +78,21 @@ class Column:
     pg_type: PgType
     expression: str
     refused: str | None = None
+    is_raw: bool = False
 
 
-def column(index: int, name: str, pg_type: PgType) -> Column:
-    """How the column at `index` is read."""
+def column(index: int, name: str, pg_type: PgType, *, is_any_bytes: bool = False) -> Column:
+    """How the column at `index` is read.
+
+    :param is_any_bytes: the database does not look at what bytes its texts are.
+    """
+    found = _checked_column(index, name, pg_type)
+    if not is_any_bytes or not pa.types.is_string(found.field.type):
+        return found
+    return replace(found, expression=f"convert_to(CAST({found.expression} AS text), 'SQL_ASCII')", is_raw=True)
+
+
+def _checked_column(index: int, name: str, pg_type: PgType) -> Column:
     alias = f"c{index}"
     if pg_type.element:
         return _array(alias, name, pg_type)
@@ -143,7 +156,7 @@ def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
     if REFUSED_COLUMNS in names:
         raise ConfigError(f"the query returns a column named `{REFUSED_COLUMNS}`", next_step="give it another name with AS")
     fields = [item.field for item in columns]
-    if any(item.refused for item in columns):
+    if any(item.refused or item.is_raw for item in columns):
         fields.append(pa.field(REFUSED_COLUMNS, pa.list_(pa.string())))
     return pa.schema(fields)
 
@@ -156,15 +169,46 @@ def select_list(columns: Sequence[Column], texts: Sequence[str]) -> str:
         any_refused = " OR ".join(refused for refused, _ in refusals)
         names = ", ".join(f"CASE WHEN {refused} THEN {text} END" for refused, text in refusals)
         expressions.append(f"CASE WHEN {any_refused} THEN array_remove(ARRAY[{names}]::text[], NULL) END")
+    elif any(item.is_raw for item in columns):
+        expressions.append("CAST(NULL AS text[])")
     return ", ".join(expressions)
 
 
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """The batch with exactly this schema: the driver's metadata gone, decimals made of their text, refused values NULL."""
-    arrays = [_conform(array, field.type) for array, field in zip(batch.columns, schema, strict=True)]
+    decoded = [_decoded(array, field.type) for array, field in zip(batch.columns, schema, strict=True)]
+    arrays = [_conform(array, field.type) for (array, _), field in zip(decoded, schema, strict=True)]
+    if any(bad for _, bad in decoded):
+        arrays[-1] = _with_names(arrays[-1], {name: bad for name, (_, bad) in zip(schema.names, decoded, strict=True)})
     if schema.names[-1:] == [REFUSED_COLUMNS] and arrays[-1].null_count < len(batch):
         arrays = [*_without_refused(arrays, schema), arrays[-1]]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _decoded(array: pa.Array, type_: pa.DataType) -> tuple[pa.Array, frozenset[int]]:
+    """(the texts that these bytes are, the places of those that are none); any other array as it is."""
+    if not (pa.types.is_binary(array.type) and pa.types.is_string(type_)):
+        return array, frozenset()
+    try:
+        return array.cast(pa.string()), frozenset()
+    except pa.ArrowInvalid:
+        texts = [_text(value) for value in array.to_pylist()]
+        bad = frozenset(place for place, text in enumerate(texts) if text is None and array[place].is_valid)
+        return pa.array(texts, pa.string()), bad
+
+
+def _text(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _with_names(refused: pa.Array, bad: Mapping[str, frozenset[int]]) -> pa.Array:
+    """The refused columns of each row, with those whose text is no text."""
+    listed: list[list[str]] = [names or [] for names in refused.to_pylist()]
+    named = ([*names, *(name for name, places in bad.items() if place in places)] for place, names in enumerate(listed))
+    return pa.array([names or None for names in named], refused.type)
 
 
 def _without_refused(arrays: Sequence[pa.Array], schema: pa.Schema) -> Iterator[pa.Array]:

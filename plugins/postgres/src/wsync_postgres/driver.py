@@ -192,6 +192,11 @@ class RowConnection:
         return self._connection.info.server_version
 
     @property
+    def is_any_bytes(self) -> bool:
+        """True where the database takes any bytes for a text."""
+        return self._connection.info.parameter_status("server_encoding") == "SQL_ASCII"
+
+    @property
     def is_open(self) -> bool:
         """False once the line is known to be cut."""
         return not (self._connection.closed or self._connection.broken)

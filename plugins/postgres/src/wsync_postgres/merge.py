@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from wsync_postgres.driver import identifier, literal, table_identifier
-from wsync_sdk import Target
+from wsync_sdk import Nulls, Target, nulls_of
 
 __all__ = ["Merge"]
 
@@ -36,8 +36,9 @@ class Merge:
 
     def upsert(self, staged: str) -> str:
         """Insert every row, or update the one of its key. Gives one text: the places of staged rows whose key did not come back, or NULL."""
-        updates = ", ".join(f"{identifier(name)} = EXCLUDED.{identifier(name)}" for name in self.values)
-        insert = f"{self._insert(staged)} DO UPDATE SET {updates} RETURNING {self._key}"
+        updates = ", ".join(f"{identifier(name)} = {self._updated(name)}" for name in self.values)
+        returned = ", ".join(f"d.{identifier(name)}" for name in self.target.key)
+        insert = f"{self._insert(staged)} DO UPDATE SET {updates} RETURNING {returned}"
         kept = f"SELECT FROM t WHERE {self._same_key}"
         return f"WITH t AS ({insert}) SELECT CAST(array_agg(s.ctid) AS text) FROM pg_temp.{staged} AS s WHERE NOT EXISTS ({kept})"
 
@@ -56,7 +57,7 @@ class Merge:
     def differing(self, staged: str, places: str) -> str:
         """Gives a row if the table does not hold the staged rows at `places`, value for value. Compared as texts: json has no equality."""
         values = [
-            f"CAST(t.{identifier(name)} AS text) IS NOT DISTINCT FROM CAST({self._cast(name, self.declared)} AS text)"
+            f"({self._left_out(name)}CAST(t.{identifier(name)} AS text) IS NOT DISTINCT FROM CAST({self._cast(name, self.declared)} AS text))"
             for name in self.values
         ]
         same = f"SELECT FROM {self._table} AS t WHERE {' AND '.join([self._same_key, *values])}"
@@ -68,6 +69,17 @@ class Merge:
         if not self.key_checks:
             return None
         return f"SELECT 1 FROM pg_temp.{staged} AS s WHERE NOT ({' AND '.join(self.key_checks)}) LIMIT 1"
+
+    def _updated(self, name: str) -> str:
+        """What a row that is there gets: of a field that is left out where it is NULL, what it has."""
+        new = f"EXCLUDED.{identifier(name)}"
+        return f"coalesce({new}, d.{identifier(name)})" if self._is_omitted(name) else new
+
+    def _left_out(self, name: str) -> str:
+        return f"s.{identifier(name)} IS NULL OR " if self._is_omitted(name) else ""
+
+    def _is_omitted(self, name: str) -> bool:
+        return nulls_of(self.target.schema.field(name)) is Nulls.OMIT
 
     @property
     def _table(self) -> str:
@@ -85,7 +97,7 @@ class Merge:
         names = self.target.schema.names
         columns = ", ".join(identifier(name) for name in names)
         values = ", ".join(self._cast(name, self.types) for name in names)
-        return f"INSERT INTO {self._table} ({columns}) SELECT {values} FROM pg_temp.{staged} AS s ON CONFLICT ({self._key})"
+        return f"INSERT INTO {self._table} AS d ({columns}) SELECT {values} FROM pg_temp.{staged} AS s ON CONFLICT ({self._key})"
 
     def _cast(self, name: str, types: Mapping[str, str]) -> str:
         return f"CAST(s.{identifier(name)} AS {types[name]})"

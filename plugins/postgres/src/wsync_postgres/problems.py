@@ -34,6 +34,7 @@ _AGAIN_CLASSES = ("08", "40", "53", "55", "58")
 _TABLE_CLASSES = frozenset({*_AGAIN_CLASSES, "0A", "25", "28", "3D", "3F", "42", "57", "HV", "XX"})
 # Said of a statement by the parser, which gives a position, and of a value by a type that reads it (tsvector, regclass), which gives none.
 _VALUE_CODES = frozenset({"42601", "42602", "42622", "42704", "42725", "42883", "42P01", "3F000"})
+_NO_UTF8 = frozenset({"22021", "22P05"})
 _AGAIN_CODES = frozenset({"57P02", "57P03", "57P05"})
 
 
@@ -108,6 +109,11 @@ def read_error(doing: str, problem: Problem, *, place: str = "") -> WsyncError:
         return RetryableError(message, next_step="nothing to do: it is tried again")
     if code[:2] == "XX":
         return FatalError(message, next_step="look into the server's log")
+    if code in _NO_UTF8:
+        return ConfigError(
+            f"{doing}: a text, a text in an array or a column's name has no form in UTF-8 ({problem.shown()})",
+            next_step="correct it where it is stored, or decode it in the query: convert_from(convert_to(x, 'SQL_ASCII'), 'LATIN1')",
+        )
     if code == "25006":
         return ConfigError(f"{doing}: the query would write, and a source only reads", next_step="select without functions that write")
     return ConfigError(message, next_step="correct the query, or grant the login what it lacks")

@@ -28,7 +28,16 @@ from wsync_postgres.driver import (
 )
 from wsync_postgres.problems import LOCK_TIMEOUT, Problem, prepare_error, write_error
 from wsync_postgres.staging import sql_type
-from wsync_postgres.table import check_key, check_table, key_checks, make_table, missing_privileges, require_privileges, table_columns
+from wsync_postgres.table import (
+    check_key,
+    check_nulls,
+    check_table,
+    key_checks,
+    make_table,
+    missing_privileges,
+    require_privileges,
+    table_columns,
+)
 from wsync_postgres.transaction import ChunkTransaction, WriteToken
 from wsync_sdk import (
     CheckReport,
@@ -36,6 +45,7 @@ from wsync_sdk import (
     ConfigError,
     FieldSpec,
     Finding,
+    Nulls,
     Operation,
     RetryableError,
     RowError,
@@ -102,6 +112,7 @@ class PostgresSink(TransactionalSink):
             a permission is missing; the run continues deliveries of which this database knows nothing, or the table is gone.
         :raises StateError: a later delivery of the sync has begun.
         """
+        check_nulls(target)
         made_types = {field.name: sql_type(field) for field in target.schema}
         check_key(target)
         with self._session() as session, _transaction(session):
@@ -247,12 +258,15 @@ class PostgresSink(TransactionalSink):
             self._idle.append(connection)
 
 
+# A column is required where the table has no value of its own for it: a BEFORE INSERT trigger for each row may have one.
 _TABLES = """
 SELECT CASE WHEN n.nspname = current_schema() THEN c.relname::text ELSE n.nspname || '.' || c.relname END, a.attname::text,
-       a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''
+       a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND t.typdefault IS NULL
+       AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgtype & 7 = 7)
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_type t ON t.oid = a.atttypid
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
   AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname NOT IN ('information_schema', {books})
   AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'INSERT')
@@ -260,7 +274,15 @@ ORDER BY 1, a.attnum"""
 
 
 def _stream(name: str, fields: tuple[FieldSpec, ...]) -> StreamSpec:
-    return StreamSpec(name=name, title=f"table {name}", operations=OPERATIONS, limits=LIMITS, fields=fields)
+    return StreamSpec(
+        name=name,
+        title=f"table {name}",
+        operations=OPERATIONS,
+        limits=LIMITS,
+        fields=fields,
+        open_fields=not fields,
+        nulls=frozenset(Nulls),
+    )
 
 
 def _settings(timeout_s: float) -> dict[str, str]:

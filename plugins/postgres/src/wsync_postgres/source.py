@@ -331,7 +331,8 @@ def _describe(connection: RowConnection, statement: Statement) -> _Described:
     described = connection.describe(f"{prefix}{statement.text}\n) AS q LIMIT 0", translate=_placed(statement, len(prefix)))
     types = _types(connection, [item.oid for item in described])
     columns = tuple(
-        column(i, item.name, PgType(oid=item.oid, element=types.get(item.oid, 0), typmod=item.typmod)) for i, item in enumerate(described)
+        column(i, item.name, PgType(oid=item.oid, element=types.get(item.oid, 0), typmod=item.typmod), is_any_bytes=connection.is_any_bytes)
+        for i, item in enumerate(described)
     )
     return _Described(statement=statement, columns=columns, schema=arrow_schema(columns))
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+
+import pyarrow as pa
 
 from wsync_postgres.driver import Row, RowConnection, identifier, literal, table_identifier
 from wsync_postgres.keys import TableColumn, key_check
 from wsync_postgres.problems import prepare_error
-from wsync_sdk import ConfigError, Target
+from wsync_sdk import ConfigError, Nulls, Target, nulls_of
 
-__all__ = ["check_key", "check_table", "key_checks", "make_table", "missing_privileges", "require_privileges", "table_columns"]
+__all__ = [
+    "check_key",
+    "check_nulls",
+    "check_table",
+    "key_checks",
+    "make_table",
+    "missing_privileges",
+    "require_privileges",
+    "table_columns",
+]
 
 _BEGINNING = partial(prepare_error, "begin")
 
@@ -92,6 +103,25 @@ def check_key(target: Target) -> None:
         raise ConfigError("the sync has no key", next_step="name the key's columns under `key:`")
     if missing := [name for name in target.key if name not in target.schema.names]:
         raise ConfigError(f"the key's column `{missing[0]}` is not mapped", next_step=f"map `{missing[0]}`")
+
+
+def check_nulls(target: Target) -> None:
+    """
+    :raises ConfigError: a NULL inside a structure is to be left out: a column holds the whole structure.
+    """
+    for field in target.schema:
+        for path in _omitted_inside(field, field.name):
+            raise ConfigError(
+                f"`nulls: omit` of `{path}`: it is a part of the column `{field.name}`, which is written whole",
+                next_step=f"remove `nulls` there, or map `{path}` to a column of its own",
+            )
+
+
+def _omitted_inside(field: pa.Field, path: str) -> Iterator[str]:
+    for child in field.type if pa.types.is_struct(field.type) else ():
+        if nulls_of(child) is Nulls.OMIT:
+            yield f"{path}.{child.name}"
+        yield from _omitted_inside(child, f"{path}.{child.name}")
 
 
 def check_table(session: RowConnection, target: Target, columns: Mapping[str, TableColumn]) -> None:

@@ -11,10 +11,10 @@ from difflib import get_close_matches
 
 import pyarrow as pa
 
-from wsync_sdk import ConfigError, FieldSpec, Target
+from wsync_sdk import ConfigError, FieldSpec, Nulls, Target, nulls_of
 from wsync_sdk.records import unsupported
 
-__all__ = ["CHANNELS", "PHONES", "RESERVED", "Field", "Layout", "field_specs", "id_field", "layout_of", "needs_before"]
+__all__ = ["CHANNELS", "CLOSED", "PHONES", "RESERVED", "Field", "Layout", "field_specs", "id_field", "layout_of", "needs_before"]
 
 CHANNELS = ("$email", "$sms", "$whatsapp", "$inbox", "$androidpush", "$iospush", "$webpush", "$slack", "$ms_teams")
 PHONES = frozenset({"$sms", "$whatsapp"})
@@ -24,6 +24,8 @@ RESERVED = {
     "$preferred_language": "ISO 639-1 code",
 }
 CHANNEL_GROUP, PROPERTY_GROUP = "channels", "properties"
+CLOSED = ("$", f"{CHANNEL_GROUP}.", f"{PROPERTY_GROUP}.$")
+"""Of fields that begin so, SuprSend knows all there are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +50,18 @@ class Layout:
 
 
 def field_specs() -> tuple[FieldSpec, ...]:
-    """The fields that are known by name; every other one is a property of one's own."""
-    channels = (
-        FieldSpec(name=f"{CHANNEL_GROUP}.{name[1:]}", description=f"`{name}`: a text, a list of texts, or what the channel asks for")
+    """The fields that are known by name, in each of their spellings; every other one is a property of one's own."""
+    channels = [
+        FieldSpec(name=spelling, description=f"`{name}`: a text, a list of texts, or what the channel asks for")
         for name in CHANNELS
-    )
-    reserved = (FieldSpec(name=name, type=pa.string(), description=words) for name, words in RESERVED.items())
-    return (FieldSpec(name="distinct_id", required=True, description="the user's id: the sync's key"), *channels, *reserved)
+        for spelling in (f"{CHANNEL_GROUP}.{name[1:]}", f"{CHANNEL_GROUP}.{name}", name, f"{PROPERTY_GROUP}.{name}")
+    ]
+    reserved = [
+        FieldSpec(name=spelling, type=pa.string(), description=words)
+        for name, words in RESERVED.items()
+        for spelling in (name, f"{PROPERTY_GROUP}.{name}")
+    ]
+    return (FieldSpec(name="distinct_id", description="the user's id, whatever its name: the sync's key"), *channels, *reserved)
 
 
 def needs_before() -> frozenset[str]:
@@ -160,8 +167,20 @@ def _check_property(field: Field) -> None:
         raise ConfigError(f"mapping: the property `{field.name}` has blanks around its name", next_step="rename the field")
     if field.name in RESERVED and not (_is_text(field.schema.type) or pa.types.is_null(field.schema.type)):
         raise ConfigError(f"mapping: `{field.name}` is {field.schema.type}, and is a text", next_step="map a text, or use `cast: text`")
+    if path := next(_nulls_inside(field.schema, field.name), ""):
+        raise ConfigError(
+            f"mapping of `{path}`: SuprSend does not say what a null inside a property does", next_step="use `nulls: omit` there, or none"
+        )
     if (type_ := unsupported(field.schema.type)) is not None:
         raise ConfigError(f"the field `{field.name}` holds {type_}, for which JSON has no form", next_step="cast it in the mapping")
+
+
+def _nulls_inside(field: pa.Field, path: str) -> Iterator[str]:
+    """Fields inside a structure whose NULLs are to be sent."""
+    for child in field.type if pa.types.is_struct(field.type) else ():
+        if nulls_of(child) is Nulls.SEND:
+            yield f"{path}.{child.name}"
+        yield from _nulls_inside(child, f"{path}.{child.name}")
 
 
 def _is_list(type_: pa.DataType) -> bool:

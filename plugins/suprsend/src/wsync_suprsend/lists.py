@@ -82,7 +82,7 @@ class ListStream:
                 concurrency=limits.concurrency,
                 idempotent=True,
             ),
-            fields=(FieldSpec(name="distinct_id", required=True, description="the user's id: the sync's key"),),
+            fields=(FieldSpec(name="distinct_id", description="the user's id, whatever its name: the sync's key"),),
             open_fields=False,
         )
 

@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow as pa
 
-from wsync_sdk import Chunk, ConfigError, Operation, RetryableError, RowError, StreamLimits, StreamSpec, Target, WriteResult
+from wsync_sdk import Chunk, ConfigError, Nulls, Operation, RetryableError, RowError, StreamLimits, StreamSpec, Target, WriteResult
 from wsync_sdk.records import SEPARATOR_BYTES, Text
 from wsync_suprsend.answers import Refusal, error_of, verdicts_of
 from wsync_suprsend.config import OnDelete, SuprSendConfig
-from wsync_suprsend.fields import field_specs, layout_of, needs_before
+from wsync_suprsend.fields import CLOSED, field_specs, layout_of, needs_before
 from wsync_suprsend.records import Template, rendered, stamped
 from wsync_suprsend.rows import Places, Rows, values_of
 from wsync_suprsend.service import BYTES_AROUND_IDS, MOST_BODY_BYTES, Service, ids_body, user_path
@@ -59,7 +59,9 @@ class ProfileStream:
                 idempotent=True,
             ),
             fields=field_specs(),
+            closed_prefixes=CLOSED,
             needs_before=needs_before(),
+            nulls=frozenset(Nulls),
         )
 
     def begin(self, target: Target) -> None:

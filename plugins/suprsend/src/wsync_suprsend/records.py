@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from wsync_sdk import BEFORE, Operation
+from wsync_sdk import BEFORE, Nulls, Operation, nulls_of, with_nulls
 from wsync_sdk.records import (
     MARK,
     SEPARATOR_BYTES,
@@ -157,7 +157,7 @@ def _operations(changes: pa.RecordBatch, layout: Layout, template: Template, ref
     yield _unset([*_missing(properties), *_emptied(channels, template)], rows)
     for field, values in channels:
         if (known := _before(changes, field)) is not None:
-            yield _each("$remove", field, _taken_away(former_values(known, values), values, template))
+            yield _each("$remove", field, _taken_away(field, former_values(known, values), values, template))
         yield _each("$append", field, values)
 
 
@@ -189,7 +189,8 @@ def _json_leaves(values: pa.Array, field: pa.Field, path: str) -> Iterator[tuple
 
 
 def _set(properties: Sequence[tuple[Field, pa.Array]], style: JsonStyle, refusals: Refusals) -> pa.LargeStringArray:
-    schema = pa.schema([pa.field(field.name, array.type, metadata=field.schema.metadata) for field, array in properties])
+    # A NULL is never in `$set`: `_missing` says what becomes of it.
+    schema = pa.schema([with_nulls(field.schema.with_name(field.name).with_type(array.type), None) for field, array in properties])
     written = json_records(pa.RecordBatch.from_arrays([array for _, array in properties], schema=schema), style)
     is_refused = is_marked(written)
     if is_refused.any():
@@ -202,7 +203,7 @@ def _set(properties: Sequence[tuple[Field, pa.Array]], style: JsonStyle, refusal
 
 def _missing(properties: Sequence[tuple[Field, pa.Array]]) -> list[tuple[Field, pa.BooleanArray]]:
     """Properties that are NULL, and in which rows."""
-    return [(field, array.is_null()) for field, array in properties if array.null_count]
+    return [(field, array.is_null()) for field, array in properties if array.null_count and nulls_of(field.schema) is not Nulls.OMIT]
 
 
 def _unset(gone: Sequence[tuple[Field, pa.BooleanArray]], rows: int) -> pa.LargeStringArray:
@@ -217,14 +218,22 @@ def _unset(gone: Sequence[tuple[Field, pa.BooleanArray]], rows: int) -> pa.Large
 
 def _emptied(channels: Sequence[tuple[Field, Values]], template: Template) -> list[tuple[Field, pa.BooleanArray]]:
     """Channels that lose all their addresses, whoever gave them, and in which rows."""
-    if template.null_channels is not NullChannels.UNSET:
-        return []
-    return [(field, pa.array(values.counts == 0)) for field, values in channels]
+    return [(field, pa.array(values.counts == 0)) for field, values in channels if _when_null(field, template) is NullChannels.UNSET]
 
 
-def _taken_away(former: Values, now: Values, template: Template) -> Values:
-    """The former addresses that are removed by name: all of them, but where a row has none now, as the settings say."""
-    return former if template.null_channels is NullChannels.REMOVE else former.where(now.counts > 0)
+def _taken_away(field: Field, former: Values, now: Values, template: Template) -> Values:
+    """The former addresses that are removed by name: all of them, but where a row has none now, as mapping or settings say."""
+    return former if _when_null(field, template) is NullChannels.REMOVE else former.where(now.counts > 0)
+
+
+def _when_null(field: Field, template: Template) -> NullChannels:
+    """What becomes of a channel without addresses: `omit` keeps it, and `send` never does."""
+    match nulls_of(field.schema):
+        case Nulls.OMIT:
+            return NullChannels.KEEP
+        case Nulls.SEND if template.null_channels is NullChannels.KEEP:
+            return NullChannels.REMOVE
+    return template.null_channels
 
 
 def _before(changes: pa.RecordBatch, field: Field) -> pa.Array | None:

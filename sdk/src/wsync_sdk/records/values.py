@@ -6,6 +6,7 @@ The JSON writer would write binary as hexadecimal, UUIDs as their bytes and JSON
 from __future__ import annotations
 
 import binascii
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,8 @@ import pyarrow.compute as pc
 __all__ = ["JSON_METADATA", "base64_text", "is_json", "unsupported", "writable"]
 
 JSON_METADATA = {b"wsync.logical": b"json"}
+_LARGE_BYTES = 65_536
+"""From this average on, a loop over values costs nothing beside their bytes."""
 
 
 def is_json(field: pa.Field) -> bool:
@@ -81,6 +84,8 @@ def base64_text(array: pa.Array) -> pa.StringArray:
     Each value is laid out at a multiple of three bytes, so that one call encodes all of them, each to its own quadruples.
     """
     values = array.cast(pa.large_binary())
+    if len(values) and values.nbytes // len(values) > _LARGE_BYTES:
+        return _base64_each(values)
     _, offsets_buffer, data_buffer = values.buffers()
     offsets = np.frombuffer(offsets_buffer, dtype=np.int64)[values.offset : values.offset + len(values) + 1]
     lengths = np.diff(offsets)
@@ -95,6 +100,17 @@ def base64_text(array: pa.Array) -> pa.StringArray:
     text[ends[lengths % 3 == 1] - 2] = ord("=")
     encoded = pa.LargeStringArray.from_buffers(len(values), pa.py_buffer(starts // 3 * 4), pa.py_buffer(text))
     return pc.if_else(array.is_valid(), encoded, pa.scalar(None, pa.large_string()))
+
+
+def _base64_each(values: pa.LargeBinaryArray) -> pa.LargeStringArray:
+    """The same for few large values, whose bytes' places would take a multiple of their own memory."""
+    encoded = (None if value is None else binascii.b2a_base64(value.as_buffer(), newline=False) for value in _scalars(values))
+    return pa.array(encoded, pa.large_binary()).cast(pa.large_string())
+
+
+def _scalars(values: pa.LargeBinaryArray) -> Iterator[pa.LargeBinaryScalar | None]:
+    for value in values:
+        yield value if value.is_valid else None
 
 
 def _uuid_text(storage: pa.Array) -> pa.StringArray:

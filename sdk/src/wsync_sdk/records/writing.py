@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from arro3.io import write_ndjson
 from pyarrow import json as arrow_json
 
+from wsync_sdk.nulls import Nulls, nulls_of
 from wsync_sdk.records.text import NARROW_LIMIT, Bools, Text, joined, large, narrowed, sliced
 from wsync_sdk.records.values import is_json, writable
 
@@ -37,7 +38,8 @@ _PER_DAY = {"s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_00
 class JsonStyle:
     """How records are written.
 
-    :param separator: one byte after each record. :param nulls_sent: NULL is written as null, else the field is left out, at every depth.
+    :param separator: one byte after each record. :param nulls_sent: NULL is written as null, else the field is left out, at every depth; of fields with
+        `nulls_of`, what that says.
     :param non_finite_rejected: NaN and infinity refuse their row, else null is written. :param decimals_as_text: else they are numbers.
     """
 
@@ -84,15 +86,18 @@ def json_records(fields: pa.RecordBatch, style: JsonStyle) -> Text:
 
 def _objects(columns: Sequence[tuple[pa.Field, pa.Array]], rows: int, style: JsonStyle, refusals: list[_Refusal], path: str = "") -> Text:
     """A JSON object and the separator per row. What holds JSON text is written apart and joined on: those fields come last."""
-    plain = [(field, array) for field, array in columns if not _holds_json(field)]
-    special = [(field, array) for field, array in columns if _holds_json(field)]
-    written = _written(plain, rows, style)
-    if not special:
+    special = [(field, array) for field, array in columns if _is_special(field)]
+    plain = [(field, array) for field, array in columns if not _is_special(field)]
+    other = [(field, array) for field, array in plain if _are_nulls_sent(field, style) != style.nulls_sent]
+    written = _written([pair for pair in plain if pair not in other] if other else plain, rows, style)
+    if not special and not other:
         return written
     parts = [sliced(written, head=1, tail=1 + SEPARATOR_BYTES)]
+    if other:
+        parts.append(_appended(_written(other, rows, replace(style, nulls_sent=not style.nulls_sent))))
     for field, array in special:
         text = _nested(field, array, style, refusals, f"{path}{field.name}")
-        if style.nulls_sent:
+        if _are_nulls_sent(field, style):
             text = pc.fill_null(text, large("null"))
         # Not joined by "," with NULLs skipped: Arrow 26 then leaves out rows that have nothing else.
         parts.append(pc.fill_null(joined(f",{json_name(field.name)}:", text), large("")))
@@ -101,6 +106,12 @@ def _objects(columns: Sequence[tuple[pa.Field, pa.Array]], rows: int, style: Jso
     if is_headless.any():
         inside = sliced(inside, head=1, tail=0, rows=is_headless)
     return narrowed(joined("{", inside, "}" + style.separator.decode()))
+
+
+def _appended(written: Text) -> pa.LargeStringArray:
+    """Objects as what comes behind other fields: a comma and the fields; nothing where there are none."""
+    fields = sliced(written, head=1, tail=1 + SEPARATOR_BYTES)
+    return pc.if_else(pc.equal(fields, ""), large(""), joined(",", fields))
 
 
 def _nested(field: pa.Field, array: pa.Array, style: JsonStyle, refusals: list[_Refusal], path: str) -> pa.LargeStringArray:
@@ -112,8 +123,16 @@ def _nested(field: pa.Field, array: pa.Array, style: JsonStyle, refusals: list[_
     return pc.if_else(array.is_valid(), text, large(None))
 
 
-def _holds_json(field: pa.Field) -> bool:
-    return is_json(field) or (pa.types.is_struct(field.type) and any(_holds_json(child) for child in field.type))
+def _is_special(field: pa.Field) -> bool:
+    """Whether the writer can't write it: JSON text, or a structure that holds some, or that holds fields with NULLs of their own kind."""
+    if not pa.types.is_struct(field.type):
+        return is_json(field)
+    return any(nulls_of(child) is not None or _is_special(child) for child in field.type)
+
+
+def _are_nulls_sent(field: pa.Field, style: JsonStyle) -> bool:
+    nulls = nulls_of(field)
+    return style.nulls_sent if nulls is None else nulls is Nulls.SEND
 
 
 def _written(columns: Sequence[tuple[pa.Field, pa.Array]], rows: int, style: JsonStyle) -> Text:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from wsync_sdk.nulls import Nulls, with_nulls
 from wsync_sdk.testing.harness import SinkHarness
 from wsync_sdk.testing.rules import ContractViolation, absent, require
 from wsync_sdk.testing.sink_delivery import Delivery, Row, delete, delivering, people, require_contents
@@ -26,6 +27,13 @@ SAMPLE_VALUES = SAMPLE_TYPES.append_column(
 """A column of each type that a mapping gives, without NULLs."""
 
 PAIRS = pa.schema([("shop", pa.int64()), ("number", pa.int64()), ("name", pa.string())])
+ASKED = pa.schema(
+    [
+        pa.field("id", pa.int64()),
+        with_nulls(pa.field("kept", pa.string()), Nulls.OMIT),
+        with_nulls(pa.field("cleared", pa.string()), Nulls.SEND),
+    ]
+)
 LARGEST_CHUNK = 2_000
 RECORD_BYTES = 500  # more than a sink renders of two short fields
 MOST_THREADS = 8
@@ -71,6 +79,18 @@ class SinkRowRules:
             delivery.write(after)
             advice = "an upsert leaves something of the old row, or a second row of its key; replace all mapped fields, by NULL too"
             require_contents(harness, delivery, [*after, before[2]], advice)
+
+    def test_a_null_is_sent_or_left_out_as_its_field_says(self, harness: SinkHarness) -> None:
+        """Who asks for `omit` has another system fill the field: a NULL of ours must not take its value away. Who asks for `send` wants just that."""
+        before: Row = {"id": 1, "kept": "old", "cleared": "old"}
+        after: Row = {"id": 1, "kept": None, "cleared": None}
+        with delivering(harness, ASKED) as delivery:
+            if delivery.stream.nulls != frozenset(Nulls):
+                absent("the stream has its one way with NULLs")
+            delivery.write([before])
+            delivery.write([after])
+            advice = "a NULL is not written as its field asks; look at `nulls_of` of each field, and leave out what says `omit`"
+            require_contents(harness, delivery, [{**after, "kept": "old"}], advice)
 
     def test_a_key_of_two_fields_is_one_key(self, harness: SinkHarness) -> None:
         """Rows are told apart by the whole key: order 7 of one shop is not order 7 of another."""

@@ -41,9 +41,11 @@ ORDER BY count(*) DESC, x.code, x.message
 LIMIT 20;
 
 -- name: rejection_list
--- One by one, with what was refused, encrypted.
-SELECT x.phase, x.code, x.message, x.retryable, x.at, x.payload
+-- One by one, with what was refused, encrypted, and the key's names and types.
+SELECT x.phase, x.code, x.message, x.retryable, x.at, x.payload, r.change_log -> 'key' AS key_columns
 FROM wsync.rejection AS x
+LEFT JOIN (SELECT tenant_id, run_id, change_log FROM wsync.run
+    UNION ALL SELECT tenant_id, run_id, change_log FROM wsync.run_history) AS r USING (tenant_id, run_id)
 WHERE x.tenant_id = :tenant_id AND x.run_id = :run_id
 ORDER BY x.at, x.rejection_id
 LIMIT :count;
