@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from wsync_engine.pipeline.turns import CallBudget, NoBudget
 from wsync_sdk import FatalError, RetryableError
 
 __all__ = ["Cancelled", "Destination", "RunContext", "no_faults"]
@@ -67,6 +68,7 @@ class RunContext:
     :param shall_yield: true once others wait for the slot. :param await_right_to_write: returns when a sink call may start and end within the lease; blocks while that is unclear.
         Raises StateError when the lease is lost.
     :param destination: what the sink's calls came to, for those who share the destination.
+    :param budget: the calls that all runs on the sink's credential share.
     :param progress: takes counters; cheap, called per batch and chunk.
     :param faults: called with the name of each step a test may want to stop at.
     """
@@ -76,6 +78,7 @@ class RunContext:
     shall_yield: Callable[[], bool] = lambda: False
     await_right_to_write: Callable[[], None] = lambda: None
     destination: Destination = field(default_factory=Destination)
+    budget: CallBudget = field(default_factory=NoBudget)
     progress: Callable[[dict[str, int]], None] = lambda _: None
     faults: Callable[[str], None] = no_faults
     counters: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,187 @@
+"""When a call of a run may start: so many at once, each at its place of the rate, none while the destination asked to be left alone.
+
+All threads that send for one run share one `CallGate`; what other runs on the same credential leave to it comes through `CallBudget`.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from wsync_engine.pipeline.concurrency import AdaptiveLimit
+from wsync_sdk import RetryableError, StreamLimits
+
+__all__ = ["CallBudget", "CallGate", "NoBudget", "Stopped", "Turn"]
+
+_LOOK_S = 0.2
+"""How long a wait does not look whether the run shall end."""
+HOLD_SPREAD = 0.1
+"""Who waits as asked waits up to this share longer, so that not all come back at one instant."""
+
+
+class Stopped(Exception):
+    """The gate was shut before the call started: nothing was sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What a budget says: go in `wait_s`, or, with `ask_again`, nothing yet: ask then. `held_s`: so long the destination wants to be left alone."""
+
+    wait_s: float = 0.0
+    ask_again: bool = False
+    held_s: float = 0.0
+
+
+class CallBudget(Protocol):
+    """The calls that all runs on one credential share. Any thread; never waits."""
+
+    def next_turn(self, calls_per_s: float | None) -> Turn:
+        """A place for one call, taken with this; None: there is no rate to share, only what the destination asked for."""
+        ...
+
+    def asked_to_wait(self, wait_s: float) -> None:
+        """The destination told this run to leave it alone for so long: the others are to do so too."""
+        ...
+
+
+class NoBudget:
+    """Nobody else calls."""
+
+    def next_turn(self, calls_per_s: float | None) -> Turn:
+        """Now."""
+        return Turn()
+
+    def asked_to_wait(self, wait_s: float) -> None:
+        """Nobody is to be told."""
+
+
+class CallGate:
+    """What the threads of one run pass before each call, and tell what became of it. Any thread.
+
+    :param check: raises when the run shall end. :param longest_wait_s: a longer one is not worth a slot.
+    """
+
+    def __init__(self, limits: StreamLimits, budget: CallBudget, check: Callable[[], None], *, longest_wait_s: float) -> None:
+        self._limit = AdaptiveLimit(limits.concurrency)
+        self._calls_per_s = limits.calls_per_s
+        self._apart_s = 1 / limits.calls_per_s if limits.calls_per_s else 0.0
+        self._budget = budget
+        self._check = check
+        self._longest_wait_s = longest_wait_s
+        self._inside = 0
+        self._next_s = 0.0
+        self._held_until_s = 0.0
+        self._is_shut = False
+        self._lock = threading.Lock()
+        self._place = threading.Condition(self._lock)
+        """Who waits for others to leave; apart from those who wait for a time, so that no wake-up goes to the wrong one."""
+        self._end = threading.Condition(self._lock)
+
+    @property
+    def calls_at_once(self) -> int:
+        """How many may be made at once now."""
+        return self._limit.now
+
+    def enter(self) -> None:
+        """Return when a call may start; then exactly one of `answered`, `failed` and `left` must follow.
+
+        :raises Stopped: the gate was shut. :raises RetryableError: the destination asked for a wait that is too long for a slot.
+        """
+        with self._lock:
+            while self._inside >= self._limit.now:
+                self._look()
+                self._place.wait(_LOOK_S)
+            self._look()
+            self._inside += 1
+        try:
+            while True:
+                self.pause(self._reserve_s())
+                if self._held_s() <= 0:
+                    return
+        except BaseException:
+            self.left()
+            raise
+
+    def answered(self, began_s: float) -> None:
+        """The destination took or refused what it was sent. `began_s`: when the call began, monotonic."""
+        with self._lock:
+            was_full = self._inside >= self._limit.now
+            self._limit.answered(began_s=began_s, ended_s=time.monotonic(), was_full=was_full)
+            self._leave()
+
+    def failed(self, began_s: float, retry_after_s: float | None) -> None:
+        """The call had no answer, or one that asks for another try: fewer at once, and none for as long as it says."""
+        with self._lock:
+            self._limit.failed(began_s=began_s, ended_s=time.monotonic())
+            self._leave()
+        if retry_after_s:
+            self._hold(retry_after_s)
+            self._budget.asked_to_wait(retry_after_s)
+
+    def left(self) -> None:
+        """There was no call, or nothing is known of it."""
+        with self._lock:
+            self._leave()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but not beyond the run's end; raises as `enter`."""
+        until_s = time.monotonic() + seconds
+        with self._lock:
+            while (left_s := until_s - time.monotonic()) > 0:
+                self._look()
+                self._end.wait(min(left_s, _LOOK_S))
+
+    def shut(self) -> None:
+        """No call starts any more, and who waits for one is sent away."""
+        with self._lock:
+            self._is_shut = True
+            self._place.notify_all()
+            self._end.notify_all()
+
+    def open(self) -> None:
+        """Calls may start again."""
+        with self._lock:
+            self._is_shut = False
+
+    # -- inside
+
+    def _reserve_s(self) -> float:
+        """Take a place; how long it is until then, or until it is worth asking again."""
+        held_s = self._held_s()
+        if held_s > self._longest_wait_s:
+            raise RetryableError("the destination asked to be left alone", next_step="nothing: it is tried again", retry_after_s=held_s)
+        if held_s > 0:
+            return held_s
+        turn = self._budget.next_turn(self._calls_per_s)
+        while turn.ask_again and turn.held_s <= 0:
+            self.pause(turn.wait_s)
+            turn = self._budget.next_turn(self._calls_per_s)
+        if turn.held_s > 0:
+            self._hold(turn.held_s)
+            return 0.0
+        with self._lock:  # never faster than the limit, whatever the others leave
+            now_s = time.monotonic()
+            at_s = max(now_s + turn.wait_s, self._next_s)
+            self._next_s = at_s + self._apart_s
+            return at_s - now_s
+
+    def _hold(self, seconds: float) -> None:
+        with self._lock:
+            until_s = time.monotonic() + seconds * (1 + HOLD_SPREAD * random.random())
+            self._held_until_s = max(self._held_until_s, until_s)
+
+    def _held_s(self) -> float:
+        return self._held_until_s - time.monotonic()
+
+    def _leave(self) -> None:
+        self._inside -= 1
+        self._place.notify(max(0, self._limit.now - self._inside))
+
+    def _look(self) -> None:
+        if self._is_shut:
+            raise Stopped
+        self._check()
