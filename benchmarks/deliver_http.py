@@ -65,7 +65,11 @@ def main() -> None:
 def measure(arguments: argparse.Namespace) -> None:
     from wsync_engine.embedded.servers import EmbeddedServers
 
-    with tempfile.TemporaryDirectory() as folder, EmbeddedServers.start(Path(folder) / "data") as servers, endpoint(arguments.latency) as port:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        EmbeddedServers.start(Path(folder) / "data") as servers,
+        endpoint(arguments.latency) as port,
+    ):
         url = servers.endpoints.admin_url
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(CREATE.format(rows=arguments.rows).encode())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from wsync_engine.pipeline.turns import CallBudget, NoBudget
+from wsync_engine.pipeline.call_budget import CallBudget, NoBudget
 from wsync_sdk import FatalError, RetryableError
 
 __all__ = ["Cancelled", "Destination", "RunContext", "no_faults"]

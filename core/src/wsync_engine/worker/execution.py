@@ -122,6 +122,7 @@ class _Execution:
             shall_yield=lambda: self._run.shall_yield,
             await_right_to_write=self._run.fence.wait,
             destination=self._run.destination,
+            budget=self._run.budget,
             progress=self._run.count,
             faults=self._setup.faults,
         )

@@ -11,7 +11,7 @@ from wsync_engine.worker.child import ChildSetup
 from wsync_engine.worker.destinations import Seen, seen_at_end, seen_so_far
 from wsync_engine.worker.endings import Ending, ending_of_death, ending_of_report
 from wsync_engine.worker.host import Host
-from wsync_engine.worker.messages import Cancel, CancelReason, Drain, Ended, Lost, Renewed, Yield
+from wsync_engine.worker.messages import Cancel, CancelReason, Drain, Ended, Lost, Renewed, TurnsWanted, Yield
 from wsync_engine.worker.options import WorkerOptions
 from wsync_engine.worker.slots import Slot, Tenure
 
@@ -30,7 +30,7 @@ class SlotPool:
     """All slots of a worker. `open` before anything else.
 
     `endings`: of runs that left their slots, to be written by the owner, who takes them out. `stuck`: tenures that stood still, to be noted.
-    `seen`: what their runs saw of destinations, to be noted too.
+    `seen`: what their runs saw of destinations, to be noted too. `wanted`: calls that runs want to make, to be answered.
     """
 
     def __init__(self, options: WorkerOptions, host: Host) -> None:
@@ -42,6 +42,7 @@ class SlotPool:
         self.endings: list[Ending] = []
         self.stuck: list[Tenure] = []
         self.seen: list[Seen] = []
+        self.wanted: list[tuple[Slot, TurnsWanted]] = []
 
     def open(self, setup: ChildSetup) -> None:
         """Start a child in each slot."""
@@ -81,6 +82,8 @@ class SlotPool:
             for message in slot.messages():
                 if isinstance(message, Ended):
                     has_ended |= self._take_end(slot, message)
+                elif isinstance(message, TurnsWanted):
+                    self.wanted.append((slot, message))
                 elif slot.tenure is not None:
                     now_s = self._clocks.monotonic_s()
                     slot.tenure.take_counters(message.counters, now_s)

@@ -17,7 +17,7 @@ import structlog
 
 from wsync_engine.worker import fork_server
 from wsync_engine.worker.child import ChildSetup, child_main
-from wsync_engine.worker.messages import Assignment, Cancel, Drain, Ended, Lost, Renewed, Tick, Yield
+from wsync_engine.worker.messages import Assignment, Cancel, Drain, Ended, Lost, Renewed, Tick, TurnsGiven, TurnsWanted, Yield
 from wsync_engine.worker.task_groups import TaskGroups
 
 __all__ = ["Slot", "StopReason", "Tenure"]
@@ -135,14 +135,14 @@ class Slot:
         )
         self.tell(assignment)
 
-    def tell(self, message: Assignment | Renewed | Cancel | Drain | Yield | Lost) -> None:
+    def tell(self, message: Assignment | Renewed | Cancel | Drain | Yield | Lost | TurnsGiven) -> None:
         """Send; a child that is gone is found out by its process."""
         with suppress(OSError):
             self.pipe.send(message)
 
-    def messages(self) -> list[Tick | Ended]:
+    def messages(self) -> list[Tick | Ended | TurnsWanted]:
         """What the child said since the last call."""
-        found: list[Tick | Ended] = []
+        found: list[Tick | Ended | TurnsWanted] = []
         with suppress(EOFError, OSError):
             while self.pipe.poll():
                 found.append(self.pipe.recv())
