@@ -46,10 +46,10 @@ from wsync_sdk import (
 
 __all__ = ["Delivery", "RetryPolicy", "deliver_partition", "is_covered", "missing_recorded"]
 
-MARK_CHUNKS = 16
-"""So many are marked as sent in one transaction."""
-LEAST_ACK_CHUNKS = 4
-"""So many verdicts are stored in one transaction, or as many as there are calls at once."""
+LEAST_MARKS = 16
+"""So many chunks are marked as sent in one transaction, or as many as there are calls at once."""
+LEAST_ACKS = 4
+"""So many chunks' verdicts are stored in one transaction, or as many as there are calls at once; twice as many if they are there."""
 ACK_AFTER_S = 0.05
 """A verdict waits for others no longer than this before it is stored with them."""
 HELD_BYTES = 64 * 1024 * 1024
@@ -209,11 +209,12 @@ class _Partition:
         try:
             while self._error is None and self._is_short():
                 self._d.context.border()
-                while len(self._ready) < MARK_CHUNKS and (more := self._rendered(pieces)):
+                most = max(LEAST_MARKS, self._d.gate.calls_at_once)
+                while len(self._ready) < most and (more := self._rendered(pieces)):
                     self._ready += more
                 if not self._ready:
                     break
-                batch, self._ready = self._ready[:MARK_CHUNKS], self._ready[MARK_CHUNKS:]
+                batch, self._ready = self._ready[:most], self._ready[most:]
                 self._mark([piece.range for piece in batch])
                 self._submit(batch)
                 has_fed = True
@@ -223,7 +224,7 @@ class _Partition:
 
     def _is_short(self) -> bool:
         """Whether calls may soon be without work."""
-        return len(self._running) < self._d.gate.calls_at_once + MARK_CHUNKS // 2
+        return len(self._running) < self._d.gate.calls_at_once + LEAST_MARKS // 2
 
     def _rendered(self, pieces: Iterator[list[Piece]]) -> list[Piece]:
         """The next block's chunks; none if all is rendered, or enough for now."""
@@ -275,11 +276,11 @@ class _Partition:
 
     def _settle(self) -> None:
         """Store the verdicts, if they are enough or have waited enough; what was refused as a whole is cut in halves, which go next."""
-        most = max(LEAST_ACK_CHUNKS, self._d.gate.calls_at_once)
-        is_due = len(self._unsettled) >= most or time.monotonic() >= self._settle_at_s or not self._running
+        enough = max(LEAST_ACKS, self._d.gate.calls_at_once)
+        is_due = len(self._unsettled) >= enough or time.monotonic() >= self._settle_at_s or not self._running
         if not self._unsettled or not is_due:
             return
-        results, self._unsettled = self._unsettled[:most], self._unsettled[most:]
+        results, self._unsettled = self._unsettled[: 2 * enough], self._unsettled[2 * enough :]
         acks: list[Ack] = []
         rejections: list[NewRejection] = []
         for piece, result in results:
