@@ -52,8 +52,8 @@ def test_a_destination_that_bears_all_of_them_soon_gets_all_of_them(most: int) -
     assert mean(history) > 0.85 * most
 
 
-def test_a_destination_that_does_one_call_after_the_other_gets_few(most: int = 16) -> None:
-    assert mean(play(most, lambda calls: 0.05 * calls)) < 3
+def test_a_destination_that_does_one_call_after_the_other_gets_few() -> None:
+    assert mean(play(16, lambda calls: 0.05 * calls)) < 3
 
 
 def test_a_destination_with_eight_servers_gets_about_eight() -> None:

@@ -61,11 +61,18 @@ MOST_REFUSED_ROWS = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often one chunk is tried, and the bounds of the wait between (full jitter)."""
+    """How often one chunk is tried, or a destination that answers none, and the bounds of the wait between (full jitter)."""
 
     tries: int = 5
     first_wait_s: float = 0.5
     max_wait_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Refused:
+    """A chunk that the sink refused for what some of its rows hold."""
+
+    error: RowError
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,6 +86,14 @@ class Tally:
         """A verdict on some rows."""
         self.has_accepted |= verdict == "accepted"
         self.refused += rows if verdict == "rejected" else 0
+
+    def add(self, rows: int, result: WriteResult | _Refused) -> None:
+        """The result of a call with so many rows; of many that were refused as a whole nothing is known yet."""
+        if isinstance(result, WriteResult):
+            self.note("accepted" if result.accepted_rows else "unknown", result.accepted_rows)
+            self.note("rejected", len(result.rejections))
+        elif rows == 1:
+            self.note("rejected", 1)
 
     def refusal(self) -> FatalError | None:
         """Why it is no use to go on, if it is none."""
@@ -110,13 +125,6 @@ class Delivery:
     def __post_init__(self) -> None:
         gate = CallGate(self.limits, self.context.budget, self.context.check, longest_wait_s=self.retry.max_wait_s)
         object.__setattr__(self, "gate", gate)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Refused:
-    """A chunk that the sink refused for what some of its rows hold."""
-
-    error: RowError
 
 
 _Result = WriteResult | _Refused
@@ -264,7 +272,12 @@ class _Partition:
             return
         if not self._unsettled:
             self._settle_at_s = time.monotonic() + ACK_AFTER_S
-        self._unsettled.append((piece, future.result()))
+        result = future.result()
+        self._unsettled.append((piece, result))
+        self._d.tally.add(piece.range.rows, result)  # at once: each further call to one that refuses everything is wasted
+        refusal = self._d.tally.refusal()
+        if refusal is not None:
+            self._fail(refusal)
 
     def _fail(self, error: BaseException) -> None:
         """The first error ends the delivery: no further call begins."""
@@ -291,10 +304,6 @@ class _Partition:
             self._d.context.faults("after_ack")
         for ack in acks:
             self._d.context.count(ack.verdict, ack.range.rows)
-            self._d.tally.note(ack.verdict, ack.range.rows)
-        refusal = self._d.tally.refusal()
-        if refusal is not None:
-            self._fail(refusal)
         self._bisect([piece for piece, result in results if isinstance(result, _Refused) and piece.range.rows > 1])
         for piece, _ in results:
             self._rendering.settled(piece)
@@ -334,11 +343,12 @@ class _Partition:
             except RetryableError as exc:
                 # Who is told to wait while others get through is in line, and has not failed.
                 tries += exc.retry_after_s is None or destination.answers == answers
+                failures = max(tries, gate.failures_in_a_row)
                 # Who asks for a longer wait than a slot may be held for gets it in the queue.
-                if tries >= policy.tries or (exc.retry_after_s or 0) > policy.max_wait_s:
+                if failures >= policy.tries or (exc.retry_after_s or 0) > policy.max_wait_s:
                     raise
                 if exc.retry_after_s is None:
-                    gate.pause(random.random() * min(policy.max_wait_s, policy.first_wait_s * 2.0 ** max(0, tries - 1)))
+                    gate.back_off(random.random() * min(policy.max_wait_s, policy.first_wait_s * 2.0 ** max(0, failures - 1)))
 
     def _call(self, chunk: Chunk) -> _Result:
         """One attempt, after `CallGate.enter`; tells the gate what became of it."""

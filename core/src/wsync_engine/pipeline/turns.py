@@ -5,6 +5,7 @@ All threads that send for one run share one `CallGate`; what other runs on the s
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -42,6 +43,9 @@ class CallGate:
         self._inside = 0
         self._next_s = 0.0
         self._held_until_s = 0.0
+        self._failed_at_s = -math.inf
+        self.failures_in_a_row = 0
+        """Since the destination last answered; calls that ran at the same time and failed count once."""
         self._is_shut = False
         self._lock = threading.Lock()
         self._place = threading.Condition(self._lock)
@@ -78,16 +82,28 @@ class CallGate:
         with self._lock:
             was_full = self._inside >= self._limit.now
             self._limit.answered(began_s=began_s, ended_s=time.monotonic(), was_full=was_full)
+            self.failures_in_a_row = 0
             self._leave()
 
     def failed(self, began_s: float, retry_after_s: float | None) -> None:
         """The call had no answer, or one that asks for another try: fewer at once, and none for as long as it says."""
         with self._lock:
-            self._limit.failed(began_s=began_s, ended_s=time.monotonic())
+            now_s = time.monotonic()
+            self._limit.failed(began_s=began_s, ended_s=now_s)
+            if began_s >= self._failed_at_s:
+                self._failed_at_s = now_s
+                self.failures_in_a_row += 1
             self._leave()
         if retry_after_s:
             self._hold(retry_after_s)
             self._budget.asked_to_wait(retry_after_s)
+
+    def back_off(self, seconds: float) -> None:
+        """Wait after a failure; where it is the destination that fails, and not these rows alone, nobody calls it until then."""
+        if self.failures_in_a_row > 1:
+            with self._lock:
+                self._held_until_s = max(self._held_until_s, time.monotonic() + seconds)
+        self.pause(seconds)
 
     def left(self) -> None:
         """There was no call, or nothing is known of it."""
