@@ -86,7 +86,7 @@ def play(policy: str, port: int, arguments: argparse.Namespace) -> tuple[float, 
                 self.share = max(1.0, self.share / 2)
                 self.now, self._changed_at_s = int(self.share), ended_s
 
-    gate = CallGate(StreamLimits(concurrency=arguments.most), NoBudget(), lambda: None, longest_wait_s=30.0)
+    gate = CallGate(StreamLimits(concurrency=arguments.most), NoBudget(), longest_wait_s=30.0)
     if policy != "adaptive":
         gate._limit = (Fixed if policy == "fixed" else Aimd)(arguments.most)
     loopback = AddressPolicy(allowed=(IPv4Network("127.0.0.0/8"),))
@@ -97,7 +97,7 @@ def play(policy: str, port: int, arguments: argparse.Namespace) -> tuple[float, 
 
     def call() -> None:
         while time.monotonic() < until_s:
-            gate.enter()
+            gate.enter(lambda: None)
             began_s = time.monotonic()
             at_once.append(gate.calls_at_once)
             reply = client.send(Request(method="POST", url=f"http://127.0.0.1:{port}/", body=b"[]"), until_s=began_s + 30)

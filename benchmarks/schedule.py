@@ -48,7 +48,7 @@ from wsync_engine.state import database as state
 from wsync_engine.worker.child import ChildSetup
 from wsync_engine.worker.host import Host, Listener
 from wsync_engine.worker.live import WakeListener
-from wsync_engine.worker.messages import Assignment, Ended, Tick
+from wsync_engine.worker.messages import Assignment, Ended, Tick, TurnsWanted
 from wsync_engine.worker.options import WorkerOptions
 from wsync_engine.worker.slots import Slot
 from wsync_engine.worker.supervisor import Worker
@@ -90,7 +90,7 @@ class NoopSlot(Slot):
         if isinstance(message, Assignment) and not self.is_endless:
             self.outbox.append(Ended(run_id=message.run_id, epoch=message.epoch, kind="concluded", state="succeeded"))
 
-    def messages(self) -> list[Tick | Ended]:
+    def messages(self) -> list[Tick | Ended | TurnsWanted]:
         found, self.outbox = self.outbox, []
         return found
 

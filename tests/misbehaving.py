@@ -104,14 +104,18 @@ Way = Callable[["Endpoint", Request], Wire]
 
 @dataclass
 class Endpoint:
-    """Takes arrays of records. `script`: what is done with the first requests; `then`: with all others."""
+    """Takes arrays of records. `script`: what is done with the first requests; `then`: with all others.
+
+    `noticed`: somebody left before the answer was whole, `given_up_after_s` after the request.
+    """
 
     url: str = ""
     script: list[Way] = field(default_factory=list)
     then: Way = lambda endpoint, request: endpoint.accept(request)
     records: dict[int, Any] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
-    given_up_after_s: list[float] = field(default_factory=list)
+    given_up_after_s: float = 0.0
+    noticed: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def accept(self, request: Request) -> Wire:
@@ -177,7 +181,8 @@ def _serve(endpoint: Endpoint, connection: socket.socket) -> None:
             except _Keep:
                 continue
             except OSError:
-                endpoint.given_up_after_s.append(time.monotonic() - request.at_s)
+                endpoint.given_up_after_s = time.monotonic() - request.at_s
+                endpoint.noticed.set()
                 raise
 
 

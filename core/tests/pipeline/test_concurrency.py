@@ -12,7 +12,7 @@ import pytest
 
 from wsync_engine.pipeline.call_budget import NoBudget, Turn
 from wsync_engine.pipeline.concurrency import AdaptiveLimit
-from wsync_engine.pipeline.turns import CallGate, Stopped
+from wsync_engine.pipeline.turns import CallGate
 from wsync_sdk import RetryableError, StreamLimits
 
 Latency = Callable[[int], float]
@@ -91,8 +91,12 @@ def test_all_calls_that_fail_together_count_once() -> None:
 # -- the gate
 
 
+def go_on() -> None:
+    """Nothing ends the wait."""
+
+
 def gate(budget: NoBudget | None = None, **limits: float) -> CallGate:
-    return CallGate(StreamLimits(**limits), budget or NoBudget(), lambda: None, longest_wait_s=30.0)  # type: ignore[arg-type]
+    return CallGate(StreamLimits(**limits), budget or NoBudget(), longest_wait_s=30.0)  # type: ignore[arg-type]
 
 
 def test_no_more_calls_are_inside_than_the_limit() -> None:
@@ -102,7 +106,7 @@ def test_no_more_calls_are_inside_than_the_limit() -> None:
     def call() -> None:
         nonlocal inside, most
         for _ in range(50):
-            shared.enter()
+            shared.enter(go_on)
             with lock:
                 inside += 1
                 most = max(most, inside)
@@ -128,10 +132,10 @@ def test_one_call_that_is_told_to_wait_holds_all_and_says_so() -> None:
             told.append(wait_s)
 
     shared = gate(Budget(), concurrency=4)
-    shared.enter()
+    shared.enter(go_on)
     shared.failed(time.monotonic(), 0.3)
     asked_at_s = time.monotonic()
-    shared.enter()
+    shared.enter(go_on)
 
     assert time.monotonic() - asked_at_s > 0.29
     assert told == [0.3]
@@ -143,7 +147,7 @@ def test_who_would_wait_too_long_for_a_slot_goes_back_to_the_queue() -> None:
             return Turn(held_s=120.0)
 
     with pytest.raises(RetryableError) as caught:
-        gate(Budget()).enter()
+        gate(Budget()).enter(go_on)
 
     assert 119 < (caught.value.retry_after_s or 0) <= 132
 
@@ -152,25 +156,46 @@ def test_calls_are_apart_as_the_rate_says_whatever_the_budget_gives() -> None:
     shared = gate(calls_per_s=50.0, concurrency=4)
     began_s = time.monotonic()
     for _ in range(6):
-        shared.enter()
+        shared.enter(go_on)
         shared.left()
 
     assert time.monotonic() - began_s >= 5 / 50
 
 
-def test_who_waits_is_sent_away_when_the_gate_is_shut() -> None:
-    shared, left = gate(concurrency=1), threading.Event()
-    shared.enter()
+def test_who_waits_for_a_place_leaves_when_there_is_nothing_to_wait_for() -> None:
+    class Ended(Exception):
+        pass
 
-    def wait() -> None:
-        try:
-            shared.enter()
-        except Stopped:
-            left.set()
+    shared, looks = gate(concurrency=1), 0
+    shared.enter(go_on)
 
-    waiting = threading.Thread(target=wait)
-    waiting.start()
-    shared.shut()
-    waiting.join(10)
+    def look() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            raise Ended
 
-    assert left.is_set()
+    with pytest.raises(Ended):
+        shared.enter(look)
+    shared.left()
+    shared.enter(go_on)  # the place is free again
+
+
+def test_a_rise_lets_in_all_who_wait() -> None:
+    shared, inside = gate(concurrency=8), threading.Semaphore(0)
+
+    def call() -> None:
+        shared.enter(go_on)
+        inside.release()
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for _ in range(2):
+        assert inside.acquire(timeout=10)
+    shared._limit.now = 8
+    shared.left()
+    for _ in range(6):
+        assert inside.acquire(timeout=10)
+    for thread in threads:
+        thread.join(10)

@@ -24,7 +24,7 @@ from wsync_engine.pipeline.change_log import ChangeLogReader
 from wsync_engine.pipeline.chunking import halves, leaves, remaining, verdict_ranges
 from wsync_engine.pipeline.context import RunContext
 from wsync_engine.pipeline.rendering import Oversized, Piece, Rendering, part_of
-from wsync_engine.pipeline.turns import CallGate, Stopped
+from wsync_engine.pipeline.turns import CallGate
 from wsync_engine.state.books import Ack, Cipher, NewRejection, RunBooks, SentChunk
 from wsync_sdk import (
     BEFORE,
@@ -123,7 +123,7 @@ class Delivery:
     gate: CallGate = field(init=False)
 
     def __post_init__(self) -> None:
-        gate = CallGate(self.limits, self.context.budget, self.context.check, longest_wait_s=self.retry.max_wait_s)
+        gate = CallGate(self.limits, self.context.budget, longest_wait_s=self.retry.max_wait_s)
         object.__setattr__(self, "gate", gate)
 
 
@@ -136,11 +136,11 @@ def deliver_partition(delivery: Delivery, reader: ChangeLogReader, partition: in
     :raises WsyncError: what ended the delivery; chunks that were sent without a verdict stay so.
     """
     with ThreadPoolExecutor(max_workers=delivery.limits.concurrency, thread_name_prefix="deliver") as pool:
-        delivery.gate.open()
-        try:
-            _Partition(delivery, reader, partition, pool).run()
-        finally:
-            delivery.gate.shut()  # who still waits for a call goes away with the pool
+        _Partition(delivery, reader, partition, pool).run()
+
+
+class _Stopped(Exception):
+    """The delivery ended before this call began: nothing was sent."""
 
 
 class _Partition:
@@ -159,12 +159,16 @@ class _Partition:
         self._unsettled: list[tuple[Piece, _Result]] = []
         self._settle_at_s = 0.0
         self._error: BaseException | None = None
+        self._is_stopped = False
 
     def run(self) -> None:
-        pieces = self._todo()
-        while self._feed(pieces) or self._running or self._unsettled:
-            self._collect()
-            self._settle()
+        try:
+            pieces = self._todo()
+            while self._feed(pieces) or self._running or self._unsettled:
+                self._collect()
+                self._settle()
+        finally:
+            self._is_stopped = True  # who still waits for a call goes away, and with it the pool
         if self._error is not None:
             raise self._error
 
@@ -281,9 +285,9 @@ class _Partition:
 
     def _fail(self, error: BaseException) -> None:
         """The first error ends the delivery: no further call begins."""
-        if self._error is None and not isinstance(error, Stopped):
+        if self._error is None and not isinstance(error, _Stopped):
             self._error = error
-            self._d.gate.shut()
+            self._is_stopped = True
 
     # -- verdicts
 
@@ -336,7 +340,7 @@ class _Partition:
         gate, policy, destination = self._d.gate, self._d.retry, self._d.context.destination
         tries = 0
         while True:
-            gate.enter()
+            gate.enter(self._look)
             answers = destination.answers
             try:
                 return self._call(chunk)
@@ -348,14 +352,20 @@ class _Partition:
                 if failures >= policy.tries or (exc.retry_after_s or 0) > policy.max_wait_s:
                     raise
                 if exc.retry_after_s is None:
-                    gate.back_off(random.random() * min(policy.max_wait_s, policy.first_wait_s * 2.0 ** max(0, failures - 1)))
+                    gate.back_off(random.random() * min(policy.max_wait_s, policy.first_wait_s * 2.0 ** max(0, failures - 1)), self._look)
+
+    def _look(self) -> None:
+        """While a call waits: whether it is still to be made."""
+        if self._is_stopped:
+            raise _Stopped
+        self._d.context.border()
 
     def _call(self, chunk: Chunk) -> _Result:
         """One attempt, after `CallGate.enter`; tells the gate what became of it."""
         context, gate = self._d.context, self._d.gate
         try:
             context.await_right_to_write()
-            context.border()
+            self._look()
             began_s = time.monotonic()
         except BaseException:
             gate.left()

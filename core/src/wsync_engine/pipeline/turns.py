@@ -15,30 +15,29 @@ from wsync_engine.pipeline.call_budget import CallBudget
 from wsync_engine.pipeline.concurrency import AdaptiveLimit
 from wsync_sdk import RetryableError, StreamLimits
 
-__all__ = ["CallGate", "Stopped"]
+__all__ = ["CallGate", "Look"]
 
 _LOOK_S = 0.2
-"""How long a wait does not look whether the run shall end."""
+"""How long a wait does not look whether it is worth going on."""
 HOLD_SPREAD = 0.1
 """Who waits as asked waits up to this share longer, so that not all come back at one instant."""
 
 
-class Stopped(Exception):
-    """The gate was shut before the call started: nothing was sent."""
+Look = Callable[[], None]
+"""Asked now and then by who waits; raises when there is nothing to wait for any more."""
 
 
 class CallGate:
     """What the threads of one run pass before each call, and tell what became of it. Any thread.
 
-    :param check: raises when the run shall end. :param longest_wait_s: a longer one is not worth a slot.
+    :param longest_wait_s: a longer one is not worth a slot.
     """
 
-    def __init__(self, limits: StreamLimits, budget: CallBudget, check: Callable[[], None], *, longest_wait_s: float) -> None:
+    def __init__(self, limits: StreamLimits, budget: CallBudget, *, longest_wait_s: float) -> None:
         self._limit = AdaptiveLimit(limits.concurrency)
         self._calls_per_s = limits.calls_per_s
         self._apart_s = 1 / limits.calls_per_s if limits.calls_per_s else 0.0
         self._budget = budget
-        self._check = check
         self._longest_wait_s = longest_wait_s
         self._inside = 0
         self._next_s = 0.0
@@ -46,31 +45,28 @@ class CallGate:
         self._failed_at_s = -math.inf
         self.failures_in_a_row = 0
         """Since the destination last answered; calls that ran at the same time and failed count once."""
-        self._is_shut = False
         self._lock = threading.Lock()
         self._place = threading.Condition(self._lock)
-        """Who waits for others to leave; apart from those who wait for a time, so that no wake-up goes to the wrong one."""
-        self._end = threading.Condition(self._lock)
 
     @property
     def calls_at_once(self) -> int:
         """How many may be made at once now."""
         return self._limit.now
 
-    def enter(self) -> None:
+    def enter(self, look: Look) -> None:
         """Return when a call may start; then exactly one of `answered`, `failed` and `left` must follow.
 
-        :raises Stopped: the gate was shut. :raises RetryableError: the destination asked for a wait that is too long for a slot.
+        :raises RetryableError: the destination asked for a wait that is too long for a slot. Raises what `look` does.
         """
         with self._lock:
             while self._inside >= self._limit.now:
-                self._look()
+                look()
                 self._place.wait(_LOOK_S)
-            self._look()
+            look()
             self._inside += 1
         try:
             while True:
-                self.pause(self._reserve_s())
+                self.pause(self._reserve_s(look), look)
                 if self._held_s() <= 0:
                     return
         except BaseException:
@@ -98,41 +94,28 @@ class CallGate:
             self._hold(retry_after_s)
             self._budget.asked_to_wait(retry_after_s)
 
-    def back_off(self, seconds: float) -> None:
+    def back_off(self, seconds: float, look: Look) -> None:
         """Wait after a failure; where it is the destination that fails, and not these rows alone, nobody calls it until then."""
         if self.failures_in_a_row > 1:
             with self._lock:
                 self._held_until_s = max(self._held_until_s, time.monotonic() + seconds)
-        self.pause(seconds)
+        self.pause(seconds, look)
 
     def left(self) -> None:
         """There was no call, or nothing is known of it."""
         with self._lock:
             self._leave()
 
-    def pause(self, seconds: float) -> None:
-        """Wait, but not beyond the run's end; raises as `enter`."""
+    def pause(self, seconds: float, look: Look) -> None:
+        """Wait; raises what `look` does."""
         until_s = time.monotonic() + seconds
-        with self._lock:
-            while (left_s := until_s - time.monotonic()) > 0:
-                self._look()
-                self._end.wait(min(left_s, _LOOK_S))
-
-    def shut(self) -> None:
-        """No call starts any more, and who waits for one is sent away."""
-        with self._lock:
-            self._is_shut = True
-            self._place.notify_all()
-            self._end.notify_all()
-
-    def open(self) -> None:
-        """Calls may start again."""
-        with self._lock:
-            self._is_shut = False
+        while (left_s := until_s - time.monotonic()) > 0:
+            look()
+            time.sleep(min(left_s, _LOOK_S))
 
     # -- inside
 
-    def _reserve_s(self) -> float:
+    def _reserve_s(self, look: Look) -> float:
         """Take a place; how long it is until then, or until it is worth asking again."""
         held_s = self._held_s()
         if held_s > self._longest_wait_s:
@@ -141,7 +124,7 @@ class CallGate:
             return held_s
         turn = self._budget.next_turn(self._calls_per_s)
         while turn.ask_again and turn.held_s <= 0:
-            self.pause(turn.wait_s)
+            self.pause(turn.wait_s, look)
             turn = self._budget.next_turn(self._calls_per_s)
         if turn.held_s > 0:
             self._hold(turn.held_s)
@@ -163,8 +146,3 @@ class CallGate:
     def _leave(self) -> None:
         self._inside -= 1
         self._place.notify(max(0, self._limit.now - self._inside))
-
-    def _look(self) -> None:
-        if self._is_shut:
-            raise Stopped
-        self._check()
