@@ -80,7 +80,7 @@ class NoopSlot(Slot):
     def start(self) -> None:
         self.started_at_s = self._monotonic_s()
         self.runs_done = 0
-        self.outbox: list[Tick | Ended] = []
+        self.outbox: list[Tick | Ended | TurnsWanted] = []
 
     @property
     def is_alive(self) -> bool:
