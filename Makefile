@@ -26,6 +26,7 @@ up: setup  ## a scheduler and a worker with embedded servers, until Ctrl-C
 bench: setup  ## the benchmarks; each prints one JSON object as its last line
 	$(BIN)/python benchmarks/extract.py
 	$(BIN)/python benchmarks/render_json.py
+	$(BIN)/python benchmarks/concurrency.py
 
 test: setup  ## set up and run all tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -1,10 +1,10 @@
 """How near does a whole first run, Postgres → loopback HTTP endpoint, come to `psql COPY … (FORMAT binary)` of the same query?
 
-Usage: .venv/bin/python benchmarks/deliver_http.py [--rows 1000000] [--rounds 5] [--batch 1000]
+Usage: .venv/bin/python benchmarks/deliver_http.py [--rows 1000000] [--rounds 5] [--batch 1000] [--latency MS] [--concurrency 4]
 
 A real scheduler and worker execute one run a round, each of a sync of its own, so that every run is a first one: plan, extract, diff, deliver with
 --batch rows a call, finish. COPY and run take turns, so both meet the same caches and the same noise. The endpoint is a process that reads each request
-whole and says 200; its CPU is part of the noise. The last line is one JSON object: rows_per_s, limit_per_s (both medians), ratio (median of
+whole and says 200, with --latency so many milliseconds after its last byte; its CPU is part of the noise. The last line is one JSON object: rows_per_s, limit_per_s (both medians), ratio (median of
 the rounds' ratios), ratio_range and peak_rss_mib (of the largest process of wsync).
 """
 
@@ -42,7 +42,7 @@ version: 1
 tenant: benchmark
 connections:
   warehouse: {{plugin: postgres, config: {{url: env:WAREHOUSE_URL}}}}
-  endpoint: {{plugin: http, config: {{url: "http://127.0.0.1:{port}/{{stream}}", limits: {{max_rows: {batch}, max_bytes: 4000000}}}}}}
+  endpoint: {{plugin: http, config: {{url: "http://127.0.0.1:{port}/{{stream}}", limits: {{max_rows: {batch}, max_bytes: 4000000, concurrency: {concurrency}}}}}}}
 syncs:
 {syncs}"""
 
@@ -52,10 +52,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=1_000)
+    parser.add_argument("--latency", type=float, default=0.0, metavar="MS", help="delay of each call in ms")
+    parser.add_argument("--concurrency", type=int, default=4, help="most calls at once")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        asyncio.run(serve())
+        asyncio.run(serve(arguments.latency / 1000))
         return
     measure(arguments)
 
@@ -63,13 +65,18 @@ def main() -> None:
 def measure(arguments: argparse.Namespace) -> None:
     from wsync_engine.embedded.servers import EmbeddedServers
 
-    with tempfile.TemporaryDirectory() as folder, EmbeddedServers.start(Path(folder) / "data") as servers, endpoint() as port:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        EmbeddedServers.start(Path(folder) / "data") as servers,
+        endpoint(arguments.latency) as port,
+    ):
         url = servers.endpoints.admin_url
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(CREATE.format(rows=arguments.rows).encode())
             connection.execute("VACUUM ANALYZE subscriber")
         syncs = "".join(SYNC.format(number=number, query=QUERY) for number in range(arguments.rounds + 1))
-        (Path(folder) / "wsync.yaml").write_text(FILE.format(port=port, batch=arguments.batch, syncs=syncs), encoding="utf-8")
+        file = FILE.format(port=port, batch=arguments.batch, concurrency=arguments.concurrency, syncs=syncs)
+        (Path(folder) / "wsync.yaml").write_text(file, encoding="utf-8")
         with up(Path(folder), url) as (environment, process):
             run(["apply", "wsync.yaml"], Path(folder), environment)
             rounds = [one_round(url, Path(folder), environment, arguments.rows, n) for n in range(arguments.rounds + 1)][
@@ -80,6 +87,8 @@ def measure(arguments: argparse.Namespace) -> None:
     result = {
         "rows": arguments.rows,
         "batch_rows": arguments.batch,
+        "latency_ms": arguments.latency,
+        "concurrency": arguments.concurrency,
         "rows_per_s": round(arguments.rows / statistics.median(ours_s for _, ours_s in rounds)),
         "limit_per_s": round(arguments.rows / statistics.median(limit_s for limit_s, _ in rounds)),
         "ratio": round(statistics.median(ratios), 3),
@@ -129,8 +138,8 @@ def peak_rss_mib(process: psutil.Process) -> float:
 
 
 @contextmanager
-def endpoint() -> Iterator[int]:
-    with subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True) as server:
+def endpoint(latency_ms: float) -> Iterator[int]:
+    with subprocess.Popen([sys.executable, __file__, "--serve", "--latency", str(latency_ms)], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
             yield int(server.stdout.readline())
@@ -139,7 +148,10 @@ def endpoint() -> Iterator[int]:
 
 
 class Requests(asyncio.Protocol):
-    """Reads each request to its end and says 200."""
+    """Reads each request to its end and says 200, `latency_s` later."""
+
+    def __init__(self, latency_s: float) -> None:
+        self.latency_s = latency_s
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -157,11 +169,15 @@ class Requests(asyncio.Protocol):
             self.missing = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
         self.missing -= len(data)
         if self.missing == 0:
-            self.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            reply = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+            if self.latency_s:
+                asyncio.get_running_loop().call_later(self.latency_s, self.transport.write, reply)
+            else:
+                self.transport.write(reply)
 
 
-async def serve() -> None:
-    server = await asyncio.get_running_loop().create_server(Requests, "127.0.0.1", 0)
+async def serve(latency_s: float) -> None:
+    server = await asyncio.get_running_loop().create_server(lambda: Requests(latency_s), "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.wait_for(server.serve_forever(), timeout=3600)
 

@@ -48,7 +48,7 @@ from wsync_engine.state import database as state
 from wsync_engine.worker.child import ChildSetup
 from wsync_engine.worker.host import Host, Listener
 from wsync_engine.worker.live import WakeListener
-from wsync_engine.worker.messages import Assignment, Called, Ended, Tick
+from wsync_engine.worker.messages import Assignment, Called, Ended, Tick, TurnsWanted
 from wsync_engine.worker.options import WorkerOptions
 from wsync_engine.worker.slots import Slot
 from wsync_engine.worker.supervisor import Worker
@@ -80,7 +80,7 @@ class NoopSlot(Slot):
     def start(self) -> None:
         self.started_at_s = self._monotonic_s()
         self.runs_done = 0
-        self.outbox: list[Tick | Called | Ended] = []
+        self.outbox: list[Tick | Called | Ended | TurnsWanted] = []
 
     @property
     def is_alive(self) -> bool:
@@ -90,7 +90,7 @@ class NoopSlot(Slot):
         if isinstance(message, Assignment) and not self.is_endless:
             self.outbox.append(Ended(run_id=message.run_id, epoch=message.epoch, kind="concluded", state="succeeded"))
 
-    def messages(self) -> list[Tick | Called | Ended]:
+    def messages(self) -> list[Tick | Called | Ended | TurnsWanted]:
         found, self.outbox = self.outbox, []
         return found
 

@@ -47,6 +47,8 @@ class OneSync:
         self.storage = LocalStorage(root=folder, tenant_id=str(self.tenant_id))
         self.cipher = Keyring.from_file(folder / "secret.key").tenant(self.tenant_id)
         connection_id = uuid7()
+        self.retry = RetryPolicy(first_wait_s=0.01, max_wait_s=0.02)
+        self.call_timeout_s = 9.0
         self.engine.execute("INSERT INTO wsync.tenant (tenant_id, name) VALUES (%s, 'acme')", (self.tenant_id,))
         self.engine.execute(
             "INSERT INTO wsync.connection (connection_id, tenant_id, name, plugin) VALUES (%s, %s, 'c', %s)",
@@ -112,7 +114,8 @@ class OneSync:
                 cipher=self.cipher,
                 context=RunContext(tag="test", faults=faults),
                 seed="seed",
-                retry=RetryPolicy(first_wait_s=0.01, max_wait_s=0.02),
+                retry=self.retry,
+                call_timeout_s=self.call_timeout_s,
             )
 
     def run(self) -> Outcome:

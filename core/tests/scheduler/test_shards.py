@@ -16,8 +16,9 @@ from structlog.testing import capture_logs
 
 from wsync_engine.index.connection import connect, node_of
 from wsync_engine.index.due_index import WAKE_SCHEDULERS
-from wsync_engine.index.layout import key, shard_of
+from wsync_engine.index.layout import key, rate_key, shard_of
 from wsync_engine.index.shards import Shards, ShardTurns
+from wsync_engine.index.turns import Turns
 from wsync_engine.index.wakes import Wakes
 from wsync_engine.model.ids import uuid7
 from wsync_engine.scheduler.loop import Scheduler
@@ -245,3 +246,12 @@ def test_a_shard_that_had_nothing_for_a_day_does_not_keep_the_others_waiting() -
     turns.note(1, 3_000, given=1)
 
     assert turns.order() == [0, 1]
+
+
+def test_the_rate_budget_of_a_credential_lies_on_whichever_node_holds_it(world: World) -> None:
+    turns = Turns(world.client)
+
+    found = [[turns.take(str(credential), 2, 1.0).first_s for _ in range(2)] for credential in range(12)]
+
+    assert all(first == 0 and 1.5 < second <= 2 for first, second in found)
+    assert len({node_of(world.client, rate_key(str(credential))) for credential in range(12)}) > 1

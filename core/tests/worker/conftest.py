@@ -52,10 +52,17 @@ class World:
         self.workers: list[subprocess.Popen[bytes]] = []
         self.engine.execute("INSERT INTO wsync.tenant (tenant_id, name) VALUES (%s, 'acme')", (self.tenant_id,))
 
-    def add_sync(self, rows: int = 40, failure: str = "", splits: int = 1, **schedule: Any) -> None:
+    def add_sync(self, rows: int = 40, failure: str = "", splits: int = 1, calls_per_s: float | None = None, **schedule: Any) -> None:
         source, sink = uuid7(), self.sink_id
         for connection_id, name in ((source, "w"), (sink, "s")):
-            config = {"folder": str(self.folder), "rows": rows, "failure": failure, "splits": splits, "password": "env:WAREHOUSE_PASSWORD"}
+            config = {
+                "folder": str(self.folder),
+                "rows": rows,
+                "failure": failure,
+                "calls_per_s": calls_per_s,
+                "splits": splits,
+                "password": "env:WAREHOUSE_PASSWORD",
+            }
             self.engine.execute(
                 "INSERT INTO wsync.connection (connection_id, tenant_id, name, plugin, config) VALUES (%s, %s, %s, 'test', %s)",
                 (connection_id, self.tenant_id, name, Jsonb(config)),

@@ -95,12 +95,13 @@ class NumberSource(Source):
 class FileSink(Sink):
     def __init__(self, config: Any) -> None:
         self.folder = Path(config["folder"])
+        self.calls_per_s = config.get("calls_per_s")
 
     def check(self) -> CheckReport:
         return CheckReport(findings=())
 
     def streams(self) -> Sequence[StreamSpec]:
-        limits = StreamLimits(max_rows=5, concurrency=1)
+        limits = StreamLimits(max_rows=5, concurrency=1, calls_per_s=self.calls_per_s)
         return [StreamSpec(name="people", title="People", operations=frozenset(Operation), limits=limits)]
 
     def write(self, chunk: Chunk, token: bytes) -> WriteResult:
@@ -109,8 +110,19 @@ class FileSink(Sink):
                 refused.write(f"{chunk.run.run_id}\n")
             said = (self.folder / "away").read_text() or "the destination is away"
             raise RetryableError(said, next_step="nothing to do: it is tried again")
+        if (self.folder / "throttle").exists():
+            (self.folder / "throttle").unlink()
+            raise RetryableError("slow down", next_step="nothing to do: it is tried again", retry_after_s=2.0)
         line = (
-            json.dumps({"key": chunk.key, "ids": [row["id"] for row in chunk.to_rows()], "epoch": chunk.fence.epoch, "pid": os.getpid()})
+            json.dumps(
+                {
+                    "at_s": time.monotonic(),
+                    "key": chunk.key,
+                    "ids": [row["id"] for row in chunk.to_rows()],
+                    "epoch": chunk.fence.epoch,
+                    "pid": os.getpid(),
+                }
+            )
             + "\n"
         )
         descriptor = os.open(self.folder / "sent", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

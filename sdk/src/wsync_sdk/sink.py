@@ -95,8 +95,8 @@ class StreamLimits:
 
     :param max_rows: most rows in a call. :param max_bytes: most rendered bytes in a call.
     :param max_record_bytes: most rendered bytes of one row; a larger one is a rejection. None: no limit.
-    :param calls_per_s: most calls in a second, by one run. None: no limit.
-    :param concurrency: most calls at once.
+    :param calls_per_s: most calls in a second, by all runs that call this destination with this credential. None: no limit.
+    :param concurrency: most calls at once, by one run; it begins with few, and keeps to as many as the destination answers quicker for.
     :param idempotent: the destination recognises a chunk key, or the write is an upsert by key: the same chunk twice is harmless.
     """
 
@@ -238,7 +238,8 @@ class Rejection:
 
     :param row: its place in the chunk, from 0.
     :param code: short stable word for the kind of refusal. :param message: the destination's words, without the row's values if it can be helped.
-    :param retryable: the same row may be taken later (quota); False: not before it changes.
+    :param retryable: the destination says that the same row may be taken later (quota). It is told to people, and no promise of the engine's hangs on it:
+        a refused row is offered again when it changes, and unchanged after an hour, then two, four …, a week at most, whether this is set or not.
     """
 
     row: int
@@ -333,7 +334,8 @@ class Sink(ABC):
         """Deliver one chunk, in one attempt, within `chunk.timeout_s`.
 
         :raises RowError: refused as a whole because of what rows hold; nothing was applied.
-        :raises RetryableError: may be sent again under the same key; rows may or may not be there.
+        :raises RetryableError: may be sent again under the same key; rows may or may not be there. With `retry_after_s` no run on the credential calls
+            until then.
         :raises FatalError: destination, list or credential is gone.
         :raises ConfigError: credential or address is wrong; nothing was applied.
         :raises StateError: fenced off (transactional sinks).

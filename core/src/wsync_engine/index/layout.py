@@ -8,7 +8,7 @@ from __future__ import annotations
 import binascii
 from uuid import UUID
 
-__all__ = ["OLD_KEYS", "RUN_KEYS", "WAKE_SCHEDULERS", "key", "old_key", "shard_of", "worker_channel"]
+__all__ = ["OLD_KEYS", "RUN_KEYS", "WAKE_SCHEDULERS", "key", "old_key", "rate_key", "shard_of", "worker_channel"]
 
 WAKE_SCHEDULERS = "ws2:wake:sched"
 """A message here has the number of the shard in which something is due earlier than before."""
@@ -32,6 +32,11 @@ def key(shard: int, name: str) -> str:
 def old_key(shard: int, name: str) -> str:
     """A key of layout 1."""
     return f"ws:{{{shard}}}:{name}"
+
+
+def rate_key(credential: str) -> str:
+    """The rate budget of a destination's credential, whoever uses it. It lies in no shard: the braces hold the credential alone."""
+    return f"ws2:{{k:{credential}}}:rate"
 
 
 def worker_channel(worker_id: UUID) -> str:

@@ -16,11 +16,13 @@ __all__ = ["run_script"]
 
 _FOLDER = Path(__file__).with_name("lua")
 _OF_SCHEDULES = {"upsert_due", "claim_due", "check"}
+_ALONE = {"take_turns"}
+"""They know of no incarnation: what they keep is nothing that Postgres could load."""
 
 
 @lru_cache(maxsize=64)
 def _source(name: str) -> tuple[str, str]:
-    parts = ["prelude", name] if name in _OF_SCHEDULES else ["prelude", "runs", name]
+    parts = [name] if name in _ALONE else ["prelude", name] if name in _OF_SCHEDULES else ["prelude", "runs", name]
     source = "\n".join((_FOLDER / f"{part}.lua").read_text("utf-8") for part in parts)
     return source, sha1(source.encode(), usedforsecurity=False).hexdigest()
 

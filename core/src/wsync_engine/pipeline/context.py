@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from wsync_engine.pipeline.call_budget import CallBudget, NoBudget
 from wsync_sdk import FatalError, RetryableError
 
 __all__ = ["Cancelled", "Destination", "RunContext", "no_faults"]
@@ -69,6 +70,7 @@ class RunContext:
     :param await_right_to_write: returns when a sink call may start and end within the lease; blocks while that is unclear.
         Raises StateError when the lease is lost.
     :param destination: what the sink's calls came to, for those who share the destination.
+    :param budget: the calls that all runs on the sink's credential share.
     :param progress: takes counters; cheap, called per batch and chunk. :param call_helpers: tells the index of helpers that were queued, as rows.
     :param faults: called with the name of each step a test may want to stop at.
     """
@@ -80,6 +82,7 @@ class RunContext:
     is_paused: Callable[[], bool] = lambda: False
     await_right_to_write: Callable[[], None] = lambda: None
     destination: Destination = field(default_factory=Destination)
+    budget: CallBudget = field(default_factory=NoBudget)
     progress: Callable[[dict[str, int]], None] = lambda _: None
     call_helpers: Callable[[Sequence[Mapping[str, Any]]], None] = lambda _: None
     faults: Callable[[str], None] = no_faults

@@ -3,28 +3,29 @@
 For each chunk: its boundaries and `sent_at` are durable, then the call, then its acks. So whatever dies wherever, a row of the log is one of
 acknowledged, rejected, maybe sent (`unsure`), or not sent, and nothing is forgotten. A chunk's key names the run, partition and rows: whoever sends these
 rows again sends them under the same key.
+
+One thread renders, marks and acknowledges; a pool of them calls. Nothing waits for a slow call but its own rows: chunks go out as long as calls may be
+made (`turns.py`) and what is rendered fits (`rendering.py`), marks and acks are written some chunks at a time.
 """
 
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from queue import Empty, SimpleQueue
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from wsync_engine.model.ids import uuid7
 from wsync_engine.pipeline.change_log import ChangeLogReader
-from wsync_engine.pipeline.chunking import cut, halves, leaves, remaining, verdict_ranges
+from wsync_engine.pipeline.chunking import halves, leaves, remaining, verdict_ranges
 from wsync_engine.pipeline.context import RunContext
 from wsync_engine.pipeline.rejected_row import largest_field, payload_of
+from wsync_engine.pipeline.rendering import Oversized, Piece, Rendering, part_of
+from wsync_engine.pipeline.turns import CallGate
 from wsync_engine.state.books import RunBooks
 from wsync_engine.state.records import Ack, Cipher, NewRejection, SentChunk
 from wsync_sdk import (
@@ -42,23 +43,38 @@ from wsync_sdk import (
     Target,
     TransactionalSink,
     WriteResult,
+    WsyncError,
 )
 
 __all__ = ["Delivery", "RetryPolicy", "deliver_partition", "is_covered", "missing_recorded"]
 
-WINDOW_CHUNKS = 16
-MOST_WINDOW_ROWS = 32_768
+LEAST_MARKS = 16
+"""So many chunks are marked as sent in one transaction, or as many as there are calls at once."""
+LEAST_ACKS = 4
+"""So many chunks' verdicts are stored in one transaction, or as many as there are calls at once; twice as many if they are there."""
+ACK_AFTER_S = 0.05
+"""A verdict waits for others no longer than this before it is stored with them."""
+HELD_BYTES = 64 * 1024 * 1024
+"""Beyond it nothing is rendered ahead: only what would leave a call without work."""
+LOOK_S = 0.2
 MOST_REFUSED_ROWS = 1_000
 """So many refused rows before a single one is taken end the run: each costs calls, and a million of them nobody reads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often one chunk is tried, and the bounds of the wait between (full jitter)."""
+    """How often one chunk is tried, or a destination that answers none, and the bounds of the wait between (full jitter)."""
 
     tries: int = 5
     first_wait_s: float = 0.5
     max_wait_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Refused:
+    """A chunk that the sink refused for what some of its rows hold."""
+
+    error: RowError
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,6 +89,14 @@ class Tally:
         self.has_accepted |= verdict == "accepted"
         self.refused += rows if verdict == "rejected" else 0
 
+    def add(self, rows: int, result: WriteResult | _Refused) -> None:
+        """The result of a call with so many rows; of many that were refused as a whole nothing is known yet."""
+        if isinstance(result, WriteResult):
+            self.note("accepted" if result.accepted_rows else "unknown", result.accepted_rows)
+            self.note("rejected", len(result.rejections))
+        elif rows == 1:
+            self.note("rejected", 1)
+
     def refusal(self) -> FatalError | None:
         """Why it is no use to go on, if it is none."""
         if self.has_accepted or self.refused < MOST_REFUSED_ROWS:
@@ -85,7 +109,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """What all chunks of one run's delivery share."""
+    """What all chunks of one run's delivery share. `gate`: what it learns of the destination holds for all partitions."""
 
     sink: Sink
     token: bytes
@@ -98,30 +122,14 @@ class Delivery:
     retry: RetryPolicy
     call_timeout_s: float = 9.0
     tally: Tally = field(default_factory=Tally)
+    gate: CallGate = field(init=False)
+
+    def __post_init__(self) -> None:
+        gate = CallGate(self.limits, self.context.budget, longest_wait_s=self.retry.max_wait_s)
+        object.__setattr__(self, "gate", gate)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Refused:
-    """A chunk that the sink refused for what some of its rows hold."""
-
-    error: RowError
-
-
-class _Pace:
-    """Keeps calls apart as the stream's limit asks. Any thread."""
-
-    def __init__(self, calls_per_s: float | None) -> None:
-        self._apart_s = 1 / calls_per_s if calls_per_s else 0.0
-        self._next_s = 0.0
-        self._lock = threading.Lock()
-
-    def reserve_s(self) -> float:
-        """Take the next free place; how long it is until then."""
-        with self._lock:
-            now_s = time.monotonic()
-            at_s = max(now_s, self._next_s)
-            self._next_s = at_s + self._apart_s
-            return at_s - now_s
+_Result = WriteResult | _Refused
 
 
 def deliver_partition(delivery: Delivery, reader: ChangeLogReader, partition: int, *, epoch: int) -> None:
@@ -131,31 +139,63 @@ def deliver_partition(delivery: Delivery, reader: ChangeLogReader, partition: in
 
     :raises WsyncError: what ended the delivery; chunks that were sent without a verdict stay so.
     """
-    _Partition(delivery, reader, partition, epoch).run()
+    with ThreadPoolExecutor(max_workers=delivery.limits.concurrency, thread_name_prefix="deliver") as pool:
+        _Partition(delivery, reader, partition, epoch, pool).run()
+
+
+class _Stopped(Exception):
+    """The delivery ended before this call began: nothing was sent."""
 
 
 class _Partition:
-    """One partition's delivery: a window of chunks is marked sent, sent by a few threads, acknowledged together."""
+    """One partition's delivery. All but `_send` is for one thread."""
 
-    def __init__(self, delivery: Delivery, reader: ChangeLogReader, partition: int, epoch: int) -> None:
+    def __init__(self, delivery: Delivery, reader: ChangeLogReader, partition: int, epoch: int, pool: ThreadPoolExecutor) -> None:
         self._epoch = epoch
         self._d = delivery
-        self._reader = reader
         self._partition = partition
-        self._pace = _Pace(delivery.limits.calls_per_s)
+        self._pool = pool
+        self._rendering = Rendering(reader, delivery.sink, delivery.target, delivery.limits)
+        self._reader = reader
+        self._ready: list[Piece] = []
+        """Rendered and not marked."""
+        self._running: dict[Future[_Result], Piece] = {}
+        self._ended: SimpleQueue[Future[_Result]] = SimpleQueue()
+        self._unsettled: list[tuple[Piece, _Result]] = []
+        self._settle_at_s = 0.0
+        self._error: BaseException | None = None
+        self._is_stopped = False
 
     def run(self) -> None:
-        acks = self._d.books.acks(self._d.books.run_id, self._partition)
+        try:
+            pieces = self._todo()
+            while self._feed(pieces) or self._running or self._unsettled:
+                self._collect()
+                self._settle()
+        finally:
+            self._is_stopped = True  # who still waits for a call goes away, and with it the pool
+        if self._error is not None:
+            raise self._error
+
+    # -- what is to be sent
+
+    def _todo(self) -> Iterator[list[Piece]]:
+        """What has no verdict: chunks that may have been sent as they were cut then, and rows that were not."""
+        books = self._d.books
+        acks = books.acks(books.run_id, self._partition)
         for ack in acks:  # of a holder before us
             self._d.tally.note(ack.verdict, ack.range.rows)
         acked = [ack.range for ack in acks]
         acked += self._adopt_recorded(acked)
-        sent = [chunk for chunk in leaves(self._d.books.chunks(self._d.books.run_id, self._partition)) if not is_covered(chunk, acked)]
-        with ThreadPoolExecutor(max_workers=self._d.limits.concurrency, thread_name_prefix="deliver") as pool:
-            for start in range(0, len(sent), WINDOW_CHUNKS):
-                self._send_window(pool, [self._chunk(span, *self._rendered(span)) for span in sent[start : start + WINDOW_CHUNKS]])
-            for window in self._fresh_windows(remaining(self._reader.rows, [*acked, *sent])):
-                self._send_window(pool, window)
+        sent = [chunk for chunk in leaves(books.chunks(books.run_id, self._partition)) if not is_covered(chunk, acked)]
+        return self._pieces(sent, remaining(self._reader.rows, [*acked, *sent]))
+
+    def _pieces(self, sent: Sequence[RowRange], gaps: Sequence[RowRange]) -> Iterator[list[Piece]]:
+        for span in sent:
+            yield self._rendering.again(span)
+        for pieces, oversized in self._rendering.fresh(gaps):
+            self._refuse_oversized(oversized)
+            yield pieces
 
     def _adopt_recorded(self, acked: Sequence[RowRange]) -> list[RowRange]:
         """A transactional sink knows what it applied: that is acknowledged without being sent again."""
@@ -168,169 +208,216 @@ class _Partition:
             self._d.tally.has_accepted = True
         return missing
 
-    def _fresh_windows(self, gaps: Sequence[RowRange]) -> Iterator[list[Chunk]]:
-        """Rows that were never sent, rendered once a window and cut into chunks."""
-        limits = self._d.limits
-        window_rows = min(limits.max_rows * WINDOW_CHUNKS, max(limits.max_rows, MOST_WINDOW_ROWS))
-        for gap in gaps:
-            first = gap.first
-            while first <= gap.last:
-                span = self._window(RowRange(first, min(gap.last, first + window_rows - 1)))
-                changes, records = self._rendered(span)
-                sizes = _record_bytes(changes, records)
-                chunks = cut(first, sizes, max_rows=limits.max_rows, max_bytes=limits.max_bytes)
-                kept = self._without_oversized(chunks, first, sizes)
-                for start in range(0, len(kept), WINDOW_CHUNKS):
-                    yield [self._chunk(c, *_part(changes, records, c, first)) for c in kept[start : start + WINDOW_CHUNKS]]
-                first = span.last + 1
-
-    def _window(self, span: RowRange) -> RowRange:
-        """As much of the span as is rendered at once: wide rows are few in a row group. Whole chunks, where it holds some."""
-        near = self._reader.within(span)
-        whole = near.rows // self._d.limits.max_rows * self._d.limits.max_rows
-        return RowRange(near.first, near.first + whole - 1) if near.last < span.last and whole else near
-
-    def _without_oversized(self, chunks: list[RowRange], first: int, sizes: npt.NDArray[np.int64]) -> list[RowRange]:
-        """Rows beyond the stream's record limit are rejections and never sent; the chunks are cut around them."""
-        limit = self._d.limits.max_record_bytes
-        if limit is None or int(sizes.max(initial=0)) <= limit:
-            return chunks
-        spans = [RowRange(first + int(place), first + int(place)) for place in np.flatnonzero(sizes > limit)]
-        rejections = [self._oversized(span.first, limit) for span in spans]
-        self._d.books.record_acks([self._ack(span, "rejected") for span in spans], rejections)
-        self._d.context.count("rejected", len(spans))
-        self._d.tally.note("rejected", len(spans))
-        kept: list[RowRange] = []
-        for chunk in chunks:
-            inside = [RowRange(s.first - chunk.first, s.last - chunk.first) for s in spans if chunk.first <= s.first <= chunk.last]
-            kept += [RowRange(chunk.first + gap.first, chunk.first + gap.last) for gap in remaining(chunk.rows, inside)]
-        return kept
-
-    def _send_window(self, pool: ThreadPoolExecutor, window: Sequence[Chunk]) -> None:
-        """Send chunks side by side; a refused one is cut in halves that join the window."""
-        if not window:
+    def _refuse_oversized(self, rows: Sequence[Oversized]) -> None:
+        """Rows beyond the stream's record limit are rejections and never sent."""
+        if not rows:
             return
-        self._d.context.border()
-        self._mark([chunk.range for chunk in window])
-        running: dict[Future[WriteResult | _Refused], Chunk] = {}
-        error: BaseException | None = None
-        todo = list(window)
-        while todo or running:
-            while todo and error is None and len(running) < self._d.limits.concurrency:
-                chunk = todo.pop(0)
-                running[pool.submit(self._try, chunk)] = chunk
-            if not running:
-                break
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            finished = [(running.pop(future), future) for future in done]
-            results, error = _sorted_out(finished, error)
-            todo += self._settle(results) if error is None else self._settle_without_halves(results)
-            error = error or self._d.tally.refusal()
-        if error is not None:
-            raise error
+        rejections = [self._rejection(one.row, one.change, "record_too_large", self._too_large(one), retryable=False) for one in rows]
+        self._d.books.record_acks([self._ack(RowRange(one.row, one.row), "rejected") for one in rows], rejections)
+        self._d.context.count("rejected", len(rows))
+        self._d.tally.note("rejected", len(rows))
+
+    # -- on the way
+
+    def _feed(self, pieces: Iterator[list[Piece]]) -> bool:
+        """Hand chunks to the pool until it has enough to go on with; whether there was something to hand over."""
+        has_fed = False
+        try:
+            while self._error is None and self._is_short():
+                self._d.context.border()
+                most = max(LEAST_MARKS, self._d.gate.calls_at_once)
+                while len(self._ready) < most and (more := self._rendered(pieces)):
+                    self._ready += more
+                if not self._ready:
+                    break
+                batch, self._ready = self._ready[:most], self._ready[most:]
+                self._mark([piece.range for piece in batch])
+                self._submit(batch)
+                has_fed = True
+        except WsyncError as exc:  # calls on their way are waited for, and what they say is stored
+            self._fail(exc)
+        return has_fed
+
+    def _is_short(self) -> bool:
+        """Whether calls may soon be without work."""
+        return len(self._running) < self._d.gate.calls_at_once + LEAST_MARKS // 2
+
+    def _rendered(self, pieces: Iterator[list[Piece]]) -> list[Piece]:
+        """The next block's chunks; none if all is rendered, or enough for now."""
+        if self._rendering.held_bytes > HELD_BYTES and len(self._running) + len(self._ready) >= self._d.gate.calls_at_once:
+            return []
+        return next((some for some in pieces if some), [])
 
     def _mark(self, spans: Sequence[RowRange]) -> None:
         self._d.context.faults("before_mark_sent")
         self._d.books.mark_sent([SentChunk(partition=self._partition, range=span) for span in spans])
         self._d.context.faults("after_mark_sent")
 
-    def _settle(self, results: Sequence[tuple[Chunk, WriteResult | _Refused]]) -> list[Chunk]:
-        """Store verdicts; give the halves of what was refused as a whole."""
-        self._settle_without_halves(results)
-        refused = [chunk for chunk, result in results if isinstance(result, _Refused) and chunk.rows > 1]
-        parts = [
-            self._chunk(half, *_part(chunk.changes, chunk.records, half, chunk.range.first))
-            for chunk in refused
-            for half in halves(chunk.range)
-        ]
-        if parts:
-            self._mark([part.range for part in parts])
-        return parts
+    def _submit(self, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            future = self._pool.submit(self._send, self._chunk(piece))
+            self._running[future] = piece
+            future.add_done_callback(self._ended.put)
 
-    def _settle_without_halves(self, results: Sequence[tuple[Chunk, WriteResult | _Refused]]) -> list[Chunk]:
+    def _collect(self) -> None:
+        """Wait until a call has ended, or verdicts have waited long enough; take all that have."""
+        wait_s = LOOK_S
+        if self._unsettled:
+            wait_s = max(0.0, min(LOOK_S, self._settle_at_s - time.monotonic()))
+        try:
+            future = self._ended.get(timeout=wait_s) if wait_s else self._ended.get_nowait()
+            while True:
+                self._take(self._running.pop(future), future)
+                future = self._ended.get_nowait()
+        except Empty:
+            pass
+
+    def _take(self, piece: Piece, future: Future[_Result]) -> None:
+        failure = future.exception()
+        if failure is not None:
+            self._fail(failure)
+            self._rendering.settled(piece)
+            return
+        if not self._unsettled:
+            self._settle_at_s = time.monotonic() + ACK_AFTER_S
+        result = future.result()
+        self._unsettled.append((piece, result))
+        self._d.tally.add(piece.range.rows, result)  # at once: each further call to one that refuses everything is wasted
+        refusal = self._d.tally.refusal()
+        if refusal is not None:
+            self._fail(refusal)
+
+    def _fail(self, error: BaseException) -> None:
+        """The first error ends the delivery: no further call begins."""
+        if self._error is None and not isinstance(error, _Stopped):
+            self._error = error
+            self._is_stopped = True
+
+    # -- verdicts
+
+    def _settle(self) -> None:
+        """Store the verdicts, if they are enough or have waited enough; what was refused as a whole is cut in halves, which go next."""
+        enough = max(LEAST_ACKS, self._d.gate.calls_at_once)
+        is_due = len(self._unsettled) >= enough or time.monotonic() >= self._settle_at_s or not self._running
+        if not self._unsettled or not is_due:
+            return
+        results, self._unsettled = self._unsettled[: 2 * enough], self._unsettled[2 * enough :]
         acks: list[Ack] = []
         rejections: list[NewRejection] = []
-        for chunk, result in results:
-            if isinstance(result, WriteResult):
-                self._judge(chunk, result, acks, rejections)
-            elif chunk.rows == 1:
-                acks.append(self._ack(chunk.range, "rejected"))
-                rejections.append(self._rejection(chunk.range.first, result.error.code, result.error.message, retryable=False))
+        for piece, result in results:
+            self._judge(piece, result, acks, rejections)
         if acks:
             self._d.context.faults("before_ack")
             self._d.books.record_acks(acks, rejections)
             self._d.context.faults("after_ack")
         for ack in acks:
             self._d.context.count(ack.verdict, ack.range.rows)
-            self._d.tally.note(ack.verdict, ack.range.rows)
-        return []
+        self._bisect([piece for piece, result in results if isinstance(result, _Refused) and piece.range.rows > 1])
+        for piece, _ in results:
+            self._rendering.settled(piece)
 
-    def _judge(self, chunk: Chunk, result: WriteResult, acks: list[Ack], rejections: list[NewRejection]) -> None:
+    def _bisect(self, refused: Sequence[Piece]) -> None:
+        """Mark the halves of each in one transaction, so that they always cover their parent, and send them."""
+        if not refused or self._error is not None:
+            return
+        parts = [self._rendering.half(piece, span) for piece in refused for span in halves(piece.range)]
+        self._mark([part.range for part in parts])
+        self._submit(parts)
+
+    def _judge(self, piece: Piece, result: _Result, acks: list[Ack], rejections: list[NewRejection]) -> None:
+        if isinstance(result, _Refused):
+            if piece.range.rows == 1:
+                error = result.error
+                acks.append(self._ack(piece.range, "rejected"))
+                rejections.append(self._rejection(piece.range.first, piece.changes, error.code, error.message, retryable=False))
+            return
         rejected = {rejection.row: rejection for rejection in result.rejections}
-        for span, verdict in verdict_ranges(chunk.range, rejected, result.unknown):
-            acks.append(self._ack(span, verdict))
-        for place, rejection in rejected.items():
-            row = chunk.range.first + place
-            rejections.append(self._rejection(row, rejection.code, rejection.message, retryable=rejection.retryable))
+        acks += [self._ack(span, verdict) for span, verdict in verdict_ranges(piece.range, rejected, result.unknown)]
+        for place, one in rejected.items():
+            change = part_of(piece.changes, place, 1)
+            rejections.append(self._rejection(piece.range.first + place, change, one.code, one.message, retryable=one.retryable))
 
-    def _try(self, chunk: Chunk) -> WriteResult | _Refused:
-        """One chunk, with repetitions, in a pool thread."""
-        policy = self._d.retry
-        for attempt in range(1, policy.tries + 1):
-            self._d.context.pause(self._pace.reserve_s())
-            self._d.context.await_right_to_write()
-            self._d.context.border()
+    # -- in a thread of the pool
+
+    def _send(self, chunk: Chunk) -> _Result:
+        """One chunk, with repetitions."""
+        gate, policy, destination = self._d.gate, self._d.retry, self._d.context.destination
+        tries = 0
+        while True:
+            gate.enter(self._look)
+            answers = destination.answers
             try:
-                with self._d.context.destination.called():
-                    result = self._d.sink.write(chunk, self._d.token)
-                self._d.context.destination.answered()
-                self._d.context.faults("after_write")
-                return _checked(chunk, result)
-            except RowError as exc:
-                self._d.context.destination.answered()
-                return _Refused(error=exc)
+                return self._call(chunk)
             except RetryableError as exc:
+                # Who is told to wait while others get through is in line, and has not failed.
+                tries += exc.retry_after_s is None or destination.answers == answers
+                failures = max(tries, gate.failures_in_a_row)
                 # Who asks for a longer wait than a slot may be held for gets it in the queue.
-                if attempt == policy.tries or (exc.retry_after_s or 0) > policy.max_wait_s:
+                if failures >= policy.tries or (exc.retry_after_s or 0) > policy.max_wait_s:
                     raise
-                backoff = random.random() * min(policy.max_wait_s, policy.first_wait_s * 2.0 ** (attempt - 1))
-                self._d.context.pause(exc.retry_after_s if exc.retry_after_s is not None else backoff)
-        raise AssertionError("unreachable")
+                if exc.retry_after_s is None:
+                    gate.back_off(random.random() * min(policy.max_wait_s, policy.first_wait_s * 2.0 ** max(0, failures - 1)), self._look)
 
-    def _chunk(self, span: RowRange, changes: pa.RecordBatch, records: Any) -> Chunk:
+    def _look(self) -> None:
+        """While a call waits: whether it is still to be made."""
+        if self._is_stopped:
+            raise _Stopped
+        self._d.context.border()
+
+    def _call(self, chunk: Chunk) -> _Result:
+        """One attempt, after `CallGate.enter`; tells the gate what became of it."""
+        context, gate = self._d.context, self._d.gate
+        try:
+            context.await_right_to_write()
+            self._look()
+            began_s = time.monotonic()
+        except BaseException:
+            gate.left()
+            raise
+        try:
+            with context.destination.called():
+                result = self._d.sink.write(chunk, self._d.token)
+        except RowError as exc:
+            gate.answered(began_s)
+            context.destination.answered()
+            return _Refused(error=exc)
+        except RetryableError as exc:
+            gate.failed(began_s, exc.retry_after_s)
+            raise
+        except BaseException:
+            gate.left()
+            raise
+        gate.answered(began_s)
+        context.destination.answered()
+        context.faults("after_write")
+        return _checked(chunk, result)
+
+    # -- values
+
+    def _chunk(self, piece: Piece) -> Chunk:
+        span = piece.range
         return Chunk(
             key=f"{self._d.run.run_id}.{self._partition}.{span.first}-{span.last}",
             run=self._d.run,
             partition=self._partition,
             range=span,
             target=self._d.target,
-            changes=changes,
-            records=records,
+            changes=piece.changes,
+            records=piece.records,
             fence=Fence(sync_id=self._d.run.sync_id, delivery=self._d.run.delivery, partition=self._partition, epoch=self._epoch),
             timeout_s=self._d.call_timeout_s,
         )
 
-    def _rendered(self, span: RowRange) -> tuple[pa.RecordBatch, Any]:
-        changes = self._reader.read(span)
-        records = self._d.sink.render(changes, self._d.target)
-        if records is not None and len(records) != changes.num_rows:
-            raise PluginError(
-                "render gave another number of records than there are changes", next_step="report it to the connector's author"
-            )
-        return changes, records
-
     def _ack(self, span: RowRange, verdict: str) -> Ack:
         return Ack(partition=self._partition, range=span, verdict=verdict)
 
-    def _oversized(self, row: int, limit: int) -> NewRejection:
-        largest = largest_field(self._reader.read(RowRange(row, row)))
-        message = f"`{largest}`: the record is larger than {limit} bytes, and this is its largest field"
-        return self._rejection(row, "record_too_large", message, retryable=False)
+    def _too_large(self, one: Oversized) -> str:
+        limit = self._d.limits.max_record_bytes
+        return f"`{largest_field(one.change)}`: the record is larger than {limit} bytes, and this is its largest field"
 
-    def _rejection(self, row: int, code: str, message: str, *, retryable: bool) -> NewRejection:
-        payload = self._reader.read(RowRange(row, row))
-        if BEFORE in payload.schema.names:  # what was refused is the row
-            payload = payload.drop_columns([BEFORE])
+    def _rejection(self, row: int, change: pa.RecordBatch, code: str, message: str, *, retryable: bool) -> NewRejection:
+        if BEFORE in change.schema.names:  # what was refused is the row
+            change = change.drop_columns([BEFORE])
         return NewRejection(
             rejection_id=uuid7(),
             partition=self._partition,
@@ -339,14 +426,8 @@ class _Partition:
             code=code,
             message=message,
             retryable=retryable,
-            payload=self._d.cipher.encrypt(payload_of(payload, self._d.target.key)),
+            payload=self._d.cipher.encrypt(payload_of(change, self._d.target.key)),
         )
-
-
-def _part(changes: pa.RecordBatch, records: Any, span: RowRange, first: int) -> tuple[pa.RecordBatch, Any]:
-    """The rows of `span` out of a batch whose first row has the number `first`; nothing is copied."""
-    start = span.first - first
-    return changes.slice(start, span.rows), None if records is None else records.slice(start, span.rows)
 
 
 def _checked(chunk: Chunk, result: WriteResult) -> WriteResult:
@@ -358,19 +439,6 @@ def _checked(chunk: Chunk, result: WriteResult) -> WriteResult:
     return result
 
 
-def _sorted_out(
-    finished: Sequence[tuple[Chunk, Future[WriteResult | _Refused]]], error: BaseException | None
-) -> tuple[list[tuple[Chunk, WriteResult | _Refused]], BaseException | None]:
-    results = []
-    for chunk, future in finished:
-        failure = future.exception()
-        if failure is None:
-            results.append((chunk, future.result()))
-        else:
-            error = error or failure
-    return results, error
-
-
 def missing_recorded(sink: TransactionalSink, run: RunRef, target: Target, partition: int, acked: Sequence[RowRange]) -> list[RowRange]:
     """Ranges that the sink says it applied and that have no ack here."""
     return [span for span in sink.recorded(run, target, partition) if not is_covered(span, acked)]
@@ -379,11 +447,3 @@ def missing_recorded(sink: TransactionalSink, run: RunRef, target: Target, parti
 def is_covered(span: RowRange, ranges: Sequence[RowRange]) -> bool:
     """Whether the ranges hold all rows of `span`."""
     return not remaining(span.rows, [RowRange(r.first - span.first, r.last - span.first) for r in ranges if r.last >= span.first])
-
-
-def _record_bytes(changes: pa.RecordBatch, records: Any) -> npt.NDArray[np.int64]:
-    """Bytes of each record as the limits count them; without records, the batch's mean."""
-    if records is None:
-        return np.full(changes.num_rows, max(1, changes.nbytes // max(1, changes.num_rows)), dtype=np.int64)
-    lengths: npt.NDArray[np.int64] = pc.binary_length(records).to_numpy(zero_copy_only=False).astype(np.int64)
-    return lengths

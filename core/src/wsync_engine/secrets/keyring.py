@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hmac
 import os
 import re
 import secrets
@@ -117,6 +118,14 @@ class Keyring:
     def tenant(self, tenant_id: UUID) -> TenantCipher:
         """The cipher of one tenant; the master key can't be computed from it."""
         return TenantCipher([_derive(key, tenant_id) for key in self._keys])
+
+    def fingerprint(self, data: bytes) -> str:
+        """A name for what may not be shown: the same for the same data in all processes of the installation, and useless without the master key.
+
+        By the oldest key, which a process that knows of a newer one has too.
+        """
+        key = HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=b"wsync fingerprint 1").derive(self._keys[-1])
+        return hmac.new(key, data, "sha256").hexdigest()[:32]
 
     def __repr__(self) -> str:
         return "Keyring(***)"

@@ -14,10 +14,12 @@ from wsync_sdk.errors import ConfigError
 __all__ = [
     "BREAKERS",
     "BREAKER_CHANGES",
+    "CALL_PLACES",
     "CHILD_EXITS",
     "CLAIMS",
     "CLOCK_SKEW",
     "DECISIONS",
+    "DESTINATION_HOLDS",
     "DUE",
     "FENCED",
     "FIRE_LATENESS",
@@ -80,6 +82,8 @@ YIELDS = _counter("wsync_yields_total", "Executions that were asked to make room
 REPAIRS = _counter("wsync_repairs_total", "Entries of the index that a sweep had to put right; none in health.", "kind")
 BREAKER_CHANGES = _counter("wsync_breaker_changes_total", "Circuit breakers of destinations that went into a state.", "state")
 BREAKERS = _gauge("wsync_breakers", "Destinations that are left alone now, as they failed again and again.", "state")
+CALL_PLACES = _counter("wsync_call_places_total", "Calls that runs with a rate (`calls_per_s`) were given a place for.", "pace")
+DESTINATION_HOLDS = _counter("wsync_destination_holds_total", "Times that a destination asked a run to wait (Retry-After).")
 RUNS = _gauge("wsync_running", "Runs that this worker executes.")
 DUE = _gauge("wsync_due_size", "Schedules that are due some time.", "shard")
 READY = _gauge("wsync_ready", "Runs that wait for a slot.", "shard", "priority")
@@ -116,6 +120,10 @@ LABELS: Mapping[str, Mapping[str, str]] = {
         "open": "none of its runs starts",
         "half_open": "one run at a time tries whether it answers",
         "closed": "it answered, nobody had to try it, or a person saw to it",
+    },
+    "pace": {
+        "shared": "by the budget that all runs on the credential share",
+        "own": "asked for while the index was away: each run kept to the rate by itself",
     },
     "shard": {"0, 1, …": "of the index: 0 on one server, to 15 on a cluster"},
 }

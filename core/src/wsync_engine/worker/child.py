@@ -15,9 +15,25 @@ from wsync_engine.pipeline.context import Destination, no_faults
 from wsync_engine.scheduler.rows import ready_run
 from wsync_engine.telemetry import log_to_stderr
 from wsync_engine.worker import fork_server
+from wsync_engine.worker.budget import ChildBudget
 from wsync_engine.worker.connectors import Opener
 from wsync_engine.worker.fence import Fence, boot_time_s
-from wsync_engine.worker.messages import Assignment, Called, Cancel, CancelReason, Drain, Ended, Lost, Pause, Renewed, Resume, Tick, Yield
+from wsync_engine.worker.messages import (
+    Assignment,
+    Called,
+    Cancel,
+    CancelReason,
+    Drain,
+    Ended,
+    Lost,
+    Pause,
+    Renewed,
+    Resume,
+    Tick,
+    TurnsGiven,
+    TurnsWanted,
+    Yield,
+)
 
 __all__ = ["ChildSetup", "RunInProgress", "child_main"]
 
@@ -54,11 +70,14 @@ def child_main(pipe: Connection, setup: ChildSetup) -> None:
 class RunInProgress:
     """An assignment in progress: its fence, its end if one was asked for, and its counters. The pipe's thread writes, the main thread reads."""
 
-    def __init__(self, assignment: Assignment, *, clock: Callable[[], float] = boot_time_s) -> None:
+    def __init__(
+        self, assignment: Assignment, *, clock: Callable[[], float] = boot_time_s, say: Callable[[TurnsWanted], None] = lambda _: None
+    ) -> None:
         self.assignment = assignment
         self.fence = Fence(assignment.write_until_s, clock=clock)
         self.counters: dict[str, int] = {}
         self.destination = Destination()
+        self.budget = ChildBudget(TurnsWanted(run_id=assignment.run_id, epoch=assignment.epoch), say, clock=clock)
         self.cancel_reason: CancelReason | None = None
         self.is_drained = False
         self.shall_yield = False
@@ -75,11 +94,13 @@ class RunInProgress:
     def count(self, counters: dict[str, int]) -> None:
         self.counters = dict(counters)
 
-    def take(self, message: Renewed | Cancel | Drain | Yield | Pause | Resume | Lost) -> None:
+    def take(self, message: Renewed | Cancel | Drain | Yield | Pause | Resume | Lost | TurnsGiven) -> None:
         """What the supervisor says of this run; called by the pipe's thread."""
         match message:
             case Renewed():
                 self.fence.renew(message.write_until_s)
+            case TurnsGiven():
+                self.budget.given(message)
             case Lost():
                 self.fence.lose()
             case Yield():
@@ -119,7 +140,7 @@ class _Link:
         if rows:
             self.say(Called(helpers=tuple(ready_run(dict(row)) for row in rows)))
 
-    def say(self, message: Tick | Called | Ended) -> None:
+    def say(self, message: Tick | Called | Ended | TurnsWanted) -> None:
         try:
             with self._sending:
                 self._pipe.send(message)
@@ -133,7 +154,7 @@ class _Link:
             except (EOFError, OSError):
                 os._exit(0)
             if isinstance(message, Assignment):
-                self._run = RunInProgress(message)
+                self._run = RunInProgress(message, say=self.say)
                 self._run.call_helpers = self.call_helpers
                 self._runs.put(self._run)
                 continue

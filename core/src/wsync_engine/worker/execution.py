@@ -143,6 +143,7 @@ class _Execution:
             is_paused=lambda: self._run.is_paused,
             await_right_to_write=self._run.fence.wait,
             destination=self._run.destination,
+            budget=self._run.budget,
             progress=self._run.count,
             call_helpers=self._run.call_helpers,
             faults=self._setup.faults,

@@ -27,6 +27,8 @@ __all__ = [
     "Renewed",
     "Resume",
     "Tick",
+    "TurnsGiven",
+    "TurnsWanted",
     "Yield",
 ]
 
@@ -48,6 +50,7 @@ class Assignment:
     """A claimed run and all that its child needs to execute it.
 
     :param parameters: of the query, bound for this run. :param destination: the sink's connection and plugin, opaque. :param credential_id: what the sink is called with.
+    :param rate_credential: the same for whoever calls the same destination with the same secret, of all tenants; it tells nothing of it.
     :param write_until_s: until when a sink call may start, by `boot_time_s`.
     :param call_timeout_s: how long a sink call may take. :param is_last_attempt: a failure that might pass ends the run none the less.
     :param helps: the run whose tasks this helper executes; None: it is a run.
@@ -65,6 +68,7 @@ class Assignment:
     sink: ConnectionPart
     destination: str
     credential_id: UUID
+    rate_credential: str
     tenant_key: str = field(repr=False)
     write_until_s: float
     call_timeout_s: float
@@ -129,6 +133,39 @@ class Lost:
 
     run_id: UUID
     epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnsGiven:
+    """Places for calls; instants are by `boot_time_s`. The first of `count` is at `first_s`, each other `apart_s` later.
+
+    :param is_reply: to what the child asked; False: another run of the credential was asked to wait. :param is_shared: False: the index can't be asked,
+        the run goes at its own pace. :param ask_from_s: before it there is nothing to be had. :param held_until_s: the destination wants no call before it.
+    """
+
+    run_id: UUID
+    epoch: int
+    is_reply: bool = True
+    is_shared: bool = True
+    count: int = 0
+    first_s: float = 0.0
+    apart_s: float = 0.0
+    ask_from_s: float = 0.0
+    held_until_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnsWanted:
+    """The child will call its destination so often, at most `calls_per_s` times a second (None: as often as it likes).
+
+    :param hold_s: it was just told to leave the destination alone for so long; then nothing else is asked, and no answer comes.
+    """
+
+    run_id: UUID
+    epoch: int
+    calls: int = 0
+    calls_per_s: float | None = None
+    hold_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

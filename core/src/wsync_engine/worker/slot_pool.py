@@ -13,7 +13,7 @@ from wsync_engine.worker.child import ChildSetup
 from wsync_engine.worker.destinations import Seen, seen_at_end, seen_so_far
 from wsync_engine.worker.endings import Ending, ending_of_death, ending_of_report
 from wsync_engine.worker.host import Host
-from wsync_engine.worker.messages import Called, Cancel, CancelReason, Drain, Ended, Lost, Pause, Renewed, Resume, Yield
+from wsync_engine.worker.messages import Called, Cancel, CancelReason, Drain, Ended, Lost, Pause, Renewed, Resume, TurnsWanted, Yield
 from wsync_engine.worker.options import WorkerOptions
 from wsync_engine.worker.slots import Slot, Tenure
 
@@ -48,6 +48,7 @@ class SlotPool:
 
     `endings`: of runs that left their slots, to be written by the owner, who takes them out. `stuck`: tenures that stood still, to be noted.
     `seen`: what their runs saw of destinations, to be noted too. `called`: helpers that were queued for them, to be told to the index.
+    `wanted`: calls that runs want to make, to be answered.
     """
 
     def __init__(self, options: WorkerOptions, host: Host) -> None:
@@ -61,6 +62,7 @@ class SlotPool:
         self.stuck: list[Tenure] = []
         self.seen: list[Seen] = []
         self.called: list[ReadyRun] = []
+        self.wanted: list[tuple[Slot, TurnsWanted]] = []
 
     def open(self, setup: ChildSetup) -> None:
         """Start a child in each slot."""
@@ -103,6 +105,8 @@ class SlotPool:
                     has_ended |= self._take_end(slot, message)
                 elif isinstance(message, Called):
                     self.called += message.helpers
+                elif isinstance(message, TurnsWanted):
+                    self.wanted.append((slot, message))
                 elif slot.tenure is not None:
                     now_s = self._clocks.monotonic_s()
                     slot.tenure.take_counters(message.counters, now_s)

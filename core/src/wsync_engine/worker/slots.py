@@ -17,7 +17,21 @@ import structlog
 
 from wsync_engine.worker import fork_server
 from wsync_engine.worker.child import ChildSetup, child_main
-from wsync_engine.worker.messages import Assignment, Called, Cancel, Drain, Ended, Lost, Pause, Renewed, Resume, Tick, Yield
+from wsync_engine.worker.messages import (
+    Assignment,
+    Called,
+    Cancel,
+    Drain,
+    Ended,
+    Lost,
+    Pause,
+    Renewed,
+    Resume,
+    Tick,
+    TurnsGiven,
+    TurnsWanted,
+    Yield,
+)
 from wsync_engine.worker.task_groups import TaskGroups
 
 __all__ = ["Slot", "StopReason", "Tenure"]
@@ -147,14 +161,14 @@ class Slot:
         self.has_served = True
         self.tell(assignment)
 
-    def tell(self, message: Assignment | Renewed | Cancel | Drain | Yield | Pause | Resume | Lost) -> None:
+    def tell(self, message: Assignment | Renewed | Cancel | Drain | Yield | Pause | Resume | Lost | TurnsGiven) -> None:
         """Send; a child that is gone is found out by its process."""
         with suppress(OSError):
             self.pipe.send(message)
 
-    def messages(self) -> list[Tick | Called | Ended]:
+    def messages(self) -> list[Tick | Called | Ended | TurnsWanted]:
         """What the child said since the last call."""
-        found: list[Tick | Called | Ended] = []
+        found: list[Tick | Called | Ended | TurnsWanted] = []
         with suppress(EOFError, OSError):
             while self.pipe.poll():
                 found.append(self.pipe.recv())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,9 @@ from wsync_engine.model.sync import bound_parameters
 from wsync_engine.scheduler.rows import Row, ready_run, select
 from wsync_engine.scheduler.runs import MAX_CRASHES, ClaimedRun, crash_loop, finish_run, lock_clocks
 from wsync_engine.secrets.keyring import Keyring, TenantCipher
-from wsync_engine.secrets.references import is_reference, resolve, tenant_folders
+from wsync_engine.secrets.references import resolve, tenant_folders
 from wsync_engine.state.statements import load_statements
+from wsync_engine.worker.credentials import references_in, shared_credential
 from wsync_engine.worker.messages import Assignment, ConnectionPart
 from wsync_sdk.errors import ConfigError, StateError
 
@@ -132,6 +133,8 @@ def _assignment(
     spec = sync_spec_from_json(row["spec"])
     cipher = keyring.tenant(claimed.tenant_id)
     folders = tenant_folders(secret_folders, row["tenant"])
+    sink = _part(row["sink_plugin"], row["sink_config"], row["sink_secrets"], cipher, folders)
+    is_named = row["credential_id"] != row["sink_connection_id"]
     return Assignment(
         tenant_id=claimed.tenant_id,
         run_id=claimed.run_id,
@@ -142,9 +145,10 @@ def _assignment(
         spec=spec,
         parameters=bound_parameters(spec.parameters, row["params"], nominal_at=claimed.nominal_at),
         source=_part(row["source_plugin"], row["source_config"], row["source_secrets"], cipher, folders),
-        sink=_part(row["sink_plugin"], row["sink_config"], row["sink_secrets"], cipher, folders),
+        sink=sink,
         destination=f"{row['sink_connection_id']}/{row['sink_plugin']}",
         credential_id=row["credential_id"],
+        rate_credential=row["credential_id"].hex if is_named else shared_credential(sink, keyring) or row["credential_id"].hex,
         tenant_key=cipher.to_text(),
         write_until_s=write_until_s,
         call_timeout_s=call_timeout_s,
@@ -156,20 +160,9 @@ def _assignment(
 
 def _part(plugin: str, config: Mapping[str, Any], secrets: bytes | None, cipher: TenantCipher, folders: Sequence[Path]) -> ConnectionPart:
     stored: dict[str, str] = {} if secrets is None else json.loads(cipher.decrypt(secrets))
-    resolved = {reference: _resolved(reference, folders) for reference in _references(config) if reference not in stored}
+    resolved = {reference: _resolved(reference, folders) for reference in references_in(config) if reference not in stored}
     known = {reference: value for reference, value in resolved.items() if value is not None}
     return ConnectionPart(plugin=plugin, config=config, secret_by_reference={**known, **stored})
-
-
-def _references(value: Any) -> Iterator[str]:
-    if isinstance(value, str) and is_reference(value):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _references(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _references(item)
 
 
 def _resolved(reference: str, folders: Sequence[Path]) -> str | None:

@@ -25,6 +25,7 @@ from wsync_engine.index.connection import Client
 from wsync_engine.index.entries import ReadyRun
 from wsync_engine.index.layout import worker_channel
 from wsync_engine.index.shards import Shards
+from wsync_engine.index.turns import Turns
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.run import RunError
 from wsync_engine.pipeline.context import no_faults
@@ -43,6 +44,7 @@ from wsync_engine.worker.options import WorkerOptions
 from wsync_engine.worker.slot_pool import SlotPool
 from wsync_engine.worker.slots import Slot, Tenure
 from wsync_engine.worker.store import Orders, Presence, leave, load_assignments, note_stuck, show_presence
+from wsync_engine.worker.turns import give_turns
 from wsync_sdk.errors import RetryableError, StateError, WsyncError
 
 __all__ = ["Worker"]
@@ -108,6 +110,7 @@ class Worker:
         self._postgres_backoff = Backoff("postgres", host.clocks)
         self._index_backoff = Backoff("redis", host.clocks)
         self._live = LiveProgress(client, len(index), monotonic_s=host.clocks.monotonic_s)
+        self._turns = Turns(client)
         self._listener: Listener | None = None
         self._on_ready = on_ready
         self._stops = 0
@@ -165,6 +168,7 @@ class Worker:
     def _step(self) -> None:
         if self._pool.listen(is_draining=self._drain_until_s is not None):
             self._ask_at_s = 0.0
+        give_turns(self._pool, self._turns, self._tell_index, self._clocks)
         self._pool.watch()
         self._pool.end_loan(is_draining=self._drain_until_s is not None)
         self._drain()
