@@ -78,3 +78,17 @@ def test_a_run_that_dies_at_each_of_its_folds_ends_with_the_whole_snapshot(world
     assert world.scalar("SELECT manifest->>'rows' FROM wsync.snapshot WHERE sync_id = %s", world.sync_id) == "100"
     world.sink.calls.clear()
     assert (world.run().counts["unchanged"], world.sink.calls) == (100, [])
+
+
+def test_a_run_that_gets_on_between_the_deaths_of_its_processes_is_no_crash_loop(world: World) -> None:
+    spread_world(world)
+    run_id = world.new_run()
+    world.engine.execute("UPDATE wsync.run SET crashes = 2 WHERE run_id = %s", (run_id,))
+
+    with pytest.raises(Crash):
+        execute(world.job(run_id, crash_at("before_task_done", 1)))
+    assert world.scalar("SELECT crashes FROM wsync.run WHERE run_id = %s", run_id) == 2
+    with pytest.raises(Crash):
+        execute(world.job(run_id, crash_at("after_task_done", 1)))
+
+    assert world.scalar("SELECT crashes FROM wsync.run WHERE run_id = %s", run_id) == 0

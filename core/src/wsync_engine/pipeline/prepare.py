@@ -75,9 +75,11 @@ def _go_on(job: Job, record: RunRecord) -> bool:
             _compare(job, record)
             return True
         order = ReadOrder.from_bytes(record.plan, job.cipher)
-        if not order.is_durable:
+        manifest = _current_manifest(job, job.books.snapshot(job.sync_id), adopt=record.adopt)
+        if not order.is_durable or manifest.version != record.base_version:
+            job.source.release(order.plan)
             return False
-        _extract(job, record, order, _current_manifest(job, job.books.snapshot(job.sync_id), adopt=record.adopt))
+        _extract(job, record, order, manifest)
     except (PlanExpired, SnapshotLost) as exc:  # what was staged, or compared with, is gone
         job.books.event("preparation.lost", {"error": type(exc).__name__})
         return False

@@ -1,7 +1,7 @@
 """Writes of one process for one run, each of them fenced.
 
 A write happens in a transaction that holds the row under which the process claimed its work FOR SHARE, with its epoch: the run's own row, or that of a
-helper beside the run's. So a process that lost its lease writes nothing more, and nothing is written for a run that has ended. The connection is the task
+helper of it. So a process that lost its lease writes nothing more, and nothing is written for a run that has ended. The connection is the task
 child's own, as `wsync_api`, with the tenant set in each transaction.
 """
 
@@ -20,12 +20,13 @@ from wsync_sdk import RetryableError, StateError
 
 __all__ = ["Claim", "HeldRun"]
 
-_IS_OURS = "epoch = %(epoch)s AND worker_id = %(worker_id)s AND state IN ('running', 'cancelling')"
-_OF_RUN = f"SELECT {_IS_OURS} FROM wsync.run WHERE run_id = %(run_id)s"
-# A helper goes on while its run waits for a slot; the run, which was made first, is locked first.
+_IS_OURS = "h.epoch = %(epoch)s AND h.worker_id = %(worker_id)s AND h.state IN ('running', 'cancelling')"
+_OF_RUN = f"SELECT {_IS_OURS} FROM wsync.run AS h WHERE h.run_id = %(holder)s"
+# A helper goes on while its run waits for a slot. Only its own row is locked: many helpers' locks on one run would keep its heartbeats waiting. Whoever
+# folds the run waits for the ends of its helpers, and these come after all they wrote.
 _OF_HELPER = (
-    f"SELECT CASE run_id WHEN %(holder)s THEN {_IS_OURS} ELSE state IN ('queued', 'running', 'cancelling') END"
-    " FROM wsync.run WHERE run_id IN (%(run_id)s, %(holder)s) ORDER BY run_id"
+    f"SELECT {_IS_OURS} AND r.state IN ('queued', 'running', 'cancelling')"
+    " FROM wsync.run AS h JOIN wsync.run AS r ON r.run_id = h.helps WHERE h.run_id = %(holder)s AND r.run_id = %(run_id)s"
 )
 
 
@@ -88,8 +89,8 @@ class HeldRun:
                 "epoch": self.claim.epoch,
                 "worker_id": self.claim.worker_id,
             }
-            rows = cursor.execute(f"{_OF_HELPER if self.is_helper else _OF_RUN} {lock}", columns).fetchall()
-            if len(rows) < 1 + self.is_helper or not all(is_ours for (is_ours,) in rows):
+            row = cursor.execute(f"{_OF_HELPER if self.is_helper else _OF_RUN} {lock} OF h", columns).fetchone()
+            if row is None or not row[0]:
                 raise StateError("this run is no longer ours", next_step="nothing to do: another worker goes on with it")
             yield cursor
             if event is not None:

@@ -86,6 +86,7 @@ class TaskBoard:
             row = cursor.execute(_SQL["task_done"], {**self._ours, **self._named(task), "result": json.dumps(dict(result))}).fetchone()
             if row is None:
                 raise StateError("the task is no longer ours", next_step="nothing: whoever holds it now does it")
+            cursor.execute(_SQL["run_progressed"], self._ours)
             yield cursor
 
     def fail(self, task: Task, error: TaskError) -> None:

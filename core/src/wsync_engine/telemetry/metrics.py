@@ -103,6 +103,7 @@ LABELS: Mapping[str, Mapping[str, str]] = {
     "ending": {
         "succeeded": "everything arrived",
         "partial": "all but the rows that were refused",
+        "helper": "a helper of a big run, which has executed tasks of it",
         "failed": "for good, also when it was out of time: no attempt follows",
         "cancelled": "somebody asked for its end, or a later run took its place",
         "blocked": "a guard stopped it, or a dry run is done: it waits for a person",

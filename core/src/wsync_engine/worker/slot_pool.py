@@ -120,7 +120,7 @@ class SlotPool:
         if tenure is None:
             return False
         slot.runs_done += 1
-        metrics.RUNS_ENDED.labels(ended.state or ended.kind).inc()
+        metrics.RUNS_ENDED.labels((ended.state or ended.kind) if tenure.assignment.helps is None else "helper").inc()
         metrics.RUN_SECONDS.observe(self._clocks.monotonic_s() - tenure.started_at_s)
         self.endings.append(ending_of_report(ended))
         self.seen += seen_at_end(tenure, ended)

@@ -33,6 +33,10 @@ WHERE run_id = :run_id AND kind = :kind AND part = :part AND epoch = :epoch AND 
     AND holder_epoch = :holder_epoch
 RETURNING part;
 
+-- name: run_progressed
+-- A run that gets on is no crash loop: its deaths are counted from here again.
+UPDATE wsync.run SET crashes = 0 WHERE run_id = :holder AND crashes > 0;
+
 -- name: task_failed
 UPDATE wsync.task
 SET state = 'failed', error = CAST(:error AS jsonb)
