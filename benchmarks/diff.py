@@ -45,13 +45,15 @@ def stage(folder: Path, rows: Range, partitions: int) -> dict[int, list[Path]]:
     from wsync_engine.model.sync import Mode, SyncSpec
     from wsync_engine.pipeline.local_database import Budget, opened
     from wsync_engine.pipeline.mapping import PARTITION, compile_mapping
+    from wsync_engine.pipeline.source_columns import placed
     from wsync_engine.pipeline.sql import PARQUET
 
     spec = SyncSpec(name="b", source="w", sink="s", query="SELECT", key=("id",), stream="b", mode=Mode.MIRROR)
     mapping = compile_mapping(spec, SCHEMA, seed="seed", partitions=partitions)
     folder.mkdir()
     with opened(folder, Budget()) as connection:
-        connection.register("source", pa.RecordBatchReader.from_batches(SCHEMA, rows.batches()))
+        batches = (pa.RecordBatch.from_arrays(batch.columns, schema=placed(SCHEMA)) for batch in rows.batches())
+        connection.register("source", pa.RecordBatchReader.from_batches(placed(SCHEMA), batches))
         connection.execute(
             f"COPY ({mapping.select}) TO '{folder}' ({PARQUET}, ROW_GROUP_SIZE 61440, PARTITION_BY ({PARTITION}),"
             " WRITE_PARTITION_COLUMNS true, OVERWRITE_OR_IGNORE true)"
