@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from psycopg.types.json import Jsonb
 
 from wsync_engine.pipeline.run import execute
 
@@ -92,3 +95,85 @@ def test_a_run_that_gets_on_between_the_deaths_of_its_processes_is_no_crash_loop
         execute(world.job(run_id, crash_at("after_task_done", 1)))
 
     assert world.scalar("SELECT crashes FROM wsync.run WHERE run_id = %s", run_id) == 0
+
+
+@pytest.mark.parametrize("harm", ["missing", "damaged"])
+def test_a_stage_that_is_lost_before_it_was_compared_is_read_again(world: World, harm: str) -> None:
+    spread_world(world)
+    run_id = world.new_run()
+    with pytest.raises(Crash):
+        execute(world.job(run_id, crash_at("after_extract", 1)))
+    for file in (world.storage.root / "t" / "runs" / str(run_id)).glob("stage-*/**/*.parquet"):
+        file.unlink() if harm == "missing" else file.write_bytes(file.read_bytes()[:-20])
+    plans = world.source.plans
+
+    outcome = execute(world.job(run_id))
+
+    assert (outcome.state, world.source.plans - plans) == ("succeeded", 1)
+    assert world.sink.contents == world.source.rows
+
+
+def test_a_snapshot_that_moved_on_while_a_run_was_left_has_it_compared_anew(world: World) -> None:
+    spread_world(world)
+    run_id = world.new_run()
+    with pytest.raises(Crash):
+        execute(world.job(run_id, crash_at("after_extract", 1)))
+    world.engine.execute("UPDATE wsync.run SET exclusive = false WHERE run_id = %s", (run_id,))
+    del world.source.rows[0]
+    assert execute(world.job(world.new_run(is_beside=True, is_earlier=True))).state == "succeeded"
+    world.source.rows[0] = "came back"
+
+    assert execute(world.job(run_id)).state == "succeeded"
+
+    assert world.sink.contents == world.source.rows
+    world.sink.calls.clear()
+    assert (world.run().counts["unchanged"], world.sink.calls) == (100, [])
+
+
+def test_a_stage_goes_as_soon_as_its_partition_is_compared(world: World) -> None:
+    spread_world(world)
+    run_id = world.new_run()
+
+    def staged() -> set[str]:
+        return {file.parent.name for file in (world.storage.root / "t" / "runs" / str(run_id)).glob("stage-*/**/*.parquet")}
+
+    with pytest.raises(Crash):
+        execute(world.job(run_id, crash_at("diff", 3)))
+    assert staged() == {"wsync_partition=2", "wsync_partition=3"}
+    execute(world.job(run_id))
+    assert staged() == set()
+
+
+@pytest.mark.parametrize("refused", [frozenset(), frozenset({3, 203})])
+def test_a_change_log_of_an_older_engine_whose_stage_is_still_there_is_folded_as_ever(world: World, refused: frozenset[int]) -> None:
+    spread_world(world)
+    world.sink.refuse = refused
+    run_id = world.new_run()
+    kept: dict[Path, bytes] = {}
+
+    def faults(step: str) -> None:
+        if step == "after_extract":
+            kept.update({file: file.read_bytes() for file in world.storage.root.glob(f"t/runs/{run_id}/stage-*/**/*.parquet")})
+        crash_at_end(step)
+
+    crash_at_end = crash_at("before_finish", 1)
+    with pytest.raises(Crash):
+        execute(world.job(run_id, faults))
+    for file, content in kept.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    stage = {
+        str(part): [world.storage.relative(file) for file in kept if file.parent.name == f"wsync_partition={part}"] for part in range(4)
+    }
+    world.engine.execute(
+        "UPDATE wsync.run SET change_log = jsonb_set(change_log - 'aside', '{stage}', %s) WHERE run_id = %s", (Jsonb(stage), run_id)
+    )
+    world.engine.execute("DELETE FROM wsync.task WHERE run_id = %s", (run_id,))
+
+    outcome = execute(world.job(run_id))
+
+    assert outcome.counts["rejected"] == len(refused)
+    world.sink.refuse = frozenset()
+    world.sink.calls.clear()
+    assert world.run().counts["held_back"] == len(refused)
+    assert world.sink.calls == []
