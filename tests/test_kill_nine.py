@@ -33,7 +33,7 @@ KEY = base64.b64encode(b"k" * 32).decode()
 PHASES = {
     "plan": "plan.started",
     "extract": "plan.stored",
-    "diff": "split.published",
+    "diff": "extract.done",
     "after_write": "delivery.started",
     "before_finish": "delivery.started",
 }
