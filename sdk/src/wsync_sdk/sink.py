@@ -54,6 +54,7 @@ __all__ = [
     "StreamSpec",
     "Target",
     "TransactionalSink",
+    "WriteMode",
     "WriteResult",
     "before_type",
 ]
@@ -72,6 +73,17 @@ class Operation(StrEnum):
 
     UPSERT = "upsert"
     DELETE = "delete"
+
+
+class WriteMode(StrEnum):
+    """How a run's rows come to a stream, `RunRef.write_mode`.
+
+    MERGE: upserts and deletes by key. APPEND: each row is a new one, and its key comes once; `OP` is `upsert`, there are no deletes. The same chunk may
+    come twice, under the same key, also in a later run: a destination that does not know the key again has its rows twice then.
+    """
+
+    MERGE = "merge"
+    APPEND = "append"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +129,7 @@ class StreamSpec:
         field that is required, at `apply` where `SinkSpec.stream` tells of the stream, else before a run reads.
     :param key: names of the key's fields; empty: the sync's own key is used.
     :param operations: what can be done; a `mirror` sync needs DELETE.
+    :param write_modes: how rows can come; an `append` sync needs APPEND.
     :param needs_before: fields, dots nest, whose former values a change needs, to take them away: they come in the column `BEFORE`, and the engine keeps
         them encrypted. Fields that a mapping does not have are passed over.
     :param nulls: what a mapping may ask, field by field, of NULLs, see `nulls_of`; empty: the stream has its one way, and the engine refuses to ask.
@@ -132,6 +145,7 @@ class StreamSpec:
     key: tuple[str, ...] = ()
     needs_before: frozenset[str] = frozenset()
     nulls: frozenset[Nulls] = frozenset()
+    write_modes: frozenset[WriteMode] = frozenset({WriteMode.MERGE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +154,7 @@ class RunRef:
 
     :param delivery: rises with each run of the sync that may write. :param continues: the delivery whose rows this one only brings up to date: a
         destination that can tell that it never had it (another database, a table that was dropped) says so in `begin`. 0: everything is offered.
+    :param write_mode: how its rows come, one of the stream's.
     """
 
     tenant_id: str
@@ -147,6 +162,7 @@ class RunRef:
     run_id: str
     delivery: int
     continues: int = 0
+    write_mode: WriteMode = WriteMode.MERGE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

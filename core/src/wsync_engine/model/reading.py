@@ -69,7 +69,7 @@ def reading_mistake(  # noqa: PLR0911 - a mistake per line
     is_mirror = mode is Mode.MIRROR
     if is_mirror and LAST_SYNC_TIME in named:
         what = "`mirror` deletes what is not in the result, and a query by `:last_sync_time` gives a part of it"
-        return ReadingMistake("mode", what, "use `mode: upsert`, or a query without `:last_sync_time`")
+        return ReadingMistake("mode", what, "use `mode: upsert` or `append`, or a query without `:last_sync_time`")
     if read is Read.FULL:
         if cursor_column is not None:
             return ReadingMistake("cursor", "`cursor` goes with `read: incremental`", "write `read: incremental`, or remove `cursor`")
@@ -77,7 +77,7 @@ def reading_mistake(  # noqa: PLR0911 - a mistake per line
         return ReadingMistake("query", "`:cursor` goes with `read: incremental`", next_step) if CURSOR in named else None
     if is_mirror:
         what = "`mirror` deletes what is not in the result, and an incremental read gives a part of it"
-        return ReadingMistake("read", what, "use `mode: upsert`, or `read: full`")
+        return ReadingMistake("read", what, "use `mode: upsert` or `append`, or `read: full`")
     if query is None:
         return ReadingMistake("table", "a table is read whole", "write a `query` instead: SELECT … WHERE updated_at >= :cursor")
     if cursor_column is None:

@@ -16,10 +16,11 @@ Scalar = None | bool | int | float | str
 
 
 class Mode(StrEnum):
-    """What is kept in step: `upsert` new and changed rows, `mirror` also deletes what left the result."""
+    """What is kept in step: `upsert` new and changed rows, `mirror` also deletes what left the result, `append` sends each key once."""
 
     UPSERT = "upsert"
     MIRROR = "mirror"
+    APPEND = "append"
 
 
 class Read(StrEnum):

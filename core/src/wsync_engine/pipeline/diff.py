@@ -4,6 +4,8 @@
              ├─ new, changed or unsure ── upsert          only if sendable: not refused, not a lost duplicate, not held back
     snapshot ┘  key not in the stage ── delete (mirror)
 
+In `append` a key that was acknowledged is unchanged, whatever its row holds now.
+
 All of it is DuckDB over Parquet, out of core. The log is Parquet in key order; a row's place in it is its number for ever.
 """
 
@@ -176,7 +178,7 @@ def held_rows(task: DiffInput) -> str:
     """Rows that are held back, as they are staged."""
     return (
         f"SELECT s.* FROM offered s JOIN snapshot o ON {_on(task, 's', 'o')}"
-        f" WHERE {task.keeps_rejected} AND NOT coalesce({_SAME}, false) AND coalesce({_held_back(task)}, false)"
+        f" WHERE {task.keeps_rejected} AND NOT coalesce({_same(task)}, false) AND coalesce({_held_back(task)}, false)"
     )
 
 
@@ -297,7 +299,10 @@ def _held_back(task: DiffInput) -> str:
     return f"(o.wsync_rejections > 0 AND o.wsync_rejected_hash = s.{HASH} AND o.wsync_offer_at > {task.offer_before_us})"
 
 
-_SAME = f"(o.{HASH} = s.{HASH} AND NOT o.wsync_unsure)"
+def _same(task: DiffInput) -> str:
+    """Whether nothing is to be sent of a row `s` for what was acknowledged of its key, `o`."""
+    known = f"o.{HASH} IS NOT NULL" if task.mode is Mode.APPEND else f"o.{HASH} = s.{HASH}"
+    return f"({known} AND NOT o.wsync_unsure)"
 
 
 def _is_delete_held(task: DiffInput) -> str:
@@ -346,7 +351,7 @@ def _count_unchanged(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> 
     return _row(
         connection,
         f"SELECT count(*) FROM (SELECT {_keys(task)}, {HASH} FROM offered) s"
-        f" JOIN (SELECT {_keys(task)}, {HASH}, wsync_unsure FROM snapshot) o ON {_on(task, 's', 'o')} WHERE {_SAME}",
+        f" JOIN (SELECT {_keys(task)}, {HASH}, wsync_unsure FROM snapshot) o ON {_on(task, 's', 'o')} WHERE {_same(task)}",
     )[0]
 
 
@@ -354,7 +359,7 @@ def _count_held_back(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> 
     return _row(
         connection,
         f"SELECT count(*) FROM (SELECT {_keys(task)}, {HASH} FROM offered) s JOIN rejected o ON {_on(task, 's', 'o')}"
-        f" WHERE NOT coalesce({_SAME}, false) AND coalesce({_held_back(task)}, false)",
+        f" WHERE NOT coalesce({_same(task)}, false) AND coalesce({_held_back(task)}, false)",
     )[0]
 
 
@@ -415,7 +420,7 @@ def _changes(task: DiffInput, sides: _Sides, names: Sequence[str], *, with_delet
         f"SELECT CASE WHEN s.{HASH} IS NULL THEN {text(Operation.DELETE)} ELSE {text(Operation.UPSERT)} END AS {OP},"
         f" {fields}, s.{HASH}{before}"
         f" FROM offered s {'FULL' if with_deletes else 'LEFT'} JOIN (SELECT {_keys(task)}, {HASH}, wsync_unsure{sealed} FROM snapshot) o"
-        f" ON {_on(task, 's', 'o')} WHERE NOT coalesce({_SAME}, false) AND {_is_sent(task, sides)}"
+        f" ON {_on(task, 's', 'o')} WHERE NOT coalesce({_same(task)}, false) AND {_is_sent(task, sides)}"
     )
 
 

@@ -23,6 +23,8 @@ from wsync_engine.pipeline.log_record import LogRecord
 from wsync_engine.pipeline.manifest import Manifest
 from wsync_engine.pipeline.snapshot import is_resync_wanted
 from wsync_engine.pipeline.tasks import Result, spread
+from wsync_engine.pipeline.unfinished import finish_log, is_unfinished
+from wsync_engine.state.former_books import FormerBooks
 from wsync_engine.state.records import Ack, NewSnapshot, RunRecord
 from wsync_engine.state.tasks import TaskBoard
 from wsync_sdk import StateError, TransactionalSink, WsyncError
@@ -45,7 +47,7 @@ def conclude(job: Job, error: WsyncError | None, *, outcome: str = "failed") -> 
     fold: NewSnapshot | None = None
     is_folded = True
     if record.delivery is not None:
-        is_folded = _is_known(job, record, must=error is None)
+        is_folded = _is_known(job, record, must=error is None) and (error is None or not is_unfinished(job, job.books.run_id, record))
         counts |= _delivered_counts(job, job.books.run_id, record)
         fold = _fold(job, job.books.run_id, record, may_spread=error is None) if is_folded else None
     if error is None:
@@ -99,6 +101,12 @@ def fold_predecessors(job: Job) -> None:
     for run_id in job.books.unfolded(job.sync_id):
         record = job.books.record_of(run_id)
         _ask_sink(job, run_id, record)
+        finished = finish_log(job, run_id, record)
+        if finished is None:
+            continue
+        if finished is not record:
+            FormerBooks(job.books, run_id).settle({**finished.counts, **_delivered_counts(job, run_id, finished)})
+            record = finished
         try:
             fold = _fold_or_give_up(job, run_id, record)
         except SnapshotLost:
@@ -111,11 +119,11 @@ def fold_predecessors(job: Job) -> None:
 
 
 def _fold_or_give_up(job: Job, run_id: UUID, record: RunRecord) -> NewSnapshot | None:
-    """The fold of an ended run; where its files are lost a resync makes up for it, since all is offered again then."""
+    """The fold of an ended run; where its files are lost a resync makes up for it, since all is offered again then, or an adoption."""
     try:
         return _fold(job, run_id, record)
     except SnapshotLost:
-        if not is_resync_wanted(job.books.snapshot(job.sync_id)):
+        if not (is_resync_wanted(job.books.snapshot(job.sync_id)) or job.books.load().adopt):
             raise
         job.books.event("fold.given_up", {"run": str(run_id)})
         return None

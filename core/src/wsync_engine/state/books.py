@@ -16,10 +16,10 @@ from wsync_engine.state.records import Ack, NewRejection, NewSnapshot, Published
 from wsync_engine.state.turns import await_earlier
 from wsync_sdk import FatalError, PlanExpired, RetryableError, RowRange, StateError, WsyncError
 
-__all__ = ["RunBooks", "Settlement"]
+__all__ = ["DELIVERY_WAIT_S", "IS_OVER", "TERMINAL", "RunBooks", "Settlement"]
 
 TERMINAL = ("succeeded", "partial", "failed", "cancelled")
-_IS_OVER = (  # one parameter: TERMINAL. A terminated run's process may live, and write, as long as its lease is not over; helpers as long as they have not ended.
+IS_OVER = (  # one parameter: TERMINAL. A terminated run's process may live, and write, as long as its lease is not over; helpers as long as they have not ended.
     "(state = ANY(%s::wsync.run_state[]) AND (cancel_reason IS DISTINCT FROM 'terminated' OR coalesce(lease_until <= wsync.clock(), true))"
     " AND NOT EXISTS (SELECT FROM wsync.run AS h WHERE h.helps = run.run_id AND h.state IN ('running', 'cancelling')))"
 )
@@ -83,7 +83,7 @@ class RunBooks(HeldRun):
         with self.fenced() as cursor:
             rows = cursor.execute(
                 "SELECT run_id FROM wsync.run WHERE sync_id = %s AND run_id <> %s AND delivery IS NOT NULL AND folded_at IS NULL"
-                f" AND {_IS_OVER} ORDER BY delivery",
+                f" AND {IS_OVER} ORDER BY delivery",
                 (sync_id, self.run_id, list(TERMINAL)),
             ).fetchall()
         return [row[0] for row in rows]
@@ -273,7 +273,7 @@ class RunBooks(HeldRun):
         :raises RetryableError: one of them is not at its end, or was terminated and its process may still live.
         """
         rows = cursor.execute(
-            f"SELECT {_IS_OVER} FROM wsync.run WHERE sync_id = %s AND run_id <> %s AND delivery IS NOT NULL AND folded_at IS NULL",
+            f"SELECT {IS_OVER} FROM wsync.run WHERE sync_id = %s AND run_id <> %s AND delivery IS NOT NULL AND folded_at IS NULL",
             (list(TERMINAL), sync_id, self.run_id),
         ).fetchall()
         if not all(is_ended for (is_ended,) in rows):
