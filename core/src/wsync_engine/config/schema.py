@@ -366,7 +366,8 @@ class SyncBlock(_Block):
     )
     stream: str = Field(min_length=1, description="Of the sink: profiles, a table …")
     mode: Mode = Field(
-        description="upsert: new and changed rows; mirror: also deletes what left the result; append: each key once, and never again."
+        description="upsert: new and changed rows; mirror: also deletes what left the result; append: each key once, and never again;"
+        " replace: the result takes the place of all that is there, in one step."
     )
     read: Read = Field(
         default=Read.FULL,

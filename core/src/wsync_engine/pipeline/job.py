@@ -90,6 +90,7 @@ def run_ref(job: Job, run_id: UUID, record: RunRecord) -> RunRef:
         delivery=record.delivery,
         continues=0 if base.is_unsure else base.delivery,
         write_mode=write_mode_of(log.mode),
+        stream=log.stream,
     )
 
 

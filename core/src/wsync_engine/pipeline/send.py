@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from wsync_engine.model.sync import Mode
 from wsync_engine.pipeline.change_log import ChangeLogReader
 from wsync_engine.pipeline.deliver import Delivery, deliver_partition
+from wsync_engine.pipeline.delivered import delivered_counts
 from wsync_engine.pipeline.job import Job, log_of, run_ref, stream_of, target_of
 from wsync_engine.pipeline.tasks import Result, Work, spread
+from wsync_engine.pipeline.versions import check_version, is_switched
 from wsync_engine.state.records import RunRecord
 from wsync_sdk import FatalError, StateError, TransactionalSink
 
@@ -44,8 +47,13 @@ def _send(job: Job, record: RunRecord, share: Share) -> None:
     log = log_of(record)
     if log.destination != job.destination:
         raise FatalError("the sync was moved to another sink since the change log was made", next_step="run the sync again")
+    if log.is_current:
+        return
     token = record.sink_token
-    if token is None:
+    if token is not None and log.mode is Mode.REPLACE:
+        if is_switched(job, token):
+            return
+    elif token is None:
         run, target = run_ref(job, job.books.run_id, record), target_of(log)
         with job.context.destination.called():
             for forgotten in job.sink.find_open(run):
@@ -53,8 +61,14 @@ def _send(job: Job, record: RunRecord, share: Share) -> None:
             token = job.sink.begin(run, target)
         job.books.store_token(token)
     share(job, range(log.partitions), DeliverWork(job, record, token))
+    totals = {**record.counts, **delivered_counts(job, job.books.run_id, record)}
+    if log.mode is Mode.REPLACE:
+        check_version(job.spec.guards, totals)
+        job.books.start_commit()
+    job.context.faults("before_commit")
     with job.context.destination.called():
-        job.sink.commit(token, dict(record.counts))
+        job.sink.commit(token, totals)
+    job.context.faults("after_commit")
 
 
 class DeliverWork:

@@ -13,9 +13,11 @@ from wsync_sdk import ConfigError, FieldSpec, Operation, StreamSpec, WriteMode
 
 __all__ = ["StreamMistake", "cast_by_field", "check_fields", "check_stream", "stream_mistakes", "write_mode_of"]
 
+_WRITE_MODES = {Mode.APPEND: WriteMode.APPEND, Mode.REPLACE: WriteMode.REPLACE}
 _UNABLE = {
     WriteMode.MERGE: "the stream `{stream}` takes no changes by key",
     WriteMode.APPEND: "mode `append` adds rows, and the stream `{stream}` only brings rows up to date by their key",
+    WriteMode.REPLACE: "mode `replace` switches to a new version of all rows, and the stream `{stream}` has no versions",
 }
 _CASTS = (
     (pa.types.is_string, "text"),
@@ -39,7 +41,7 @@ class StreamMistake:
 
 def write_mode_of(mode: Mode) -> WriteMode:
     """How the rows of a sync of this mode come to its stream."""
-    return WriteMode.APPEND if mode is Mode.APPEND else WriteMode.MERGE
+    return _WRITE_MODES.get(mode, WriteMode.MERGE)
 
 
 def stream_mistakes(spec: SyncSpec, stream: StreamSpec) -> list[StreamMistake]:
@@ -96,7 +98,7 @@ def _mode_mistakes(spec: SyncSpec, stream: StreamSpec) -> Iterator[StreamMistake
         yield StreamMistake(
             path=("mode",),
             what=_UNABLE[needed].format(stream=spec.stream),
-            next_step="use `mode: upsert`, or another stream",
+            next_step="use `mode: mirror` or `upsert`, or another stream",
         )
 
 

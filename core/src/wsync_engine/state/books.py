@@ -287,6 +287,11 @@ class RunBooks(HeldRun):
         with self.fenced() as cursor:
             cursor.execute("UPDATE wsync.run SET sink_token = %s WHERE run_id = %s", (token, self.run_id))
 
+    def start_commit(self) -> None:
+        """Durable before the call: from here on the run's version may be what the destination shows."""
+        with self.fenced("commit.started") as cursor:
+            cursor.execute("UPDATE wsync.run SET commit_started_at = wsync.clock() WHERE run_id = %s", (self.run_id,))
+
     def mark_sent(self, chunks: Sequence[SentChunk]) -> None:
         """Durable before the calls: from here on these rows may be at the destination."""
         with self.fenced() as cursor:
@@ -389,7 +394,7 @@ class RunBooks(HeldRun):
     def _record(self, cursor: psycopg.Cursor[Any], run_id: UUID) -> RunRecord:
         row = cursor.execute(
             "SELECT run_id, sync_id, state::text, dry_run, adopt, plan, plan_generation, base_version, delivery, sink_token, change_log, counts,"
-            " approved_by, folded_at IS NOT NULL, comparison, fanned FROM wsync.run WHERE run_id = %s",
+            " approved_by, folded_at IS NOT NULL, comparison, fanned, commit_started_at IS NOT NULL FROM wsync.run WHERE run_id = %s",
             (run_id,),
         ).fetchone()
         if row is None:
