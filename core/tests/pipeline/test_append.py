@@ -209,6 +209,7 @@ def test_a_run_that_failed_or_was_cancelled_in_mid_delivery_leaves_its_log_open(
     after = appending.run()
 
     assert (ended.state, ended.counts["unsure"] > 0) == (outcome, True)
+    assert "the next run of the sync sends the rest" in ended.reason
     assert (after.state, after.counts["upserts"]) == ("succeeded", 5)
     assert appended(appending) == once(*range(100), *range(200, 205))
 

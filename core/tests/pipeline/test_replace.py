@@ -186,9 +186,10 @@ def test_an_adopted_result_is_a_version_that_is_there(replacing: World) -> None:
 def test_a_stream_without_versions_is_refused_before_the_query(replacing: World) -> None:
     replacing.sink.write_modes = frozenset({WriteMode.MERGE, WriteMode.APPEND})
 
-    with pytest.raises(ConfigError, match="has no versions"):
+    with pytest.raises(ConfigError, match="has no versions") as caught:
         replacing.run()
 
+    assert "mode: mirror" in caught.value.next_step
     assert replacing.source.plans == 0
 
 

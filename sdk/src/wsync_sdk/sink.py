@@ -364,7 +364,7 @@ class Sink(ABC):
     def commit(self, token: bytes, totals: Mapping[str, int]) -> None:  # noqa: B027
         """Make the run's writes visible where that is a step of its own; a second call does nothing.
 
-        :param totals: `accepted`: the run's rows that were taken, which in a replaced stream are all there are to be; other counts of the run beside it.
+        :param totals: counts of the run, by name. Of a version `accepted`: as many rows as were taken, which are all that it is to hold.
         :raises RetryableError: nobody knows whether it was done. `inspect` is asked before it is called again.
         :raises FatalError: the version is gone, or does not hold what it should; what was visible before still is.
         """

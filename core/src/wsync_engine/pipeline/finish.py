@@ -48,9 +48,11 @@ def conclude(job: Job, error: WsyncError | None, *, outcome: str = "failed") -> 
         _end_helpers(job, record)
     counts = dict(record.counts)
     fold: NewSnapshot | None = None
-    is_folded = True
+    is_folded, is_left = True, False
     if record.delivery is not None:
-        is_folded = _is_known(job, record, must=error is None) and (error is None or not is_unfinished(job, job.books.run_id, record))
+        is_known = _is_known(job, record, must=error is None)
+        is_left = error is not None and is_unfinished(job, job.books.run_id, record)
+        is_folded = is_known and not is_left
         counts |= delivered_counts(job, job.books.run_id, record)
         if error is None:
             fold = _fold(job, job.books.run_id, record, may_spread=True)
@@ -61,6 +63,8 @@ def conclude(job: Job, error: WsyncError | None, *, outcome: str = "failed") -> 
     state, reason = _judge(counts, error, outcome)
     if record.adopt and error is None:
         reason = f"{counts['accepted']} rows taken as acknowledged, nothing was sent" + (f"; {reason}" if state != "succeeded" else "")
+    if is_left:
+        reason += "; the next run of the sync sends the rest of its change log first"
     job.context.faults("before_finish")
     job.books.finish(outcome=state, reason=reason, counts=counts, error=error, fold=fold, is_folded=is_folded, sync_id=job.sync_id)
     job.context.faults("after_finish")

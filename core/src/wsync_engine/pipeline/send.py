@@ -61,8 +61,9 @@ def _send(job: Job, record: RunRecord, share: Share) -> None:
             token = job.sink.begin(run, target)
         job.books.store_token(token)
     share(job, range(log.partitions), DeliverWork(job, record, token))
-    totals = {**record.counts, **delivered_counts(job, job.books.run_id, record)}
+    totals = dict(record.counts)
     if log.mode is Mode.REPLACE:
+        totals |= delivered_counts(job, job.books.run_id, record)
         check_version(job.spec.guards, totals)
         job.books.start_commit()
     job.context.faults("before_commit")

@@ -15,9 +15,15 @@ __all__ = ["StreamMistake", "cast_by_field", "check_fields", "check_stream", "st
 
 _WRITE_MODES = {Mode.APPEND: WriteMode.APPEND, Mode.REPLACE: WriteMode.REPLACE}
 _UNABLE = {
-    WriteMode.MERGE: "the stream `{stream}` takes no changes by key",
-    WriteMode.APPEND: "mode `append` adds rows, and the stream `{stream}` only brings rows up to date by their key",
-    WriteMode.REPLACE: "mode `replace` switches to a new version of all rows, and the stream `{stream}` has no versions",
+    WriteMode.MERGE: ("the stream `{stream}` takes no changes by key", "use another mode, or another stream"),
+    WriteMode.APPEND: (
+        "mode `append` adds rows, and the stream `{stream}` only brings rows up to date by their key",
+        "use `mode: upsert`, or another stream",
+    ),
+    WriteMode.REPLACE: (
+        "mode `replace` switches to a new version of all rows, and the stream `{stream}` has no versions",
+        "use `mode: mirror`, or another stream",
+    ),
 }
 _CASTS = (
     (pa.types.is_string, "text"),
@@ -95,11 +101,8 @@ def _mode_mistakes(spec: SyncSpec, stream: StreamSpec) -> Iterator[StreamMistake
         )
     needed = write_mode_of(spec.mode)
     if needed not in stream.write_modes:
-        yield StreamMistake(
-            path=("mode",),
-            what=_UNABLE[needed].format(stream=spec.stream),
-            next_step="use `mode: mirror` or `upsert`, or another stream",
-        )
+        what, next_step = _UNABLE[needed]
+        yield StreamMistake(path=("mode",), what=what.format(stream=spec.stream), next_step=next_step)
 
 
 def _key_mistakes(spec: SyncSpec, stream: StreamSpec) -> Iterator[StreamMistake]:
