@@ -19,6 +19,7 @@ from toy_sink import (
     ToyDatabase,
     ToySink,
     ToySinkHarness,
+    ToyVersions,
 )
 
 from wsync_sdk import (
@@ -35,6 +36,7 @@ from wsync_sdk import (
     StateError,
     StreamSpec,
     Target,
+    WriteMode,
     WriteResult,
 )
 
@@ -347,6 +349,58 @@ class RecordsAfterTheReply(ToyDatabase):
         return result
 
 
+class KeepsTheLastChunk(ToyVersions):
+    def _send(self, chunk: Chunk) -> list[str]:
+        if chunk.run.write_mode is WriteMode.APPEND:
+            self.shop.streams[chunk.target.stream].clear()
+        return super()._send(chunk)
+
+
+class ShowsVersionsAtOnce(ToyVersions):
+    def _send(self, chunk: Chunk) -> list[str]:
+        codes = super()._send(chunk)
+        if chunk.run.write_mode is WriteMode.REPLACE:
+            self.hidden = self.shop.streams[chunk.target.stream]
+            self.shop.streams[chunk.target.stream] = dict(self._rows_of(chunk))
+        return codes
+
+    def _drop(self, token: bytes) -> None:
+        if token in self.shop.versions:
+            self.shop.streams[self.shop.versions[token][0]] = self.hidden
+        super()._drop(token)
+
+
+class AddsToWhatWasThere(ToyVersions):
+    def _switch(self, token: bytes) -> None:
+        stream, rows = self.shop.versions.pop(token)
+        self.shop.streams[stream].update(rows)
+
+
+class EmptiesAtAbort(ToyVersions):
+    def _drop(self, token: bytes) -> None:
+        if token in self.shop.versions:
+            stream, _ = self.shop.versions.pop(token)
+            self.shop.streams[stream] = {}
+
+
+class SwitchesAgain(ToyVersions):
+    def _switch(self, token: bytes) -> None:
+        stream, rows = self.shop.versions[token]
+        self.shop.streams[stream] = rows
+        self.shop.versions[token] = (stream, {})
+
+
+class FindsItsOwnOnly(ToyVersions):
+    def find_open(self, run: RunRef) -> Sequence[bytes]:
+        return [token for token in super().find_open(run) if token.endswith(run.run_id.encode())]
+
+
+class TakesDroppedForCommitted(ToyVersions):
+    def inspect(self, token: bytes) -> Inspection:
+        found = super().inspect(token)
+        return Inspection.COMMITTED if found is Inspection.GONE else found
+
+
 TWINS: tuple[tuple[str, type[PlainSink]], ...] = (
     ("test_values_arrive_exactly", RoundsFloats),
     ("test_text_arrives_unchanged", TrimsText),
@@ -378,6 +432,13 @@ TWINS: tuple[tuple[str, type[PlainSink]], ...] = (
     ("test_a_repeated_abort_does_nothing", AbortsOnce),
     ("test_inspect_tells_what_became_of_a_token", StaysOpen),
     ("test_inspect_tells_what_became_of_a_token", FindsWhatIsClosed),
+    ("test_appended_rows_stay", KeepsTheLastChunk),
+    ("test_a_version_takes_the_place_of_what_was_there_at_its_commit", ShowsVersionsAtOnce),
+    ("test_a_version_takes_the_place_of_what_was_there_at_its_commit", AddsToWhatWasThere),
+    ("test_an_aborted_version_leaves_what_was_there", EmptiesAtAbort),
+    ("test_a_version_that_was_switched_to_stays_when_it_is_committed_again", SwitchesAgain),
+    ("test_a_version_that_nobody_finished_is_told_and_found", FindsItsOwnOnly),
+    ("test_a_version_that_nobody_finished_is_told_and_found", TakesDroppedForCommitted),
     ("test_check_finds_nothing_wrong_with_a_right_config", AlwaysComplains),
     ("test_check_writes_nothing", ChecksByWriting),
     ("test_a_wrong_login_is_a_finding", NeverLooks),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 from sink_twins import MISDECLARED, TWINS, harness_of
-from toy_sink import DATABASE, PlainSink, PlainSinkHarness, ToyDatabase, ToySinkHarness
+from toy_sink import DATABASE, PlainSink, PlainSinkHarness, ToyDatabase, ToySinkHarness, ToyVersions
 
 from wsync_sdk.testing import SinkContract, TransactionalSinkContract, Verdict, rules_of, run_contract
 
@@ -15,6 +15,12 @@ class TestToySink(SinkContract):
     @pytest.fixture
     def harness(self) -> ToySinkHarness:
         return ToySinkHarness()
+
+
+class TestToyVersions(SinkContract):
+    @pytest.fixture
+    def harness(self) -> ToySinkHarness:
+        return ToySinkHarness(ToyVersions)
 
 
 class TestPlainSink(SinkContract):

@@ -36,6 +36,7 @@ from wsync_sdk import (
     StreamSpec,
     Target,
     TransactionalSink,
+    WriteMode,
     WriteResult,
     nulls_of,
 )
@@ -61,6 +62,7 @@ class Shop:
     acks: dict[tuple[str, int], list[RowRange]] = field(default_factory=dict)
     deliveries: dict[str, int] = field(default_factory=dict)
     epochs: dict[tuple[str, int], int] = field(default_factory=dict)
+    versions: dict[bytes, tuple[str, dict[Key, Row]]] = field(default_factory=dict)
     loses_replies: bool = False
 
     @contextmanager
@@ -79,6 +81,7 @@ class PlainSink(Sink):
     concurrency = 1
     max_rows = 1
     nulls: frozenset[Nulls] = frozenset()
+    write_modes = frozenset({WriteMode.MERGE})
 
     def __init__(self, shop: Shop, password: str) -> None:
         self.shop = shop
@@ -94,13 +97,16 @@ class PlainSink(Sink):
     def streams(self) -> Sequence[StreamSpec]:
         limits = StreamLimits(max_rows=self.max_rows, concurrency=self.concurrency)
         return [
-            StreamSpec(name=name, title=name, operations=self.operations, limits=limits, nulls=self.nulls) for name in self.shop.streams
+            StreamSpec(name=name, title=name, operations=self.operations, limits=limits, nulls=self.nulls, write_modes=self.write_modes)
+            for name in self.shop.streams
         ]
 
     def begin(self, run: RunRef, target: Target) -> bytes:
         self._log_in()
         token = f"{run.sync_id}/{run.run_id}".encode()
         self.shop.runs.setdefault(token, Inspection.OPEN)
+        if run.write_mode is WriteMode.REPLACE:
+            self.shop.versions[token] = (target.stream, {})
         return token
 
     def write(self, chunk: Chunk, token: bytes) -> WriteResult:
@@ -113,16 +119,39 @@ class PlainSink(Sink):
 
     def commit(self, token: bytes, totals: Mapping[str, int]) -> None:
         self.shop.runs[token] = Inspection.COMMITTED
+        if token in self.shop.versions:
+            self._switch(token)
 
     def abort(self, token: bytes) -> None:
         self.shop.runs[token] = Inspection.GONE
+        self._drop(token)
 
     def inspect(self, token: bytes) -> Inspection:
         return self.shop.runs.get(token, Inspection.GONE)
 
     def find_open(self, run: RunRef) -> Sequence[bytes]:
-        prefix = f"{run.sync_id}/{run.run_id}".encode()
-        return [token for token, state in self.shop.runs.items() if token == prefix and state is Inspection.OPEN]
+        mine = f"{run.sync_id}/{run.run_id}".encode()
+        found = [
+            token for token in self.shop.runs if token == mine or (token in self.shop.versions and token.startswith(run.sync_id.encode()))
+        ]
+        return [token for token in found if self.shop.runs[token] is Inspection.OPEN]
+
+    def _switch(self, token: bytes) -> None:
+        stream, rows = self.shop.versions.pop(token)
+        self.shop.streams[stream] = rows
+
+    def _drop(self, token: bytes) -> None:
+        self.shop.versions.pop(token, None)
+
+    def _rows_of(self, chunk: Chunk) -> dict[Key, Row]:
+        """Where the chunk's rows go."""
+        if chunk.run.write_mode is WriteMode.REPLACE:
+            return self.shop.versions[f"{chunk.run.sync_id}/{chunk.run.run_id}".encode()][1]
+        return self.shop.streams[chunk.target.stream]
+
+    def _place(self, chunk: Chunk, key: Key) -> Key:
+        """Under which key a row is kept: of an appended one, the chunk's is a part, so that the same chunk twice is harmless."""
+        return (chunk.key, *key) if chunk.run.write_mode is WriteMode.APPEND else key
 
     def _log_in(self) -> None:
         if self.password != PASSWORD:
@@ -132,7 +161,8 @@ class PlainSink(Sink):
         """A code for each row, empty where it was taken."""
         threading.Event().wait(TICK_S)  # as far as a network, so that calls at the same time do meet
         with self.shop.lock:
-            codes = [self._apply(self.shop.streams[chunk.target.stream], *change) for change in self._changes(chunk)]
+            rows = self._rows_of(chunk)
+            codes = [self._apply(rows, operation, self._place(chunk, key), row) for operation, key, row in self._changes(chunk)]
         if self.shop.loses_replies:
             self._reply_lost()
         return codes
@@ -187,6 +217,12 @@ class ToySink(PlainSink):
         return [(operation, tuple(key), row) for operation, key, row in lines]
 
 
+class ToyVersions(ToySink):
+    """Takes rows in every mode."""
+
+    write_modes = frozenset(WriteMode)
+
+
 class ToyDatabase(PlainSink, TransactionalSink):
     """Keeps acks beside the rows, and refuses whole chunks."""
 
@@ -239,8 +275,8 @@ class ToyDatabase(PlainSink, TransactionalSink):
         self.shop.acks.setdefault((chunk.run.run_id, chunk.partition), []).append(chunk.range)
 
     def _apply_all(self, chunk: Chunk) -> None:
-        for change in self._changes(chunk):
-            if code := self._apply(self.shop.streams[chunk.target.stream], *change):
+        for operation, key, row in self._changes(chunk):
+            if code := self._apply(self._rows_of(chunk), operation, self._place(chunk, key), row):
                 raise RowError("the database refuses the age", code=code, next_step="correct the row where it comes from")
 
 

@@ -141,7 +141,8 @@ def test_the_page_of_incremental_reads_does_what_it_shows(reader: Reader) -> Non
         reader.follow(step)
 
 
-def test_the_page_of_suprsend_does_what_it_shows(reader: Reader) -> None:
+@pytest.mark.parametrize("page", ["suprsend.md", "modes.md"])
+def test_a_page_with_suprsends_double_does_what_it_shows(reader: Reader, page: str) -> None:
     reader.environment |= {
         "SUPRSEND_SECRET": "opensesame-7041",
         "SUPRSEND_API_KEY": "SS.WSS.opensesame-7042",
@@ -150,7 +151,7 @@ def test_the_page_of_suprsend_does_what_it_shows(reader: Reader) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
 
-    for step in steps("suprsend.md"):
+    for step in steps(page):
         reader.follow(Step(kind=step.kind, text=step.text.replace("8765", port)))
 
 

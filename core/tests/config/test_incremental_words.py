@@ -7,7 +7,7 @@ import pytest
 from wsync_engine.config.loader import parse_declaration
 from wsync_engine.model.declaration import sync_spec_from_json, sync_spec_to_json
 from wsync_engine.model.reading import engine_parameters, named_parameters, reading_fingerprint
-from wsync_engine.model.sync import Cursor, Read
+from wsync_engine.model.sync import Cursor, Mode, Read
 from wsync_engine.plugins import PluginHost
 from wsync_sdk.errors import ConfigError
 
@@ -146,3 +146,9 @@ def test_what_says_which_rows_there_are_makes_another_fingerprint(host: PluginHo
     assert len({reading_fingerprint(one, {}) for one in [spec, *others]}) == 4
     assert reading_fingerprint(same, {}) == reading_fingerprint(spec, {})
     assert reading_fingerprint(spec, {"a": 1}) != reading_fingerprint(spec, {"a": "1"})
+
+
+def test_an_incremental_read_goes_with_append(host: PluginHost) -> None:
+    spec = parse_declaration(TEXT.replace("mode: upsert", "mode: append"), host).syncs[0].spec
+
+    assert (spec.mode, spec.read) == (Mode.APPEND, Read.INCREMENTAL)

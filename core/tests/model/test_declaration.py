@@ -68,3 +68,19 @@ def test_a_sync_stored_with_fewer_fields_gets_their_defaults() -> None:
 def test_a_stored_sync_that_is_none_is_refused() -> None:
     with pytest.raises(StateError):
         sync_spec_from_json({"name": "a"})
+
+
+def test_a_mode_that_only_a_newer_engine_knows_is_no_sync_that_this_one_executes() -> None:
+    stored = {**sync_spec_to_json(SPEC), "mode": "of_a_later_engine"}
+
+    with pytest.raises(StateError, match="can't be read by this engine") as caught:
+        sync_spec_from_json(stored)
+
+    assert "upgrade" in caught.value.next_step
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_each_mode_comes_back_from_json(mode: Mode) -> None:
+    spec = replace(SPEC, mode=mode)
+
+    assert sync_spec_from_json(json.loads(json.dumps(sync_spec_to_json(spec)))) == spec

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from wsync_engine.model.sync import Cursor, Guards, MappingEntry, Mode, Read
 from wsync_sdk import Held, PlanContext, PlanExpired, Preview, Query, ReadLimits, ReadPlan, Split
@@ -90,14 +88,6 @@ class Ledger(World):
     def stored(self) -> Any:
         """The stored cursor's value."""
         return self.scalar("SELECT cursor -> 'cursor' ->> 'value' FROM wsync.snapshot WHERE sync_id = %s", self.sync_id)
-
-    def end_backoff(self) -> None:
-        """As if the time had passed after which rejected rows are offered again."""
-        for path in self.storage.snapshot_folder(str(self.sync_id)).glob("*.parquet"):
-            entries = pq.read_table(path)
-            place = entries.schema.get_field_index("wsync_offer_at")
-            ended = pc.if_else(pc.is_valid(entries["wsync_offer_at"]), 0, entries["wsync_offer_at"])
-            pq.write_table(entries.set_column(place, "wsync_offer_at", ended), path)
 
     def carried_files(self) -> list[Path]:
         return list(self.storage.snapshot_folder(str(self.sync_id)).glob("*.sealed"))

@@ -10,6 +10,8 @@ from uuid import UUID
 
 import psycopg
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from wsync_engine.model.ids import uuid7
 from wsync_engine.model.sync import Guards, Mode, SyncSpec
@@ -46,6 +48,7 @@ from wsync_sdk import (
     StreamSpec,
     Target,
     TransactionalSink,
+    WriteMode,
     WriteResult,
     WsyncError,
 )
@@ -106,6 +109,8 @@ class RecordingSink(Sink):
         self.calls_per_s: float | None = None
         self.continues: list[int] = []
         self.needs_before: frozenset[str] = frozenset()
+        self.write_modes = frozenset(WriteMode)
+        self.sent_as: set[WriteMode] = set()
         self.refuse_begin: WsyncError | None = None
         self.fail: WsyncError | None = None
         self.fail_streams: dict[int, WsyncError] = {}
@@ -120,7 +125,16 @@ class RecordingSink(Sink):
         if self.asked_streams in self.fail_streams:
             raise self.fail_streams[self.asked_streams]
         limits = StreamLimits(max_rows=7, concurrency=3, calls_per_s=self.calls_per_s)
-        return [StreamSpec(name="people", title="People", operations=frozenset(Operation), limits=limits, needs_before=self.needs_before)]
+        return [
+            StreamSpec(
+                name="people",
+                title="People",
+                operations=frozenset(Operation),
+                limits=limits,
+                needs_before=self.needs_before,
+                write_modes=self.write_modes,
+            )
+        ]
 
     def begin(self, run: RunRef, target: Target) -> bytes:
         if self.refuse_begin is not None:
@@ -130,6 +144,7 @@ class RecordingSink(Sink):
 
     def write(self, chunk: Chunk, token: bytes) -> WriteResult:
         rows = chunk.to_rows()
+        self.sent_as.add(chunk.run.write_mode)
         if self.fail is not None:
             raise self.fail
         if any(row["id"] in self.refuse for row in rows):
@@ -251,6 +266,14 @@ class World:
     def move(self) -> None:
         """As `apply` does when the sync goes to another destination."""
         self.engine.execute("UPDATE wsync.sync SET resync = resync + 1, forgotten = resync + 1 WHERE sync_id = %s", (self.sync_id,))
+
+    def end_backoff(self) -> None:
+        """As if the time had passed after which rejected rows are offered again."""
+        for path in self.storage.snapshot_folder(str(self.sync_id)).glob("*.parquet"):
+            entries = pq.read_table(path)
+            place = entries.schema.get_field_index("wsync_offer_at")
+            ended = pc.if_else(pc.is_valid(entries["wsync_offer_at"]), 0, entries["wsync_offer_at"])
+            pq.write_table(entries.set_column(place, "wsync_offer_at", ended), path)
 
     def ask_for_resync(self) -> None:
         self.engine.execute("UPDATE wsync.sync SET resync = resync + 1 WHERE sync_id = %s", (self.sync_id,))

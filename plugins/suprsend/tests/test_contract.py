@@ -14,6 +14,8 @@ import pytest
 
 from wsync_sdk import SinkCapabilities, Target
 from wsync_sdk.testing import Refusal, SinkContract, SinkHarness
+from wsync_sdk.testing.sink_modes import SinkModeRules
+from wsync_suprsend.double import User
 from wsync_suprsend.double.server import Server
 from wsync_suprsend.sink import SuprSendSink
 
@@ -135,3 +137,23 @@ class TestSuprSendSinkThatDeletesUserByUser(SinkContract):
     @pytest.fixture
     def harness(self, server: Server, make_sink: MakeSink) -> OneByOneHarness:
         return OneByOneHarness(server, make_sink)
+
+
+class ListHarness(SuprSendHarness):
+    """Lists, which are replaced by versions; every user is there."""
+
+    def version_target(self) -> Target:
+        workspace = self.server.workspace
+        workspace.users.update({str(number): User() for number in range(10)})
+        name = f"list-{len(workspace.lists)}"
+        workspace.lists[name] = {"9"}
+        return Target(stream=f"list:{name}", key=("id",), schema=pa.schema([("id", pa.int64())]))
+
+    def contents(self, target: Target) -> Sequence[Mapping[str, Any]]:
+        return [{"id": int(one)} for one in self.server.workspace.lists[target.stream.removeprefix("list:")]]
+
+
+class TestSuprSendLists(SinkModeRules):
+    @pytest.fixture
+    def harness(self, server: Server, make_sink: MakeSink) -> ListHarness:
+        return ListHarness(server, make_sink)

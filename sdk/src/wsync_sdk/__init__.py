@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         StreamSpec,
         Target,
         TransactionalSink,
+        WriteMode,
         WriteResult,
         before_type,
     )
@@ -111,6 +112,7 @@ __all__ = [
     "StreamSpec",
     "Target",
     "TransactionalSink",
+    "WriteMode",
     "WriteResult",
     "WsyncError",
     "batches_from_rows",
@@ -164,6 +166,7 @@ _NAMES = {
         "StreamSpec",
         "Target",
         "TransactionalSink",
+        "WriteMode",
         "WriteResult",
         "before_type",
     ),

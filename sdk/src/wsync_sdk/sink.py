@@ -54,6 +54,7 @@ __all__ = [
     "StreamSpec",
     "Target",
     "TransactionalSink",
+    "WriteMode",
     "WriteResult",
     "before_type",
 ]
@@ -72,6 +73,20 @@ class Operation(StrEnum):
 
     UPSERT = "upsert"
     DELETE = "delete"
+
+
+class WriteMode(StrEnum):
+    """How a run's rows come to a stream, `RunRef.write_mode`.
+
+    MERGE: upserts and deletes by key. APPEND: each row is a new one, and its key comes once; `OP` is `upsert`, there are no deletes. The same chunk may
+    come twice, under the same key, also in a later run: a destination that does not know the key again has its rows twice then.
+    REPLACE: the run's rows, upserts only, are all that the stream holds from `commit` on. `begin` opens an empty version, `write` fills it, nobody sees
+    it before `commit` puts it in the place of the former one, in one step.
+    """
+
+    MERGE = "merge"
+    APPEND = "append"
+    REPLACE = "replace"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +132,7 @@ class StreamSpec:
         field that is required, at `apply` where `SinkSpec.stream` tells of the stream, else before a run reads.
     :param key: names of the key's fields; empty: the sync's own key is used.
     :param operations: what can be done; a `mirror` sync needs DELETE.
+    :param write_modes: how rows can come; an `append` sync needs APPEND, a `replace` sync REPLACE.
     :param needs_before: fields, dots nest, whose former values a change needs, to take them away: they come in the column `BEFORE`, and the engine keeps
         them encrypted. Fields that a mapping does not have are passed over.
     :param nulls: what a mapping may ask, field by field, of NULLs, see `nulls_of`; empty: the stream has its one way, and the engine refuses to ask.
@@ -132,6 +148,7 @@ class StreamSpec:
     key: tuple[str, ...] = ()
     needs_before: frozenset[str] = frozenset()
     nulls: frozenset[Nulls] = frozenset()
+    write_modes: frozenset[WriteMode] = frozenset({WriteMode.MERGE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +157,7 @@ class RunRef:
 
     :param delivery: rises with each run of the sync that may write. :param continues: the delivery whose rows this one only brings up to date: a
         destination that can tell that it never had it (another database, a table that was dropped) says so in `begin`. 0: everything is offered.
+    :param write_mode: how its rows come, one of the stream's. :param stream: where they go, for `find_open`.
     """
 
     tenant_id: str
@@ -147,6 +165,8 @@ class RunRef:
     run_id: str
     delivery: int
     continues: int = 0
+    write_mode: WriteMode = WriteMode.MERGE
+    stream: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,17 +362,28 @@ class Sink(ABC):
         """
 
     def commit(self, token: bytes, totals: Mapping[str, int]) -> None:  # noqa: B027
-        """Make the run's writes visible where that is a step of its own; a second call does nothing."""
+        """Make the run's writes visible where that is a step of its own; a second call does nothing.
+
+        :param totals: counts of the run, by name. Of a version `accepted`: as many rows as were taken, which are all that it is to hold.
+        :raises RetryableError: nobody knows whether it was done. `inspect` is asked before it is called again.
+        :raises FatalError: the version is gone, or does not hold what it should; what was visible before still is.
+        """
 
     def abort(self, token: bytes) -> None:  # noqa: B027
         """Drop what can be dropped of the run; a second call does nothing."""
 
     def inspect(self, token: bytes) -> Inspection:
-        """What became of a token, asked after a crash between `begin` and `commit`."""
+        """What became of a token, asked after a crash between `begin` and `commit`.
+
+        Of a replaced stream COMMITTED and OPEN are believed; after UNKNOWN a run that is executed calls `commit` once more, and one that has ended is taken
+        as not committed: the next run sends everything.
+        """
         return Inspection.UNKNOWN
 
     def find_open(self, run: RunRef) -> Sequence[bytes]:
-        """Tokens of this run that the destination still holds open, for a crash inside `begin`."""
+        """Tokens of this run that the destination still holds open, for a crash inside `begin`: they are aborted. Of a stream that is replaced also
+        those of runs before: one run of a sync delivers at a time.
+        """
         return ()
 
     def close(self) -> None:  # noqa: B027

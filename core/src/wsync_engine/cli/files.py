@@ -43,7 +43,7 @@ syncs:
     key: id                 # identifies a subscriber; never NULL, and once per result
     sink: crm
     stream: customers       # for Postgres: the table to write
-    mode: upsert            # mirror: also deletes what left the result
+    mode: upsert            # mirror: also deletes what left the result; append: each key once; replace: all at once
     mapping:                # target: column, or target: {column | constant, cast, required}
       id: id
       email: {column: email, required: true}

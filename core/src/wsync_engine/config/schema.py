@@ -347,7 +347,7 @@ class SyncBlock(_Block):
     query: str | None = Field(
         default=None,
         min_length=1,
-        description="SQL; instead of `table`. `:last_sync_time`, with `mode: upsert`: when the last run whose every change was settled began to read,"
+        description="SQL; instead of `table`. `:last_sync_time`, with `mode: upsert` or `append`: when the last run whose every change was settled began to read,"
         " a timestamp with zone; 1970-01-01T00:00:00Z at first.",
     )
     table: str | None = Field(default=None, min_length=1, description="A whole table; instead of `query`.")
@@ -365,10 +365,13 @@ class SyncBlock(_Block):
         min_length=1, description="Fields that identify a subscriber."
     )
     stream: str = Field(min_length=1, description="Of the sink: profiles, a table …")
-    mode: Mode = Field(description="upsert: new and changed rows; mirror: also deletes what left the result.")
+    mode: Mode = Field(
+        description="upsert: new and changed rows; mirror: also deletes what left the result; append: each key once, and never again;"
+        " replace: the result takes the place of all that is there, in one step."
+    )
     read: Read = Field(
         default=Read.FULL,
-        description="full: the whole result at each run; incremental: what lies at the cursor or behind it, with `mode: upsert`. The query says"
+        description="full: the whole result at each run; incremental: what lies at the cursor or behind it, with `mode: upsert` or `append`. The query says"
         " `WHERE updated_at >= :cursor`.",
     )
     cursor: CursorBlock | None = Field(default=None, description="For `read: incremental`.")

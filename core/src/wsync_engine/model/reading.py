@@ -66,18 +66,18 @@ def reading_mistake(  # noqa: PLR0911 - a mistake per line
     :param declared: names of the sync's own parameters.
     """
     named = named_parameters(query or "") - declared
-    is_mirror = mode is Mode.MIRROR
-    if is_mirror and LAST_SYNC_TIME in named:
-        what = "`mirror` deletes what is not in the result, and a query by `:last_sync_time` gives a part of it"
-        return ReadingMistake("mode", what, "use `mode: upsert`, or a query without `:last_sync_time`")
+    is_whole = mode in (Mode.MIRROR, Mode.REPLACE)
+    if is_whole and LAST_SYNC_TIME in named:
+        what = f"`{mode}` deletes what is not in the result, and a query by `:last_sync_time` gives a part of it"
+        return ReadingMistake("mode", what, "use `mode: upsert` or `append`, or a query without `:last_sync_time`")
     if read is Read.FULL:
         if cursor_column is not None:
             return ReadingMistake("cursor", "`cursor` goes with `read: incremental`", "write `read: incremental`, or remove `cursor`")
         next_step = "write `read: incremental` with a `cursor`, or give `cursor` under `parameters`"
         return ReadingMistake("query", "`:cursor` goes with `read: incremental`", next_step) if CURSOR in named else None
-    if is_mirror:
-        what = "`mirror` deletes what is not in the result, and an incremental read gives a part of it"
-        return ReadingMistake("read", what, "use `mode: upsert`, or `read: full`")
+    if is_whole:
+        what = f"`{mode}` deletes what is not in the result, and an incremental read gives a part of it"
+        return ReadingMistake("read", what, "use `mode: upsert` or `append`, or `read: full`")
     if query is None:
         return ReadingMistake("table", "a table is read whole", "write a `query` instead: SELECT … WHERE updated_at >= :cursor")
     if cursor_column is None:

@@ -16,10 +16,14 @@ Scalar = None | bool | int | float | str
 
 
 class Mode(StrEnum):
-    """What is kept in step: `upsert` new and changed rows, `mirror` also deletes what left the result."""
+    """What is kept in step: `upsert` new and changed rows, `mirror` also deletes what left the result, `append` sends each key once,
+    `replace` has the result take the place of all that is there, at the end of the run and in one step.
+    """
 
     UPSERT = "upsert"
     MIRROR = "mirror"
+    APPEND = "append"
+    REPLACE = "replace"
 
 
 class Read(StrEnum):

@@ -4,6 +4,9 @@
              ├─ new, changed or unsure ── upsert          only if sendable: not refused, not a lost duplicate, not held back
     snapshot ┘  key not in the stage ── delete (mirror)
 
+In `append` a key that was acknowledged is unchanged, whatever its row holds now. In `replace` the log holds every row that may be sent: whether any of them
+differs is told by the counts, and what is sent is decided when all partitions are known (`versions.py`).
+
 All of it is DuckDB over Parquet, out of core. The log is Parquet in key order; a row's place in it is its number for ever.
 """
 
@@ -78,7 +81,11 @@ class DiffInput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffCounts:
-    """The books of one partition: read + carried = staged = unchanged + upserts + duplicates + refused + held_back, counted apart from one another."""
+    """The books of one partition: read + carried = staged = unchanged + upserts + duplicates + refused + held_back, counted apart from one another.
+
+    In `replace` the upserts are all rows, those that are unchanged or were rejected before among them, and `departed` are the entries that leave with the
+    former version.
+    """
 
     staged: int = 0
     unchanged: int = 0
@@ -92,6 +99,7 @@ class DiffCounts:
     withheld_deletes: int = 0
     held_deletes: int = 0
     carried: int = 0
+    departed: int = 0
 
     def __add__(self, other: DiffCounts) -> DiffCounts:
         return DiffCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__})
@@ -176,7 +184,7 @@ def held_rows(task: DiffInput) -> str:
     """Rows that are held back, as they are staged."""
     return (
         f"SELECT s.* FROM offered s JOIN snapshot o ON {_on(task, 's', 'o')}"
-        f" WHERE {task.keeps_rejected} AND NOT coalesce({_SAME}, false) AND coalesce({_held_back(task)}, false)"
+        f" WHERE {task.keeps_rejected} AND NOT coalesce({_same(task)}, false) AND coalesce({_held_back(task)}, false)"
     )
 
 
@@ -297,7 +305,10 @@ def _held_back(task: DiffInput) -> str:
     return f"(o.wsync_rejections > 0 AND o.wsync_rejected_hash = s.{HASH} AND o.wsync_offer_at > {task.offer_before_us})"
 
 
-_SAME = f"(o.{HASH} = s.{HASH} AND NOT o.wsync_unsure)"
+def _same(task: DiffInput) -> str:
+    """Whether nothing is to be sent of a row `s` for what was acknowledged of its key, `o`."""
+    known = f"o.{HASH} IS NOT NULL" if task.mode is Mode.APPEND else f"o.{HASH} = s.{HASH}"
+    return f"({known} AND NOT o.wsync_unsure)"
 
 
 def _is_delete_held(task: DiffInput) -> str:
@@ -326,6 +337,7 @@ def _count(connection: duckdb.DuckDBPyConnection, task: DiffInput, sides: _Sides
         unchanged=_count_unchanged(connection, task),
         upserts=upserts,
         duplicates=duplicates,
+        departed=_count_departed(connection, task, sides),
         refused=refused,
         held_back=_count_held_back(connection, task) if sides.has_rejected else 0,
         deletes=deletes,
@@ -342,11 +354,19 @@ def _count_known(connection: duckdb.DuckDBPyConnection) -> int:
     return _row(connection, f"SELECT (SELECT count(*) FROM snapshot) - ({never})")[0]
 
 
+def _count_departed(connection: duckdb.DuckDBPyConnection, task: DiffInput, sides: _Sides) -> int:
+    if task.mode is not Mode.REPLACE:
+        return 0
+    keys = [column.name for column in task.key]
+    deletes = _changes(replace(task, mode=Mode.MIRROR), replace(sides, has_unoffered=False), keys, with_deletes=True)
+    return _row(connection, f"SELECT count(*) FROM ({deletes}) WHERE {OP} = {text(Operation.DELETE)}")[0]
+
+
 def _count_unchanged(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> int:
     return _row(
         connection,
         f"SELECT count(*) FROM (SELECT {_keys(task)}, {HASH} FROM offered) s"
-        f" JOIN (SELECT {_keys(task)}, {HASH}, wsync_unsure FROM snapshot) o ON {_on(task, 's', 'o')} WHERE {_SAME}",
+        f" JOIN (SELECT {_keys(task)}, {HASH}, wsync_unsure FROM snapshot) o ON {_on(task, 's', 'o')} WHERE {_same(task)}",
     )[0]
 
 
@@ -354,7 +374,7 @@ def _count_held_back(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> 
     return _row(
         connection,
         f"SELECT count(*) FROM (SELECT {_keys(task)}, {HASH} FROM offered) s JOIN rejected o ON {_on(task, 's', 'o')}"
-        f" WHERE NOT coalesce({_SAME}, false) AND coalesce({_held_back(task)}, false)",
+        f" WHERE NOT coalesce({_same(task)}, false) AND coalesce({_held_back(task)}, false)",
     )[0]
 
 
@@ -410,12 +430,13 @@ def _changes(task: DiffInput, sides: _Sides, names: Sequence[str], *, with_delet
         f"coalesce(s.{identifier(name)}, o.{identifier(name)}) AS {identifier(name)}" if name in keys else f"s.{identifier(name)}"
         for name in names
     )
+    condition = "true" if task.mode is Mode.REPLACE else f"NOT coalesce({_same(task)}, false) AND {_is_sent(task, sides)}"
     sealed, before = (f", {SEALED}", f", {before_struct(task.before, f'o.{SEALED}')} AS {BEFORE}") if task.before else ("", "")
     return (
         f"SELECT CASE WHEN s.{HASH} IS NULL THEN {text(Operation.DELETE)} ELSE {text(Operation.UPSERT)} END AS {OP},"
         f" {fields}, s.{HASH}{before}"
         f" FROM offered s {'FULL' if with_deletes else 'LEFT'} JOIN (SELECT {_keys(task)}, {HASH}, wsync_unsure{sealed} FROM snapshot) o"
-        f" ON {_on(task, 's', 'o')} WHERE NOT coalesce({_SAME}, false) AND {_is_sent(task, sides)}"
+        f" ON {_on(task, 's', 'o')} WHERE {condition}"
     )
 
 

@@ -13,9 +13,11 @@ from typing import Any
 from uuid import UUID
 
 from wsync_engine.model.ids import uuid7
+from wsync_engine.model.sync import Mode
 from wsync_engine.pipeline.carried import carried_rows, seal
 from wsync_engine.pipeline.chunking import leaves
 from wsync_engine.pipeline.deliver import is_covered, missing_recorded
+from wsync_engine.pipeline.delivered import delivered_counts, verdicts_of
 from wsync_engine.pipeline.fold import Folded, Target, Verdicts, fold_partition
 from wsync_engine.pipeline.job import Job, Outcome, log_of, run_ref, scratch_of, target_of
 from wsync_engine.pipeline.local_database import SnapshotLost
@@ -23,6 +25,9 @@ from wsync_engine.pipeline.log_record import LogRecord
 from wsync_engine.pipeline.manifest import Manifest
 from wsync_engine.pipeline.snapshot import is_resync_wanted
 from wsync_engine.pipeline.tasks import Result, spread
+from wsync_engine.pipeline.unfinished import finish_log, is_unfinished
+from wsync_engine.pipeline.versions import has_version, unswitched, was_switched
+from wsync_engine.state.former_books import FormerBooks
 from wsync_engine.state.records import Ack, NewSnapshot, RunRecord
 from wsync_engine.state.tasks import TaskBoard
 from wsync_sdk import StateError, TransactionalSink, WsyncError
@@ -43,16 +48,23 @@ def conclude(job: Job, error: WsyncError | None, *, outcome: str = "failed") -> 
         _end_helpers(job, record)
     counts = dict(record.counts)
     fold: NewSnapshot | None = None
-    is_folded = True
+    is_folded, is_left = True, False
     if record.delivery is not None:
-        is_folded = _is_known(job, record, must=error is None)
-        counts |= _delivered_counts(job, job.books.run_id, record)
-        fold = _fold(job, job.books.run_id, record, may_spread=error is None) if is_folded else None
+        is_known = _is_known(job, record, must=error is None)
+        is_left = error is not None and is_unfinished(job, job.books.run_id, record)
+        is_folded = is_known and not is_left
+        counts |= delivered_counts(job, job.books.run_id, record)
+        if error is None:
+            fold = _fold(job, job.books.run_id, record, may_spread=True)
+        elif is_folded:
+            is_folded, fold = _fold_if_known(job, record)
     if error is None:
         _end_helpers(job, job.books.load())
     state, reason = _judge(counts, error, outcome)
     if record.adopt and error is None:
         reason = f"{counts['accepted']} rows taken as acknowledged, nothing was sent" + (f"; {reason}" if state != "succeeded" else "")
+    if is_left:
+        reason += "; the next run of the sync sends the rest of its change log first"
     job.context.faults("before_finish")
     job.books.finish(outcome=state, reason=reason, counts=counts, error=error, fold=fold, is_folded=is_folded, sync_id=job.sync_id)
     job.context.faults("after_finish")
@@ -99,6 +111,12 @@ def fold_predecessors(job: Job) -> None:
     for run_id in job.books.unfolded(job.sync_id):
         record = job.books.record_of(run_id)
         _ask_sink(job, run_id, record)
+        finished = finish_log(job, run_id, record)
+        if finished is None:
+            continue
+        if finished is not record:
+            FormerBooks(job.books, run_id).settle({**finished.counts, **delivered_counts(job, run_id, finished)})
+            record = finished
         try:
             fold = _fold_or_give_up(job, run_id, record)
         except SnapshotLost:
@@ -111,14 +129,32 @@ def fold_predecessors(job: Job) -> None:
 
 
 def _fold_or_give_up(job: Job, run_id: UUID, record: RunRecord) -> NewSnapshot | None:
-    """The fold of an ended run; where its files are lost a resync makes up for it, since all is offered again then."""
+    """The fold of an ended run; where its files are lost a resync makes up for it, since all is offered again then, or an adoption."""
     try:
-        return _fold(job, run_id, record)
+        return _fold_ended(job, run_id, record)
     except SnapshotLost:
-        if not is_resync_wanted(job.books.snapshot(job.sync_id)):
+        if not (is_resync_wanted(job.books.snapshot(job.sync_id)) or job.books.load().adopt):
             raise
         job.books.event("fold.given_up", {"run": str(run_id)})
         return None
+
+
+def _fold_if_known(job: Job, record: RunRecord) -> tuple[bool, NewSnapshot | None]:
+    """(whether it could be done, the fold) of this run, which was stopped; what the destination can't be asked now is left to the next one."""
+    try:
+        counts = not has_version(record) or was_switched(job, record)
+    except StateError:
+        raise
+    except WsyncError as exc:
+        job.books.event("fold.postponed", {"error": type(exc).__name__})
+        return False, None
+    return True, _fold(job, job.books.run_id, record) if counts else unswitched(record)
+
+
+def _fold_ended(job: Job, run_id: UUID, record: RunRecord) -> NewSnapshot | None:
+    """The fold of a run before this one: of a version that it did not switch to, nothing counts."""
+    counts = not has_version(record) or was_switched(job, record)
+    return _fold(job, run_id, record) if counts else unswitched(record)
 
 
 def _is_known(job: Job, record: RunRecord, *, must: bool) -> bool:
@@ -154,22 +190,6 @@ def _ask_sink(job: Job, run_id: UUID, record: RunRecord) -> None:
             job.books.record_acks(acks, [], of_run=run_id)
 
 
-def _verdicts(job: Job, run_id: UUID, partition: int) -> Verdicts:
-    acked = [(ack.range, ack.verdict) for ack in job.books.acks(run_id, partition)]
-    return Verdicts(acked=acked, sent=job.books.chunks(run_id, partition))
-
-
-def _delivered_counts(job: Job, run_id: UUID, record: RunRecord) -> dict[str, int]:
-    """What became of the log's rows, from its acks and chunks."""
-    totals = {"accepted": 0, "rejected": 0, "unsure": 0}
-    log = log_of(record)
-    for partition in range(log.partitions):
-        for first, last, verdict in _verdicts(job, run_id, partition).ranges():
-            totals[verdict] += last - first + 1
-    changes = record.counts["upserts"] + record.counts["deletes"]
-    return {**totals, "not_sent": changes - sum(totals.values())}
-
-
 def _fold(job: Job, run_id: UUID, record: RunRecord, *, may_spread: bool = False) -> NewSnapshot | None:
     """Write the snapshot's next files; None where nothing was sent, and no cursor moves.
 
@@ -178,8 +198,8 @@ def _fold(job: Job, run_id: UUID, record: RunRecord, *, may_spread: bool = False
     log = log_of(record)
     cursor = _cursor(job, run_id, record)
     partitions = range(log.partitions)
-    is_silent = all(_verdicts(job, run_id, partition).is_empty for partition in partitions)
-    if is_silent and not _has_rejected(log, record):
+    is_silent = all(verdicts_of(job, run_id, partition).is_empty for partition in partitions)
+    if log.is_current or (is_silent and log.mode is not Mode.REPLACE and not _has_rejected(log, record)):
         return _moved_cursor(log, cursor)
     work = FoldWork(job, run_id, log)
     folded = spread(job, "fold", partitions, work) if may_spread else {part: work.execute(part, 0).values for part in partitions}
@@ -191,7 +211,8 @@ def _fold(job: Job, run_id: UUID, record: RunRecord, *, may_spread: bool = False
         shape=log.shape,
         rows=sum(folded[part]["rows"] for part in partitions),
         is_unsure=False,
-        delivery=_last_delivery(log, record, is_silent=is_silent),
+        is_version=log.mode is Mode.REPLACE,
+        delivery=_last_delivery(log, record, is_silent=is_silent and log.mode is not Mode.REPLACE),
         carried=carried if any(carried) else (),
     )
     return NewSnapshot(base=log.base.version, manifest=manifest.to_json(), cursor=cursor)
@@ -209,7 +230,7 @@ class FoldWork:
         """Into a file of its own: a holder that sleeps in mid-write must not share it."""
         job = self._job
         target = job.storage.snapshot_folder(str(job.sync_id)) / f"{self._run_id}-{uuid7()}.parquet"
-        folded, sealed = _fold_partition(job, self._log, part, _verdicts(job, self._run_id, part), target)
+        folded, sealed = _fold_partition(job, self._log, part, verdicts_of(job, self._run_id, part), target)
         job.context.faults("fold")
         return Result(values={"file": job.storage.relative(target), "rows": folded.rows, "carried": sealed})
 
@@ -255,7 +276,7 @@ def _cursor(job: Job, run_id: UUID, record: RunRecord) -> Mapping[str, Any] | No
     part = log_of(record).part
     if part is None:
         return None
-    counts = _delivered_counts(job, run_id, record)
+    counts = delivered_counts(job, run_id, record)
     return part.former if counts["not_sent"] or counts["unsure"] else part.settled
 
 

@@ -4,6 +4,8 @@
     rejected        → the old entry, and what was refused, with the time before which it is not offered again unchanged
     sent, no verdict, or unknown → unsure   not sent → the old entry
 
+A version that was switched to is all that there is: entries that its log does not have go, and a rejected row has none but its rejection.
+
 Where the read was of a part of the result, rejected rows are kept as well: nobody will read them again (`carried.py`).
 
 New files are written beside the old ones; they count once the manifest that names them is swapped in.
@@ -18,6 +20,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from wsync_engine.model.sync import Mode
 from wsync_engine.pipeline.before import SEALED, known_after_send, known_when_accepted, sealing
 from wsync_engine.pipeline.chunking import leaves, remaining
 from wsync_engine.pipeline.diff import DiffInput, gone_keys, load_snapshot, load_stage, settle_duplicates
@@ -161,6 +164,8 @@ def _match(task: DiffInput, left: str, right: str) -> str:
 
 def _kept(task: DiffInput) -> str:
     """Entries the log says nothing of. What was never acknowledged, or is unsure outside `mirror`, is forgotten once it left the result."""
+    if task.mode is Mode.REPLACE:
+        return "SELECT o.* FROM snapshot o WHERE false"
     unjudged = f"SELECT o.* FROM snapshot o WHERE NOT EXISTS (FROM judged j WHERE {_match(task, 'j', 'o')})"
     return f"{unjudged} AND NOT EXISTS (FROM gone g WHERE {_match(task, 'g', 'o')})"
 
@@ -168,11 +173,14 @@ def _kept(task: DiffInput) -> str:
 def _judged_entries(task: DiffInput, now_us: int) -> str:
     keys = ", ".join(f"j.{identifier(column.name)}" for column in task.key)
     again = f"CASE WHEN o.wsync_rejections > 0 AND o.wsync_rejected_hash IS NOT DISTINCT FROM j.{HASH} THEN o.wsync_rejections ELSE 0 END"
+    former, was_unsure = f"o.{HASH}", "coalesce(o.wsync_unsure, false)"
+    if task.mode is Mode.REPLACE:
+        former, was_unsure = "CAST(NULL AS UUID)", "false"
     backoff = f"least({MOST_BACKOFF_US}, {FIRST_BACKOFF_US} * (1::BIGINT << least(20, {again})))"
     return (
         f"SELECT {keys},"
-        f" CASE j.verdict WHEN 'accepted' THEN j.{HASH} ELSE o.{HASH} END AS {HASH},"
-        " CASE j.verdict WHEN 'accepted' THEN false WHEN 'unsure' THEN true ELSE coalesce(o.wsync_unsure, false) END AS wsync_unsure,"
+        f" CASE j.verdict WHEN 'accepted' THEN j.{HASH} ELSE {former} END AS {HASH},"
+        f" CASE j.verdict WHEN 'accepted' THEN false WHEN 'unsure' THEN true ELSE {was_unsure} END AS wsync_unsure,"
         f" CASE j.verdict WHEN 'rejected' THEN j.{HASH} WHEN 'unsure' THEN o.wsync_rejected_hash END AS wsync_rejected_hash,"
         f" CAST(CASE j.verdict WHEN 'rejected' THEN {again} + 1 WHEN 'unsure' THEN coalesce(o.wsync_rejections, 0) ELSE 0 END AS INTEGER)"
         " AS wsync_rejections,"

@@ -12,6 +12,7 @@ from wsync_engine.pipeline.context import RunContext
 from wsync_engine.pipeline.deliver import RetryPolicy
 from wsync_engine.pipeline.local_database import Budget
 from wsync_engine.pipeline.log_record import LogRecord
+from wsync_engine.pipeline.stream_check import write_mode_of
 from wsync_engine.state.books import RunBooks
 from wsync_engine.state.records import Cipher, RunRecord
 from wsync_engine.storage import LocalStorage
@@ -80,13 +81,16 @@ def run_ref(job: Job, run_id: UUID, record: RunRecord) -> RunRef:
     """
     if record.delivery is None:
         raise StateError("the run has no delivery number", next_step="report this")
-    base = log_of(record).base
+    log = log_of(record)
+    base = log.base
     return RunRef(
         tenant_id=str(job.books.tenant_id),
         sync_id=str(job.sync_id),
         run_id=str(run_id),
         delivery=record.delivery,
         continues=0 if base.is_unsure else base.delivery,
+        write_mode=write_mode_of(log.mode),
+        stream=log.stream,
     )
 
 

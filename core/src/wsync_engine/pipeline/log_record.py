@@ -51,6 +51,7 @@ class LogRecord:
     :param base: the snapshot it was compared with, seen in `partitions`. :param schema: of the stream's fields.
     :param before: fields of the stream whose before-values it holds. :param planned_after: the sync's delivery number at the plan.
     :param part: None where the whole result was read. :param shape: of what is sent; None: an engine before did not say.
+    :param is_current: the destination holds just this version already: nothing of it is sent.
     """
 
     partitions: int
@@ -67,6 +68,7 @@ class LogRecord:
     part: PartRead | None = None
     aside: tuple[Aside, ...] | None = None
     shape: Shape | None = None
+    is_current: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
@@ -85,6 +87,7 @@ class LogRecord:
             "part": None if self.part is None else asdict(self.part),
             "aside": None if self.aside is None else [asdict(one) for one in self.aside],
             "shape": None if self.shape is None else asdict(self.shape),
+            "is_current": self.is_current,
         }
 
     @classmethod
@@ -105,6 +108,7 @@ class LogRecord:
             part=PartRead(**document["part"]) if document.get("part") else None,
             aside=tuple(Aside(**one) for one in document["aside"]) if document.get("aside") else None,
             shape=Shape(**document["shape"]) if document.get("shape") else None,
+            is_current=document.get("is_current", False),
         )
 
     @property

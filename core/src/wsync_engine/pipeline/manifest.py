@@ -25,6 +25,7 @@ class Manifest:
     :param delivery: number of the last one that it holds; 0: what it holds was adopted, and no sink knows of it.
     :param resync: up to which request every entry has been offered again. :param is_unsure: whatever the files say, every entry is `unsure`.
     :param carried: per partition the file of rejected rows that the next incremental read may not bring again, sealed; empty: there is none.
+    :param is_version: the destination holds this and nothing else: it was switched to, or adopted as if it were.
     :param shape: of what was sent last; None: an engine before did not keep it.
     """
 
@@ -40,6 +41,7 @@ class Manifest:
     is_unsure: bool = False
     carried: tuple[str | None, ...] = ()
     shape: Shape | None = None
+    is_version: bool = False
 
     def grown(self, partitions: int) -> Manifest:
         """The same snapshot seen as more partitions: each is read from the file of the one it was split from."""
@@ -68,6 +70,7 @@ class Manifest:
             "is_unsure": self.is_unsure,
             **({"carried": list(self.carried)} if self.carried else {}),
             **({} if self.shape is None else {"shape": asdict(self.shape)}),
+            **({"is_version": True} if self.is_version else {}),
         }
 
     @classmethod
@@ -86,6 +89,7 @@ class Manifest:
             is_unsure=document["is_unsure"],
             carried=tuple(document.get("carried", ())),
             shape=Shape(**document["shape"]) if document.get("shape") else None,
+            is_version=document.get("is_version", False),
         )
 
 

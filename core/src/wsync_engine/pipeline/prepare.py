@@ -29,6 +29,7 @@ from wsync_engine.pipeline.shape import key_casts
 from wsync_engine.pipeline.snapshot import current_manifest
 from wsync_engine.pipeline.stream_check import cast_by_field, check_fields
 from wsync_engine.pipeline.tasks import Result, spread
+from wsync_engine.pipeline.versions import version_of
 from wsync_engine.state.records import PublishedSplit, RunRecord, SnapshotRow
 from wsync_sdk import ConfigError, FatalError, PlanExpired, ReadPlan, StateError
 
@@ -288,9 +289,11 @@ def _compare(job: Job, record: RunRecord) -> None:
     counts = reduce(add, (DiffCounts.from_counts(results[part]["counts"]) for part in partitions))
     if record.adopt:  # what left the result stays in the snapshot, for the next run to delete
         counts = replace(counts, withheld_deletes=0)
+    is_current, counts = version_of(comparison.log, counts, is_adopted=record.adopt)
     _check_books(comparison.read_rows, counts)
     log = replace(
         comparison.log,
+        is_current=is_current,
         files=tuple(results[part]["log"] for part in partitions),
         stage={str(part): [] for part in partitions},
         aside=tuple(Aside(gone=results[part]["gone"], held=results[part]["held"]) for part in partitions),

@@ -17,6 +17,7 @@ from wsync_engine.pipeline.job import Job, Outcome, log_of, stream_of
 from wsync_engine.pipeline.prepare import MOST_PLANS, prepare
 from wsync_engine.pipeline.send import send
 from wsync_engine.pipeline.stream_check import check_stream
+from wsync_engine.pipeline.versions import version_stops
 from wsync_engine.state.records import Ack, RunRecord
 from wsync_sdk import PlanExpired, RetryableError, RowRange
 
@@ -94,6 +95,7 @@ def _stops(job: Job, record: RunRecord) -> list[str]:
     counts = DiffCounts.from_counts(record.counts)
     log = log_of(record)
     reasons = tripped(job.spec.guards, counts, read_rows=record.counts["read"], is_part=log.is_part, schema_changes=log.schema_changes)
+    reasons += version_stops(job.spec.guards, log, counts, read_rows=record.counts["read"])
     if record.dry_run:
         reasons.insert(0, f"dry run: {counts.upserts} upserts and {counts.deletes} deletes would be sent")
     return reasons

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
+from wsync_engine.model.sync import Mode
 from wsync_engine.pipeline.change_log import ChangeLogReader
 from wsync_engine.pipeline.deliver import Delivery, deliver_partition
+from wsync_engine.pipeline.delivered import delivered_counts
 from wsync_engine.pipeline.job import Job, log_of, run_ref, stream_of, target_of
-from wsync_engine.pipeline.tasks import Result, spread
+from wsync_engine.pipeline.tasks import Result, Work, spread
+from wsync_engine.pipeline.versions import check_version, is_switched
 from wsync_engine.state.records import RunRecord
 from wsync_sdk import FatalError, StateError, TransactionalSink
 
-__all__ = ["DeliverWork", "send"]
+__all__ = ["DeliverWork", "Share", "send"]
 
 TRANSACTION_S = 300.0
 
 
-def send(job: Job, record: RunRecord) -> None:
+Share = Callable[[Job, Sequence[int], Work], object]
+"""Has each partition delivered once."""
+
+
+def _among_helpers(job: Job, parts: Sequence[int], work: Work) -> None:
+    spread(job, "deliver", parts, work)
+
+
+def send(job: Job, record: RunRecord, *, share: Share = _among_helpers) -> None:
     """Send what has no verdict yet, and make it visible.
 
+    :param share: who delivers the partitions.
     :raises WsyncError: what ended the delivery.
     """
     try:
-        _send(job, record)
+        _send(job, record, share)
     except StateError as exc:
         job.books.load()  # raises if it is we who are too late
         raise FatalError(
@@ -29,21 +43,33 @@ def send(job: Job, record: RunRecord) -> None:
         ) from exc
 
 
-def _send(job: Job, record: RunRecord) -> None:
+def _send(job: Job, record: RunRecord, share: Share) -> None:
     log = log_of(record)
     if log.destination != job.destination:
         raise FatalError("the sync was moved to another sink since the change log was made", next_step="run the sync again")
+    if log.is_current:
+        return
     token = record.sink_token
-    if token is None:
+    if token is not None and log.mode is Mode.REPLACE:
+        if is_switched(job, token):
+            return
+    elif token is None:
         run, target = run_ref(job, job.books.run_id, record), target_of(log)
         with job.context.destination.called():
             for forgotten in job.sink.find_open(run):
                 job.sink.abort(forgotten)
             token = job.sink.begin(run, target)
         job.books.store_token(token)
-    spread(job, "deliver", range(log.partitions), DeliverWork(job, record, token))
+    share(job, range(log.partitions), DeliverWork(job, record, token))
+    totals = dict(record.counts)
+    if log.mode is Mode.REPLACE:
+        totals |= delivered_counts(job, job.books.run_id, record)
+        check_version(job.spec.guards, totals)
+        job.books.start_commit()
+    job.context.faults("before_commit")
     with job.context.destination.called():
-        job.sink.commit(token, dict(record.counts))
+        job.sink.commit(token, totals)
+    job.context.faults("after_commit")
 
 
 class DeliverWork:

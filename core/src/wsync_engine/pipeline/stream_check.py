@@ -9,10 +9,22 @@ from difflib import get_close_matches
 import pyarrow as pa
 
 from wsync_engine.model.sync import Mode, SyncSpec
-from wsync_sdk import ConfigError, FieldSpec, Operation, StreamSpec
+from wsync_sdk import ConfigError, FieldSpec, Operation, StreamSpec, WriteMode
 
-__all__ = ["StreamMistake", "cast_by_field", "check_fields", "check_stream", "stream_mistakes"]
+__all__ = ["StreamMistake", "cast_by_field", "check_fields", "check_stream", "stream_mistakes", "write_mode_of"]
 
+_WRITE_MODES = {Mode.APPEND: WriteMode.APPEND, Mode.REPLACE: WriteMode.REPLACE}
+_UNABLE = {
+    WriteMode.MERGE: ("the stream `{stream}` takes no changes by key", "use another mode, or another stream"),
+    WriteMode.APPEND: (
+        "mode `append` adds rows, and the stream `{stream}` only brings rows up to date by their key",
+        "use `mode: upsert`, or another stream",
+    ),
+    WriteMode.REPLACE: (
+        "mode `replace` switches to a new version of all rows, and the stream `{stream}` has no versions",
+        "use `mode: mirror`, or another stream",
+    ),
+}
 _CASTS = (
     (pa.types.is_string, "text"),
     (pa.types.is_large_string, "text"),
@@ -31,6 +43,11 @@ class StreamMistake:
     path: tuple[str, ...]
     what: str
     next_step: str
+
+
+def write_mode_of(mode: Mode) -> WriteMode:
+    """How the rows of a sync of this mode come to its stream."""
+    return _WRITE_MODES.get(mode, WriteMode.MERGE)
 
 
 def stream_mistakes(spec: SyncSpec, stream: StreamSpec) -> list[StreamMistake]:
@@ -82,6 +99,10 @@ def _mode_mistakes(spec: SyncSpec, stream: StreamSpec) -> Iterator[StreamMistake
             what=f"mode `mirror` deletes what left the result, and the stream `{spec.stream}` takes no deletes",
             next_step="tell the sink how to delete, or use `mode: upsert`",
         )
+    needed = write_mode_of(spec.mode)
+    if needed not in stream.write_modes:
+        what, next_step = _UNABLE[needed]
+        yield StreamMistake(path=("mode",), what=what.format(stream=spec.stream), next_step=next_step)
 
 
 def _key_mistakes(spec: SyncSpec, stream: StreamSpec) -> Iterator[StreamMistake]:

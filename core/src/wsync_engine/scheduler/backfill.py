@@ -82,9 +82,9 @@ def create_backfill(
         raise ConfigError("a backfill goes from a past instant to a later past one", next_step="correct `--from` and `--to`")
     if not 1 <= max_open <= MAX_STEP:
         raise ConfigError(f"{max_open} runs at a time can't be", next_step=f"give a number from 1 to {MAX_STEP}")
-    if select(conn, _SCHEDULE["sync_mode"], {"sync_id": found[0]["sync_id"]})[0]["mode"] == "mirror":
+    if select(conn, _SCHEDULE["sync_mode"], {"sync_id": found[0]["sync_id"]})[0]["mode"] in ("mirror", "replace"):
         raise ConfigError(
-            "a mirror can't be filled up: each run would delete what is not in its own result",
+            "a sync that deletes can't be filled up: each run would delete what is not in its own result",
             next_step="use mode `upsert`, or run the sync as it is: its next run brings everything",
         )
     timing = timing_of(found[0])

@@ -95,7 +95,7 @@ def resync_sync(conn: psycopg.Connection[Any], tenant_id: TenantId, name: str, *
         row = select(conn, _SQL["sync_resync"], {"tenant_id": tenant_id, "sync_id": sync_id})[0]
         detail = {"sync": name, "sync_id": str(sync_id), "actor": actor}
         write_events(conn, [Event(kind="sync.resync_requested", tenant_id=tenant_id, detail=detail)])
-    return Resync(sync=name, entries=(row["manifest"] or {}).get("rows", 0), deletes=row["spec"]["mode"] == Mode.MIRROR)
+    return Resync(sync=name, entries=(row["manifest"] or {}).get("rows", 0), deletes=row["spec"]["mode"] in (Mode.MIRROR, Mode.REPLACE))
 
 
 def shown_cursor(stored: Mapping[str, Any] | None) -> str:

@@ -16,10 +16,10 @@ from wsync_engine.state.records import Ack, NewRejection, NewSnapshot, Published
 from wsync_engine.state.turns import await_earlier
 from wsync_sdk import FatalError, PlanExpired, RetryableError, RowRange, StateError, WsyncError
 
-__all__ = ["RunBooks", "Settlement"]
+__all__ = ["DELIVERY_WAIT_S", "IS_OVER", "TERMINAL", "RunBooks", "Settlement"]
 
 TERMINAL = ("succeeded", "partial", "failed", "cancelled")
-_IS_OVER = (  # one parameter: TERMINAL. A terminated run's process may live, and write, as long as its lease is not over; helpers as long as they have not ended.
+IS_OVER = (  # one parameter: TERMINAL. A terminated run's process may live, and write, as long as its lease is not over; helpers as long as they have not ended.
     "(state = ANY(%s::wsync.run_state[]) AND (cancel_reason IS DISTINCT FROM 'terminated' OR coalesce(lease_until <= wsync.clock(), true))"
     " AND NOT EXISTS (SELECT FROM wsync.run AS h WHERE h.helps = run.run_id AND h.state IN ('running', 'cancelling')))"
 )
@@ -83,7 +83,7 @@ class RunBooks(HeldRun):
         with self.fenced() as cursor:
             rows = cursor.execute(
                 "SELECT run_id FROM wsync.run WHERE sync_id = %s AND run_id <> %s AND delivery IS NOT NULL AND folded_at IS NULL"
-                f" AND {_IS_OVER} ORDER BY delivery",
+                f" AND {IS_OVER} ORDER BY delivery",
                 (sync_id, self.run_id, list(TERMINAL)),
             ).fetchall()
         return [row[0] for row in rows]
@@ -273,7 +273,7 @@ class RunBooks(HeldRun):
         :raises RetryableError: one of them is not at its end, or was terminated and its process may still live.
         """
         rows = cursor.execute(
-            f"SELECT {_IS_OVER} FROM wsync.run WHERE sync_id = %s AND run_id <> %s AND delivery IS NOT NULL AND folded_at IS NULL",
+            f"SELECT {IS_OVER} FROM wsync.run WHERE sync_id = %s AND run_id <> %s AND delivery IS NOT NULL AND folded_at IS NULL",
             (list(TERMINAL), sync_id, self.run_id),
         ).fetchall()
         if not all(is_ended for (is_ended,) in rows):
@@ -286,6 +286,11 @@ class RunBooks(HeldRun):
         """Store what `Sink.begin` gave, before the first write."""
         with self.fenced() as cursor:
             cursor.execute("UPDATE wsync.run SET sink_token = %s WHERE run_id = %s", (token, self.run_id))
+
+    def start_commit(self) -> None:
+        """Durable before the call: from here on the run's version may be what the destination shows."""
+        with self.fenced("commit.started") as cursor:
+            cursor.execute("UPDATE wsync.run SET commit_started_at = wsync.clock() WHERE run_id = %s", (self.run_id,))
 
     def mark_sent(self, chunks: Sequence[SentChunk]) -> None:
         """Durable before the calls: from here on these rows may be at the destination."""
@@ -389,7 +394,7 @@ class RunBooks(HeldRun):
     def _record(self, cursor: psycopg.Cursor[Any], run_id: UUID) -> RunRecord:
         row = cursor.execute(
             "SELECT run_id, sync_id, state::text, dry_run, adopt, plan, plan_generation, base_version, delivery, sink_token, change_log, counts,"
-            " approved_by, folded_at IS NOT NULL, comparison, fanned FROM wsync.run WHERE run_id = %s",
+            " approved_by, folded_at IS NOT NULL, comparison, fanned, commit_started_at IS NOT NULL FROM wsync.run WHERE run_id = %s",
             (run_id,),
         ).fetchone()
         if row is None:

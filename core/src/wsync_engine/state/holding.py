@@ -55,6 +55,11 @@ class HeldRun:
         self.claim = claim
 
     @property
+    def connection(self) -> psycopg.Connection[Any]:
+        """On which it is written."""
+        return self._conn
+
+    @property
     def is_helper(self) -> bool:
         """Whether this process executes tasks only."""
         return self.claim.holder != self.run_id

@@ -43,7 +43,7 @@ class Sealer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
-    """A run as its row says; `None` where a phase has not come yet."""
+    """A run as its row says; `None` where a phase has not come yet. `has_commit_started`: a version may be switched to, whoever was answered or not."""
 
     run_id: UUID
     sync_id: UUID
@@ -61,6 +61,7 @@ class RunRecord:
     folded: bool
     comparison: dict[str, Any] | None
     fanned: bool
+    has_commit_started: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,7 @@ from wsync_sdk import (
     StreamLimits,
     StreamSpec,
     Target,
+    WriteMode,
     WriteResult,
     WsyncError,
 )
@@ -92,6 +93,7 @@ class HttpSink(Sink):
                 idempotent=self._config.idempotent,
             ),
             nulls=frozenset(Nulls),
+            write_modes=frozenset({WriteMode.MERGE, WriteMode.APPEND}),
         )
 
     # -- a run

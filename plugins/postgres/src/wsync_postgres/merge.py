@@ -42,6 +42,10 @@ class Merge:
         kept = f"SELECT FROM t WHERE {self._same_key}"
         return f"WITH t AS ({insert}) SELECT CAST(array_agg(s.ctid) AS text) FROM pg_temp.{staged} AS s WHERE NOT EXISTS ({kept})"
 
+    def append(self, staged: str) -> str:
+        """Insert every row, whatever keys are there; a table with a unique key refuses one that is."""
+        return self._plain_insert(staged)
+
     def insert_keys(self, staged: str) -> str:
         """For a target without values: insert the keys that are not there. An upsert would give no row for those that are."""
         return f"{self._insert(staged)} DO NOTHING"
@@ -94,10 +98,13 @@ class Merge:
         return " AND ".join(f"t.{identifier(name)} = {self._cast(name, self.types)}" for name in self.target.key)
 
     def _insert(self, staged: str) -> str:
+        return f"{self._plain_insert(staged)} ON CONFLICT ({self._key})"
+
+    def _plain_insert(self, staged: str) -> str:
         names = self.target.schema.names
         columns = ", ".join(identifier(name) for name in names)
         values = ", ".join(self._cast(name, self.types) for name in names)
-        return f"INSERT INTO {self._table} AS d ({columns}) SELECT {values} FROM pg_temp.{staged} AS s ON CONFLICT ({self._key})"
+        return f"INSERT INTO {self._table} AS d ({columns}) SELECT {values} FROM pg_temp.{staged} AS s"
 
     def _cast(self, name: str, types: Mapping[str, str]) -> str:
         return f"CAST(s.{identifier(name)} AS {types[name]})"

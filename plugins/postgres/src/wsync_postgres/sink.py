@@ -29,9 +29,10 @@ from wsync_postgres.driver import (
 from wsync_postgres.problems import LOCK_TIMEOUT, Problem, prepare_error, write_error
 from wsync_postgres.staging import sql_type
 from wsync_postgres.table import (
+    check_columns,
     check_key,
     check_nulls,
-    check_table,
+    check_unique_key,
     key_checks,
     make_table,
     missing_privileges,
@@ -56,6 +57,7 @@ from wsync_sdk import (
     StreamSpec,
     Target,
     TransactionalSink,
+    WriteMode,
     WriteResult,
     WsyncError,
 )
@@ -125,7 +127,9 @@ class PostgresSink(TransactionalSink):
                 make_table(session, target, made_types)
                 columns = table_columns(session, target.stream)
             require_privileges(target.stream, session.rows(missing_privileges(target.stream), translate=_BEGINNING))
-            check_table(session, target, columns)
+            check_columns(target, columns)
+            if run.write_mode is WriteMode.MERGE:
+                check_unique_key(session, target)
             token = WriteToken(
                 types={name: columns[name].cast for name in target.schema.names},
                 declared={name: columns[name].declared for name in target.schema.names},
@@ -282,6 +286,7 @@ def _stream(name: str, fields: tuple[FieldSpec, ...]) -> StreamSpec:
         fields=fields,
         open_fields=not fields,
         nulls=frozenset(Nulls),
+        write_modes=frozenset({WriteMode.MERGE, WriteMode.APPEND}),
     )
 
 

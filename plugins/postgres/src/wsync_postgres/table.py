@@ -13,9 +13,10 @@ from wsync_postgres.problems import prepare_error
 from wsync_sdk import ConfigError, Nulls, Target, nulls_of
 
 __all__ = [
+    "check_columns",
     "check_key",
     "check_nulls",
-    "check_table",
+    "check_unique_key",
     "key_checks",
     "make_table",
     "missing_privileges",
@@ -124,14 +125,20 @@ def _omitted_inside(field: pa.Field, path: str) -> Iterator[str]:
         yield from _omitted_inside(child, f"{path}.{child.name}")
 
 
-def check_table(session: RowConnection, target: Target, columns: Mapping[str, TableColumn]) -> None:
+def check_columns(target: Target, columns: Mapping[str, TableColumn]) -> None:
     """
-    :raises ConfigError: a column is missing, or no unique index tells the target's keys apart.
+    :raises ConfigError: a column is missing.
     """
     if missing := [name for name in target.schema.names if name not in columns]:
         raise ConfigError(
             f"the table `{target.stream}` has no column `{missing[0]}`", next_step=f"add the column, or do not map `{missing[0]}`"
         )
+
+
+def check_unique_key(session: RowConnection, target: Target) -> None:
+    """
+    :raises ConfigError: no unique index tells the target's keys apart.
+    """
     rows = session.rows(_UNIQUE_KEYS.format(table=_regclass(target.stream)), translate=_BEGINNING)
     ours = [(is_deterministic, is_immediate) for key, is_deterministic, is_immediate in rows if set(key) == set(target.key)]
     names = ", ".join(f"`{name}`" for name in target.key)

@@ -2,6 +2,8 @@
 
     BEGIN · hold the fence · record the range · COPY into a temporary table · INSERT … ON CONFLICT, DELETE … USING · COMMIT
 
+Rows that are appended are inserted as they come.
+
 A chunk whose range is already recorded ends without a change.
 """
 
@@ -23,7 +25,7 @@ from wsync_postgres.merge import Merge
 from wsync_postgres.problems import apply_error, write_error
 from wsync_postgres.staging import has_nul, staged
 from wsync_postgres.table import missing_privileges, require_privileges
-from wsync_sdk import Chunk, Operation, RetryableError, RowError, RowRange, StateError
+from wsync_sdk import Chunk, Operation, RetryableError, RowError, RowRange, StateError, WriteMode
 
 __all__ = ["ChunkTransaction", "WriteToken"]
 
@@ -169,13 +171,19 @@ class ChunkTransaction:
         if rows.num_rows == 0:
             return
         with self._staging(_UPSERTS, rows):
-            is_stored = self._upsert_values() if self._merge.values else self._insert_keys(rows.num_rows)
+            is_stored = self._insert(rows.num_rows)
         if not is_stored:
             raise RowError(
                 "the table did not keep the row under its key",
                 code="not_stored",
                 next_step="see whether a trigger of the table drops rows or changes their key",
             )
+
+    def _insert(self, count: int) -> bool:
+        """Whether the table has the staged rows."""
+        if self._chunk.run.write_mode is WriteMode.APPEND:
+            return bool(self._connection.execute(self._merge.append(_UPSERTS), translate=_APPLYING) == count)
+        return self._upsert_values() if self._merge.values else self._insert_keys(count)
 
     def _upsert_values(self) -> bool:
         places = self._apply(self._merge.upsert(_UPSERTS))[0][0]

@@ -6,29 +6,30 @@ asked for in time is unknown. What is accepted is on the list.
 
 Asking costs a call per user, so calls that add are small by default: one absent user makes work for its own call only. To add once more by halves would tell
 nothing, as all who are there are on the list by then.
+
+A list that is replaced is filled as a draft (`versions.py`).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import UTC, datetime
-from typing import Any
 
 import pyarrow as pa
 
 from wsync_sdk import (
     Chunk,
     ConfigError,
+    FatalError,
     FieldSpec,
     Operation,
     RetryableError,
     StreamLimits,
     StreamSpec,
     Target,
+    WriteMode,
     WriteResult,
 )
-from wsync_sdk.http import Reply
 from wsync_sdk.records import SEPARATOR_BYTES, Text
 from wsync_suprsend.answers import Refusal, verdicts_of
 from wsync_suprsend.config import SuprSendConfig
@@ -36,6 +37,7 @@ from wsync_suprsend.fields import id_field
 from wsync_suprsend.records import ids_rendered
 from wsync_suprsend.rows import Places, Rows, values_of
 from wsync_suprsend.service import BYTES_AROUND_IDS, MOST_BODY_BYTES, Service, ids_body, user_path
+from wsync_suprsend.versions import ListVersions, VersionToken, document_of, is_missing
 
 __all__ = ["LIST_PREFIX", "ListStream", "list_id"]
 
@@ -84,6 +86,7 @@ class ListStream:
             ),
             fields=(FieldSpec(name="distinct_id", description="the user's id, whatever its name: the sync's key"),),
             open_fields=False,
+            write_modes=frozenset({WriteMode.MERGE, WriteMode.REPLACE}),
         )
 
     def begin(self, target: Target) -> None:
@@ -100,7 +103,7 @@ class ListStream:
         if reply.status == 404:
             raise ConfigError(f"SuprSend has no list `{self._list_id}`", next_step="make the list in SuprSend, or correct `stream`")
         verdicts_of(doing, reply, 1, now=datetime.now(UTC), sent=lambda _: ())
-        found = _object(reply)
+        found = document_of(reply)
         if found.get("is_readonly") or found.get("list_type", "static_list") != "static_list":
             raise ConfigError(f"the list `{self._list_id}` is made by a query or read only", next_step="name a static list as `stream`")
 
@@ -108,23 +111,35 @@ class ListStream:
         """An id as JSON text per change."""
         return ids_rendered(changes, target.key[0])
 
-    def write(self, chunk: Chunk) -> WriteResult:
-        """Add the users of upserts, then remove those of deletes."""
+    @property
+    def versions(self) -> ListVersions:
+        """The list's drafts."""
+        return ListVersions(self._list_id, self._service, is_counted=self._config.lists.check_users)
+
+    def write(self, chunk: Chunk, token: bytes) -> WriteResult:
+        """Add the users of upserts, then remove those of deletes; of the list, or of its draft."""
+        version = VersionToken.decode(token)
+        within = "" if version is None else version.path
         until_s = self._service.deadline_s(chunk.timeout_s)
         rows = Rows(chunk)
         added, gone = rows.of(Operation.UPSERT), rows.of(Operation.DELETE)
         if len(added):
-            affected = self._edit("add", rows, added, until_s=until_s)
+            affected = self._edit(f"{within}subscriber/add/", rows, added, until_s=until_s)
             if self._config.lists.check_users and affected != len(added):
                 self._look_for(rows, added, until_s=until_s)
         if len(gone):
-            self._edit("remove", rows, gone, until_s=until_s)
+            self._edit(f"{within}subscriber/remove/", rows, gone, until_s=until_s)
         return rows.result()
 
-    def _edit(self, what: str, rows: Rows, places: Places, *, until_s: float) -> int | None:
+    def _edit(self, path: str, rows: Rows, places: Places, *, until_s: float) -> int | None:
         """The number of users that SuprSend says it added or removed, if it does."""
         ids = rows.picked(places)
-        reply = self._service.send("POST", self._path(f"subscriber/{what}/"), ids_body(ids), until_s=until_s)
+        reply = self._service.send("POST", self._path(path), ids_body(ids), until_s=until_s)
+        if is_missing(reply):
+            raise FatalError(
+                f"{self._service.doing('POST')}: SuprSend has no list `{self._list_id}`, or not the version of it that was begun",
+                next_step="see whether the list is there, then run the sync again",
+            )
         verdicts = verdicts_of(
             self._service.doing("POST"),
             reply,
@@ -133,12 +148,12 @@ class ListStream:
             sent=lambda row: self._service.hidden(values_of(ids, row)),
         )
         rows.note(places, verdicts)
-        if _object(reply).get("success") is False:
+        if document_of(reply).get("success") is False:
             raise RetryableError(
                 f"{self._service.doing('POST')}: SuprSend answers {reply.status}, and that it had no success",
                 next_step="nothing to do: it is tried again",
             )
-        affected = _object(reply).get("affected_count")
+        affected = document_of(reply).get("affected_count")
         return affected if isinstance(affected, int) else None
 
     def _look_for(self, rows: Rows, places: Places, *, until_s: float) -> None:
@@ -158,11 +173,3 @@ class ListStream:
 
     def _path(self, rest: str) -> str:
         return f"/v1/subscriber_list/{self._list_id}/{rest}"
-
-
-def _object(reply: Reply) -> dict[str, Any]:
-    try:
-        found = json.loads(reply.body)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}

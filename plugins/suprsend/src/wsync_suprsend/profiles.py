@@ -81,7 +81,7 @@ class ProfileStream:
         """A record per change."""
         return rendered(changes, layout_of(target), self._template)
 
-    def write(self, chunk: Chunk) -> WriteResult:
+    def write(self, chunk: Chunk, token: bytes) -> WriteResult:
         """Send records, then the ids of users to delete."""
         until_s = self._service.deadline_s(chunk.timeout_s)
         rows = Rows(chunk)

@@ -6,7 +6,7 @@ open connections.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -16,10 +16,12 @@ from wsync_sdk import (
     Chunk,
     ConfigError,
     Finding,
+    Inspection,
     RunRef,
     Sink,
     StreamSpec,
     Target,
+    WriteMode,
     WriteResult,
     WsyncError,
 )
@@ -28,6 +30,7 @@ from wsync_suprsend.config import SuprSendConfig
 from wsync_suprsend.lists import LIST_PREFIX, ListStream
 from wsync_suprsend.profiles import PROFILES, ProfileStream
 from wsync_suprsend.service import Service, user_path
+from wsync_suprsend.versions import ListVersions, VersionToken
 
 __all__ = ["SuprSendSink"]
 
@@ -67,12 +70,16 @@ class SuprSendSink(Sink):
     # -- a run
 
     def begin(self, run: RunRef, target: Target) -> bytes:
-        """Nothing to prepare; looks whether the mapping's fields are what SuprSend takes, and whether a list is there and may be edited.
+        """Looks whether the mapping's fields are what SuprSend takes, and whether a list is there and may be edited; for a list that is to be replaced,
+        begins a draft.
 
         :raises ConfigError: they are not.
         :raises RetryableError: of a list: SuprSend can't be asked now.
         """
-        self._stream(target.stream).begin(target)
+        stream = self._stream(target.stream)
+        stream.begin(target)
+        if run.write_mode is WriteMode.REPLACE and isinstance(stream, ListStream):
+            return stream.versions.start()
         return b""
 
     def render(self, changes: pa.RecordBatch, target: Target) -> pa.StringArray | pa.LargeStringArray:
@@ -87,7 +94,33 @@ class SuprSendSink(Sink):
         :raises FatalError: list or workspace is not there.
         :raises ConfigError: address, credential or certificate is wrong.
         """
-        return self._stream(chunk.target.stream).write(chunk)
+        return self._stream(chunk.target.stream).write(chunk, token)
+
+    def commit(self, token: bytes, totals: Mapping[str, int]) -> None:
+        """Put a draft in the place of its list; a list that was changed as it is, is.
+
+        :raises WsyncError: as `ListVersions.finish`.
+        """
+        if (version := VersionToken.decode(token)) is not None:
+            self._versions(version).finish(version, totals)
+
+    def abort(self, token: bytes) -> None:
+        """Delete a draft."""
+        if (version := VersionToken.decode(token)) is not None:
+            self._versions(version).drop(version)
+
+    def inspect(self, token: bytes) -> Inspection:
+        """Whether a draft is there."""
+        version = VersionToken.decode(token)
+        return Inspection.UNKNOWN if version is None else self._versions(version).inspect(version)
+
+    def find_open(self, run: RunRef) -> Sequence[bytes]:
+        """All drafts of a list that is to be replaced, whoever made them."""
+        stream = self._stream(run.stream) if run.write_mode is WriteMode.REPLACE else None
+        return stream.versions.open_tokens() if isinstance(stream, ListStream) else ()
+
+    def _versions(self, version: VersionToken) -> ListVersions:
+        return ListStream(f"{LIST_PREFIX}{version.list_id}", self._config, self._service).versions
 
     def close(self) -> None:
         """Close the connections."""

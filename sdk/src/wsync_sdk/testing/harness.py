@@ -162,6 +162,10 @@ class SinkHarness(ABC):
     def contents(self, target: Target) -> Sequence[Mapping[str, Any]]:
         """What the destination holds of this target now, by field name; asked past the sink. A missing name is NULL."""
 
+    def version_target(self) -> Target | None:
+        """A new stream with the one field `id`, its key, that can be replaced by versions, if there are such streams."""
+        return self.target(pa.schema([("id", pa.int64())]), ("id",))
+
     def wrong_login(self) -> Sink | None:
         """A sink whose credential the destination refuses; its secrets are among `secrets`."""
         return None

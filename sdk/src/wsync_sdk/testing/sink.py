@@ -14,6 +14,7 @@ import pytest
 
 from wsync_sdk.testing.harness import SinkHarness
 from wsync_sdk.testing.sink_life import SinkLifeRules
+from wsync_sdk.testing.sink_modes import SinkModeRules
 from wsync_sdk.testing.sink_rows import SinkRowRules
 from wsync_sdk.testing.sink_transactions import SinkTransactionRules
 from wsync_sdk.testing.sink_verdicts import SinkVerdictRules
@@ -21,7 +22,7 @@ from wsync_sdk.testing.sink_verdicts import SinkVerdictRules
 __all__ = ["SinkContract", "TransactionalSinkContract"]
 
 
-class SinkContract(SinkRowRules, SinkVerdictRules, SinkLifeRules):
+class SinkContract(SinkRowRules, SinkVerdictRules, SinkLifeRules, SinkModeRules):
     """Subclass it in a test module under a name that starts with `Test`, and give the fixture `harness`."""
 
     @pytest.fixture

@@ -10,7 +10,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from wsync_sdk.sink import BEFORE, OP, Chunk, Fence, Operation, RowRange, RunRef, Sink, StreamSpec, Target, WriteResult, before_type
+from wsync_sdk.sink import (
+    BEFORE,
+    OP,
+    Chunk,
+    Fence,
+    Operation,
+    RowRange,
+    RunRef,
+    Sink,
+    StreamSpec,
+    Target,
+    WriteMode,
+    WriteResult,
+    before_type,
+)
 from wsync_sdk.testing.harness import SinkHarness
 from wsync_sdk.testing.rules import absent, differing_rows, require
 
@@ -60,11 +74,16 @@ class Delivery:
     :param sync_id: of a sync that other deliveries belong to as well; a new one if it is left out.
     """
 
-    def __init__(self, sink: Sink, target: Target, *, sync_id: str = "", number: int = 1) -> None:
+    def __init__(self, sink: Sink, target: Target, *, sync_id: str = "", number: int = 1, write_mode: WriteMode = WriteMode.MERGE) -> None:
         self.sink = sink
         self.target = target
         self.run = RunRef(
-            tenant_id="acme", sync_id=sync_id or f"sync-{uuid.uuid4().hex[:12]}", run_id=f"run-{uuid.uuid4().hex[:12]}", delivery=number
+            tenant_id="acme",
+            sync_id=sync_id or f"sync-{uuid.uuid4().hex[:12]}",
+            run_id=f"run-{uuid.uuid4().hex[:12]}",
+            delivery=number,
+            write_mode=write_mode,
+            stream=target.stream,
         )
         self.token = sink.begin(self.run, target)
         self._next_row: dict[int, int] = {}
@@ -130,7 +149,13 @@ class Delivery:
 
     def commit(self) -> None:
         """End the run as the engine ends one that went well."""
-        self.sink.commit(self.token, {"upserts": sum(self._next_row.values())})
+        self.sink.commit(self.token, self.totals)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Of what was sent: all of it was accepted."""
+        rows = sum(self._next_row.values())
+        return {"upserts": rows, "accepted": rows}
 
 
 @contextmanager

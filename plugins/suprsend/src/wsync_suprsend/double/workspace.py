@@ -16,6 +16,7 @@ from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+from uuid import uuid4
 
 __all__ = ["Answer", "User", "Workspace"]
 
@@ -28,7 +29,7 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9
 
 
 class Refused(Exception):
-    """A request that is answered with an error; `args` are status and message."""
+    """A request that is answered with an error; `args` are status, message and, where it is another than the status, the body's code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,7 @@ class Workspace:
     """A workspace with both kinds of credential.
 
     :param refuse: why a user record is refused, if it is: for what no document rules out.
-    :ivar records: every user record that was taken, in order, as it came. :ivar clashes: users that were in two requests at once.
+    :ivar drafts: by list and version. :ivar records: every user record that was taken, in order, as it came. :ivar clashes: users that were in two requests at once.
     """
 
     key: str = "acme-live"
@@ -62,6 +63,7 @@ class Workspace:
     refuse: Callable[[Mapping[str, Any]], str | None] = lambda _: None
     users: dict[str, User] = field(default_factory=dict)
     lists: dict[str, set[str]] = field(default_factory=dict)
+    drafts: dict[str, dict[str, set[str]]] = field(default_factory=dict)
     query_lists: set[str] = field(default_factory=set)
     records: list[dict[str, Any]] = field(default_factory=list)
     clashes: list[str] = field(default_factory=list)
@@ -79,8 +81,10 @@ class Workspace:
             with self.lock:
                 return self._route(method, urlsplit(target), document)
         except Refused as exc:
-            status, message = exc.args
-            return Answer(status=status, body={"code": status, "error_code": "invalid", "type": "error", "message": message})
+            status, message, *code = exc.args
+            return Answer(
+                status=status, body={"code": code[0] if code else status, "error_code": "invalid", "type": "error", "message": message}
+            )
 
     @contextmanager
     def holding(self, body: bytes) -> Iterator[None]:
@@ -134,6 +138,8 @@ class Workspace:
                 return self._members(self._members_of(_list_id(name)), parse_qs(target.query))
             case "POST", ["v1", "subscriber_list", name, "subscriber", "add" | "remove" as what]:
                 return self._edit_list(self._members_of(_list_id(name)), what, _distinct_ids(document))
+            case method, ["v1", "subscriber_list", name, *rest] if rest and rest[0] in ("start_sync", "version"):
+                return self._version(method, _list_id(name), rest, document)
             case _:
                 raise Refused(404, "no such path")
 
@@ -194,7 +200,38 @@ class Workspace:
     def _list_document(self, name: str, *, is_made: bool = False) -> dict[str, Any]:
         members = self.lists.setdefault(name, set()) if is_made else self._members_of(name)
         kind = "query_based" if name in self.query_lists else "static_list"
-        return {"list_id": name, "list_type": kind, "is_readonly": name in self.query_lists, "subscribers_count": len(members)}
+        return {
+            "list_id": name,
+            "list_type": kind,
+            "is_readonly": name in self.query_lists,
+            "subscribers_count": len(members),
+            "drafts": self._drafts_document(name),
+        }
+
+    def _drafts_document(self, name: str) -> list[dict[str, Any]]:
+        drafts = self.drafts.get(name, {})
+        return [{"version_id": one, "status": "draft", "subscribers_count": len(members)} for one, members in drafts.items()]
+
+    def _version(self, method: str, name: str, rest: list[str], document: Any) -> Answer:
+        """Of a list that is replaced by a draft."""
+        drafts = self.drafts.setdefault(name, {})
+        if name not in self.lists or name in self.query_lists:
+            raise Refused(400, "no such list, or one that is made by a query", 404)
+        match method, rest:
+            case "POST", ["start_sync"]:
+                version_id = uuid4().hex
+                drafts[version_id] = set()
+                return Answer(status=201, body={"list_id": name, "version_id": version_id})
+            case "POST", ["version", version_id, "subscriber", "add" | "remove" as what] if version_id in drafts:
+                return self._edit_list(drafts[version_id], what, _distinct_ids(document))
+            case "PATCH", ["version", version_id, "finish_sync"] if version_id in drafts:
+                self.lists[name] = drafts.pop(version_id)
+                return Answer(status=201, body={"list_id": name})
+            case "DELETE", ["version", version_id] if drafts.pop(version_id, None) is not None:
+                return Answer(status=204)
+            case "PATCH", ["version", version_id, "delete"] if drafts.pop(version_id, None) is not None:
+                return Answer(status=204)
+        raise Refused(400, "no such version", 404)
 
     def _members(self, members: set[str], query: Mapping[str, list[str]]) -> Answer:
         limit, after = int(query.get("limit", ["20"])[0]), query.get("after", [""])[0]

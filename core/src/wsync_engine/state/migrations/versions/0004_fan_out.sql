@@ -3,10 +3,14 @@
 
 ALTER TABLE wsync.run
     ADD COLUMN helps uuid,  -- the run whose tasks this helper executes; NULL: it is a run
-    ADD COLUMN comparison jsonb;  -- what each partition's diff is told, until the change log is stored
+    ADD COLUMN comparison jsonb,  -- what each partition's diff is told, until the change log is stored
+    ADD COLUMN finisher uuid,  -- of an ended run: the one that finishes its change log
+    ADD COLUMN commit_started_at timestamptz;  -- durable before the destination is told to switch to what was sent
 ALTER TABLE wsync.run_history  -- the same columns in the same order
     ADD COLUMN helps uuid,
-    ADD COLUMN comparison jsonb;
+    ADD COLUMN comparison jsonb,
+    ADD COLUMN finisher uuid,
+    ADD COLUMN commit_started_at timestamptz;
 ALTER TABLE wsync.run DROP CONSTRAINT run_trigger_check;
 ALTER TABLE wsync.run ADD CONSTRAINT run_trigger_check CHECK (trigger IN ('schedule', 'manual', 'backfill', 'run_after', 'helper'));
 CREATE INDEX run_helpers ON wsync.run (helps) WHERE helps IS NOT NULL;
