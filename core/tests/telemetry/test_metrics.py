@@ -89,7 +89,7 @@ def test_every_label_is_documented_with_each_value_that_the_code_gives_it() -> N
 def test_every_way_that_a_run_leaves_its_slot_is_documented() -> None:
     kinds = set(get_args(get_type_hints(Ended)["kind"])) - {"concluded"}
 
-    assert set(LABELS["ending"]) == kinds | set(get_args(Outcome)) | {"died"}
+    assert set(LABELS["ending"]) == kinds | set(get_args(Outcome)) | {"died", "helper"}
 
 
 @pytest.mark.parametrize("address", ["9464", "here:", ":x", "127.0.0.1:70000", "192.0.2.1:9464"])
