@@ -350,3 +350,16 @@ def test_a_cap_that_makes_no_sense_is_refused(file: Path, run: Run, words: tuple
 
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
+
+
+def test_a_person_asks_for_what_was_rejected_and_takes_it_along_as_a_file(file: Path, run: Run) -> None:
+    run("apply", file)
+    run_id = run("sync", "run", "customers", "--rejected").stdout.strip()
+
+    exported = run("runs", "rejections", run_id, "--export", "refused.csv", "--json")
+    refused = run("runs", "rejections", run_id, "--export", "refused.pdf")
+
+    assert objects(run("runs", "show", run_id, "--json"))[0]["offer_rejected"] is True
+    assert objects(exported) == [{"file": "refused.csv", "rows": 0}]
+    assert Path("refused.csv").read_text().startswith("phase,code,message")
+    assert (refused.exit_code, "next: name a file" in refused.stderr) == (2, True)

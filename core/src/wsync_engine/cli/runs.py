@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -40,6 +41,7 @@ def run_sync(
     *,
     wait: Annotated[bool, typer.Option("--wait", help="Until it has ended, or waits for a decision.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Up to the change log: nothing is sent.")] = False,
+    rejected: Annotated[bool, typer.Option("--rejected", help="Offer again now what was rejected before, whatever its backoff.")] = False,
     param: Parameters = None,
     overlap: Overlap = None,
     priority: Annotated[
@@ -54,7 +56,13 @@ def run_sync(
     from wsync_engine.services.syncs import trigger_sync
 
     with open_session(tenant) as session:
-        options: dict[str, Any] = {"dry_run": dry_run, "params": parameters(param), "overlap": overlap, "index": session.index}
+        options: dict[str, Any] = {
+            "dry_run": dry_run,
+            "offer_rejected": rejected,
+            "params": parameters(param),
+            "overlap": overlap,
+            "index": session.index,
+        }
         options["priority"] = Priority[priority.upper()]
         made = trigger_sync(session.api, session.tenant_id, name, actor=actor(), **options)
         if not made.is_new or made.is_waiting:
@@ -170,15 +178,23 @@ def show(run: RunArgument, tenant: Tenant = None, as_json: Json = False) -> None
 def rejections(
     run: RunArgument,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 100,
+    export: Annotated[Path | None, typer.Option("--export", metavar="FILE", help="Write all of them to a .jsonl or .csv file.")] = None,
     tenant: Tenant = None,
     as_json: Json = False,
 ) -> None:
     """The rows of a run that were refused, one by one: why, and what they hold."""
     from wsync_engine.cli.session import open_session
+    from wsync_engine.services.rejection_export import export_rejections
     from wsync_engine.services.runs import find_run, list_rejections
 
     with open_session(tenant) as session:
         run_id = find_run(session.api, session.tenant_id, run)
+        if export is not None:
+            rows = export_rejections(session.api, session.tenant_id, run_id, export, keyring=session.keyring)
+            if as_json:
+                print_objects([{"file": str(export), "rows": rows}])
+            say(f"{rows} refused rows written to {export}, which only you may read")
+            return
         found = list_rejections(session.api, session.tenant_id, run_id, keyring=session.keyring, count=limit)
     if as_json:
         print_objects(found)

@@ -248,7 +248,7 @@ def _store_comparison(job: Job, record: RunRecord, order: ReadOrder, manifest: M
         log=_log_record(job, manifest, mapping, order, splits),
         read_rows=sum(split.read_rows for split in splits),
         withhold_deletes=(unreadable > 0 or record.adopt) and order.spec.mode is Mode.MIRROR,
-        offer_before_us=_NEVER_LATER_US if record.adopt else int(time.time() * 1_000_000),
+        offer_before_us=_NEVER_LATER_US if record.adopt or record.offer_rejected else int(time.time() * 1_000_000),
         duplicates=order.spec.duplicates,
     )
     job.books.store_comparison(comparison.to_json())

@@ -54,6 +54,7 @@ class RunRequest:
     idem_key: str | None = None
     dry_run: bool = False
     adopt: bool = False
+    offer_rejected: bool = False
     params: Mapping[str, Any] = field(default_factory=dict)
     max_buffer: int = 100
     actor: str | None = None

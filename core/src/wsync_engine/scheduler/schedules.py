@@ -279,6 +279,7 @@ def trigger_run(
     idem_key: str | None = None,
     dry_run: bool = False,
     adopt: bool = False,
+    offer_rejected: bool = False,
     overlap: OverlapPolicy | None = None,
     params: Mapping[str, Any] | None = None,
     nominal_at: datetime | None = None,
@@ -286,6 +287,7 @@ def trigger_run(
     """Make a run now. It works while a schedule is paused and does not unpause it; a second call with `idem_key` returns the first run, as
     long as the store keeps that.
 
+    :param offer_rejected: rows that are held back for an earlier rejection are offered again, whatever their backoff.
     :param overlap: what happens while a run of the sync is open; None: the schedule's policy, `skip` without a schedule.
     :param params: values of `:name` in the query, over the schedule's and the sync's own. :param nominal_at: the time that the run stands
         for; None: now.
@@ -306,6 +308,7 @@ def trigger_run(
         idem_key=idem_key,
         dry_run=dry_run,
         adopt=adopt,
+        offer_rejected=offer_rejected,
         params=given,
         actor=actor,
     )

@@ -36,6 +36,7 @@ def trigger_sync(
     *,
     actor: str,
     dry_run: bool = False,
+    offer_rejected: bool = False,
     priority: Priority = Priority.HIGH,
     idem_key: str | None = None,
     overlap: OverlapPolicy | None = None,
@@ -48,7 +49,7 @@ def trigger_sync(
     """
     with tenant_transaction(conn, tenant_id):
         sync_id = _sync_id(conn, tenant_id, name)
-        options: dict[str, Any] = {"idem_key": idem_key, "overlap": overlap, "params": params}
+        options: dict[str, Any] = {"idem_key": idem_key, "overlap": overlap, "params": params, "offer_rejected": offer_rejected}
         triggered = trigger_run(conn, tenant_id, sync_id=sync_id, actor=actor, dry_run=dry_run, priority=int(priority), **options)
     return announced(triggered, index)
 

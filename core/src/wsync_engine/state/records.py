@@ -50,6 +50,7 @@ class RunRecord:
     state: str
     dry_run: bool
     adopt: bool
+    offer_rejected: bool
     plan: bytes | None
     plan_generation: int
     base_version: int | None
