@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from wsync_engine.cli.arguments import Json, Overlap, Parameters, Tenant, parameters, told
+from wsync_engine.cli.arguments import Json, Keys, Overlap, Parameters, Tenant, parameters, told
 from wsync_engine.cli.boundary import Exit, reported
-from wsync_engine.cli.output import print_objects, say, table
+from wsync_engine.cli.output import cell, print_objects, say, table
 from wsync_engine.cli.progress import shown_progress
 from wsync_engine.model.run import Priority
 from wsync_sdk.errors import ConfigError
@@ -84,11 +84,14 @@ def run_sync(
 
 @syncs.command()
 @reported
-def resync(name: Annotated[str, typer.Argument(help="A sync.")], tenant: Tenant = None, as_json: Json = False) -> None:
-    """Let the next run offer everything again, whatever was delivered before: for a sink that lost something."""
+def resync(name: Annotated[str, typer.Argument(help="A sync.")], *, key: Keys = None, tenant: Tenant = None, as_json: Json = False) -> None:
+    """Let the next run offer everything again, or these keys, whatever was delivered before: for a sink that lost something."""
     from wsync_engine.cli.session import actor, open_session
     from wsync_engine.services.syncs import resync_sync
 
+    if key:
+        _resync_keys(name, key, tenant, as_json=as_json)
+        return
     with open_session(tenant) as session:
         done = resync_sync(session.api, session.tenant_id, name, actor=actor())
     if as_json:
@@ -98,6 +101,24 @@ def resync(name: Annotated[str, typer.Argument(help="A sync.")], tenant: Tenant 
         f"the next run of {name} offers everything again; of {done.entries} subscribers delivered so far, those that left the result {departed}"
     )
     say("if the snapshot's files are lost, nobody knows who left: those stay at the sink")
+    say(f"next: `wsync-engine sync run {name} --wait`, or wait for its schedule")
+
+
+def _resync_keys(name: str, keys: Sequence[str], tenant: str | None, *, as_json: bool) -> None:
+    from wsync_engine.cli.session import actor, open_session
+    from wsync_engine.services.key_resync import resync_keys
+    from wsync_engine.storage import LocalStorage
+
+    with open_session(tenant) as session:
+        storage = LocalStorage.of_url(session.settings.storage, tenant_id=str(session.tenant_id))
+        ids = (session.api, session.tenant_id, name)
+        done = resync_keys(*ids, keys, storage=storage, keyring=session.keyring, actor=actor())
+    if as_json:
+        print_objects([{"sync": done.sync, "keys": done.keys, "missing": list(done.missing), "deletes": done.deletes}])
+    departed = "are still deleted" if done.deletes else "stay, as the mode says"
+    say(f"the next run of {name} offers {done.keys} subscribers again; those of them that left the result {departed}")
+    if done.missing:
+        say(f"nothing was delivered of: {', '.join(cell(one) for one in done.missing)}")
     say(f"next: `wsync-engine sync run {name} --wait`, or wait for its schedule")
 
 

@@ -23,6 +23,7 @@ from wsync_engine.pipeline.log_record import LogRecord
 from wsync_engine.pipeline.manifest import Manifest
 from wsync_engine.pipeline.snapshot import is_resync_wanted
 from wsync_engine.pipeline.tasks import Result, spread
+from wsync_engine.pipeline.unsure_keys import unsure_keys_of
 from wsync_engine.state.records import Ack, NewSnapshot, RunRecord
 from wsync_engine.state.tasks import TaskBoard
 from wsync_sdk import StateError, TransactionalSink, WsyncError
@@ -179,7 +180,7 @@ def _fold(job: Job, run_id: UUID, record: RunRecord, *, may_spread: bool = False
     cursor = _cursor(job, run_id, record)
     partitions = range(log.partitions)
     is_silent = all(_verdicts(job, run_id, partition).is_empty for partition in partitions)
-    if is_silent and not _has_rejected(log, record):
+    if is_silent and not _has_rejected(log, record) and log.base.unsure_keys is None:
         return _moved_cursor(log, cursor)
     work = FoldWork(job, run_id, log)
     folded = spread(job, "fold", partitions, work) if may_spread else {part: work.execute(part, 0).values for part in partitions}
@@ -191,6 +192,7 @@ def _fold(job: Job, run_id: UUID, record: RunRecord, *, may_spread: bool = False
         shape=log.shape,
         rows=sum(folded[part]["rows"] for part in partitions),
         is_unsure=False,
+        unsure_keys=None,
         delivery=_last_delivery(log, record, is_silent=is_silent),
         carried=carried if any(carried) else (),
     )
@@ -234,7 +236,7 @@ def _fold_partition(job: Job, log: LogRecord, partition: int, verdicts: Verdicts
     plain = None if log.part is None else scratch_of(job) / f"rejected-{uuid7()}.parquet"
     with carried_rows(job, log, partition) as former:
         folded = fold_partition(
-            replace(log.diff_input(partition, job.storage), carried=former),
+            replace(log.diff_input(partition, job.storage), carried=former, unsure=unsure_keys_of(log.base, job.cipher)),
             verdicts,
             Target(snapshot=target, carried=plain),
             job.cipher.sealer(),

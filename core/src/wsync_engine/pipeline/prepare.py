@@ -29,6 +29,7 @@ from wsync_engine.pipeline.shape import key_casts
 from wsync_engine.pipeline.snapshot import current_manifest
 from wsync_engine.pipeline.stream_check import cast_by_field, check_fields
 from wsync_engine.pipeline.tasks import Result, spread
+from wsync_engine.pipeline.unsure_keys import is_more_wanted, unsure_keys_of, with_unsure_keys
 from wsync_engine.state.records import PublishedSplit, RunRecord, SnapshotRow
 from wsync_sdk import ConfigError, FatalError, PlanExpired, ReadPlan, StateError
 
@@ -77,7 +78,11 @@ def _go_on(job: Job, record: RunRecord) -> bool:
         order = ReadOrder.from_bytes(record.plan, job.cipher)
         if not order.is_durable:
             return False
-        _extract(job, record, order, _current_manifest(job, job.books.snapshot(job.sync_id), adopt=record.adopt))
+        row = job.books.snapshot(job.sync_id)
+        if order.reading is not None and not order.reading.is_whole and is_more_wanted(row):
+            job.source.release(order.plan)  # what is to be offered again is not among what it reads
+            return False
+        _extract(job, record, order, _current_manifest(job, row, adopt=record.adopt))
     except (PlanExpired, SnapshotLost) as exc:  # what was staged, or compared with, is gone
         job.books.event("preparation.lost", {"error": type(exc).__name__})
         return False
@@ -160,7 +165,7 @@ def _current_manifest(job: Job, row: SnapshotRow, *, adopt: bool) -> Manifest:
     manifest, lost_files = current_manifest(row, job.storage, seed=job.seed, is_adopting=adopt, scratch=scratch_of(job), budget=job.budget)
     if lost_files:
         job.books.event("snapshot.restarted", {"lost_files": lost_files})
-    return manifest
+    return with_unsure_keys(manifest, row, job.cipher)
 
 
 # -- extract
@@ -359,6 +364,7 @@ class DiffWork:
             offer_before_us=comparison.offer_before_us,
             gone=beside / f"gone-{name}",
             held=beside / f"held-{name}",
+            unsure=unsure_keys_of(comparison.log.base, job.cipher),
         )
 
     def _written(self, task: DiffInput) -> dict[str, str | None]:

@@ -67,3 +67,7 @@ CREATE TRIGGER run_claimed BEFORE UPDATE OF state ON wsync.run FOR EACH ROW
 
 REVOKE ALL ON FUNCTION wsync.helpers_dismiss(uuid), wsync.run_left() FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION wsync.helpers_dismiss(uuid) TO wsync_engine, wsync_api;
+
+ALTER TABLE wsync.sync
+    ADD COLUMN key_resync int NOT NULL DEFAULT 0,  -- how often a resync of some keys was asked for; the manifest says up to which it has been done
+    ADD COLUMN unsure_keys bytea;  -- encrypted: the requests that were not done yet
