@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from wsync_engine import __version__
-from wsync_engine.cli import demo, files, installation, roles
+from wsync_engine.cli import demo, files, installation, replays, roles
 from wsync_engine.cli.caps import caps
 from wsync_engine.cli.runs import runs, syncs
 from wsync_engine.cli.schedules import schedules
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 demo.add_commands(app)
 files.add_commands(app)
+replays.add_commands(syncs)
 app.add_typer(installation.plugins, name="plugins")
 app.add_typer(installation.connections, name="connections")
 app.add_typer(syncs, name="sync")

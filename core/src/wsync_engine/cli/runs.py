@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from wsync_engine.cli.session import Session
 
-__all__ = ["runs", "syncs"]
+__all__ = ["exit_by", "runs", "show_ended", "syncs", "tell_if_nobody_works", "watched"]
 
 runs = typer.Typer(help="What ran, runs, or waits for a decision.", no_args_is_help=True)
 syncs = typer.Typer(help="Run a sync now, or correct what is taken as delivered.", no_args_is_help=True)
@@ -68,13 +68,13 @@ def run_sync(
         if not made.is_new or made.is_waiting:
             say(told(made))
         else:
-            _tell_if_nobody_works(session)
+            tell_if_nobody_works(session)
         if wait and not made.is_new:
-            _exit_by(show_run(session.api, session.tenant_id, made.run_id).run, is_ours=False)
+            exit_by(show_run(session.api, session.tenant_id, made.run_id).run, is_ours=False)
         elif wait:
-            ended = _watched(session, made.run_id)
-            _show(ended, as_json)
-            _exit_by(ended)
+            ended = watched(session, made.run_id)
+            show_ended(ended, as_json)
+            exit_by(ended)
             return
     if as_json:
         print_objects([{"run_id": made.run_id, "is_new": made.is_new}])
@@ -136,11 +136,11 @@ def adopt(
 
     with open_session(tenant) as session:
         made = adopt_sync(session.api, session.tenant_id, name, actor=actor(), index=session.index)
-        _tell_if_nobody_works(session)
+        tell_if_nobody_works(session)
         if wait:
-            ended = _watched(session, made.run_id)
-            _show(ended, as_json)
-            _exit_by(ended)
+            ended = watched(session, made.run_id)
+            show_ended(ended, as_json)
+            exit_by(ended)
             return
     if as_json:
         print_objects([{"run_id": made.run_id}])
@@ -148,7 +148,8 @@ def adopt(
         typer.echo(made.run_id)
 
 
-def _tell_if_nobody_works(session: Session) -> None:
+def tell_if_nobody_works(session: Session) -> None:
+    """Say that nobody will take up what was just queued, if that is so."""
     from wsync_engine.services.runs import has_workers
 
     if not has_workers(session.api):
@@ -188,7 +189,7 @@ def show(run: RunArgument, tenant: Tenant = None, as_json: Json = False) -> None
     if as_json:
         print_objects([{**details.run, "rejected": list(details.rejections), "events": list(details.events)}])
         return
-    _show(details.run, as_json=False)
+    show_ended(details.run, as_json=False)
     if details.rejections:
         table(details.rejections, ("phase", "code", "message", "retryable", "rows"))
     table(details.events, ("at", "kind", "detail"))
@@ -260,9 +261,9 @@ def watch(run: RunArgument, tenant: Tenant = None, as_json: Json = False) -> Non
     from wsync_engine.services.runs import find_run
 
     with open_session(tenant) as session:
-        ended = _watched(session, find_run(session.api, session.tenant_id, run))
-    _show(ended, as_json)
-    _exit_by(ended)
+        ended = watched(session, find_run(session.api, session.tenant_id, run))
+    show_ended(ended, as_json)
+    exit_by(ended)
 
 
 @runs.command()
@@ -322,7 +323,7 @@ def discard(run: RunArgument, tenant: Tenant = None) -> None:
     say(f"{run_id}: discarded")
 
 
-def _watched(session: Session, run_id: UUID) -> Mapping[str, Any]:
+def watched(session: Session, run_id: UUID) -> Mapping[str, Any]:
     """Polls the row, which is what counts, until the run has ended or waits for a decision."""
     from wsync_engine.services.runs import show_run
 
@@ -336,14 +337,15 @@ def _watched(session: Session, run_id: UUID) -> Mapping[str, Any]:
                     return run
                 if run["state"] == "queued" and time.monotonic() >= hint_at_s:
                     hint_at_s = time.monotonic() + HINT_S
-                    _tell_if_nobody_works(session)
+                    tell_if_nobody_works(session)
                 time.sleep(POLL_S)
     except KeyboardInterrupt:
         say(f"the run goes on; next: `wsync-engine runs watch {run_id}`, or `wsync-engine runs cancel {run_id}`")
         raise
 
 
-def _show(run: Mapping[str, Any], as_json: bool) -> None:
+def show_ended(run: Mapping[str, Any], as_json: bool) -> None:
+    """What a person wants to know of a run that was waited for."""
     if as_json:
         print_objects([run])
     else:
@@ -351,8 +353,8 @@ def _show(run: Mapping[str, Any], as_json: bool) -> None:
         table([{"field": name, "value": value} for name, value in shown.items() if value not in (None, {}, False)], ("field", "value"))
 
 
-def _exit_by(run: Mapping[str, Any], *, is_ours: bool = True) -> None:
-    """`is_ours` False: another run is open, and ours was skipped for it; only one that waits for a person is bad news."""
+def exit_by(run: Mapping[str, Any], *, is_ours: bool = True) -> None:
+    """End the command with the exit code that a run's state stands for. `is_ours` False: another run is open, and ours was skipped for it; only one that waits for a person is bad news."""
     if run["state"] == "blocked":
         say(
             f"next: `wsync-engine runs changes {run['run_id']}`, then `wsync-engine runs approve {run['run_id']}` or `wsync-engine runs discard {run['run_id']}`"

@@ -177,6 +177,8 @@ def _fold(job: Job, run_id: UUID, record: RunRecord, *, may_spread: bool = False
     :param may_spread: it is this run's own, and every change has its verdict: helpers may take part.
     """
     log = log_of(record)
+    if log.is_elsewhere:
+        return None
     cursor = _cursor(job, run_id, record)
     partitions = range(log.partitions)
     is_silent = all(_verdicts(job, run_id, partition).is_empty for partition in partitions)

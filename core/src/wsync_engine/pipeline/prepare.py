@@ -33,7 +33,7 @@ from wsync_engine.pipeline.unsure_keys import is_more_wanted, unsure_keys_of, wi
 from wsync_engine.state.records import PublishedSplit, RunRecord, SnapshotRow
 from wsync_sdk import ConfigError, FatalError, PlanExpired, ReadPlan, StateError
 
-__all__ = ["MOST_PLANS", "DiffWork", "ExtractWork", "prepare"]
+__all__ = ["MOST_PLANS", "DiffWork", "ExtractWork", "base_manifest", "check_books", "prepare"]
 
 MOST_PLANS = 3
 _NEVER_LATER_US = 2**62
@@ -82,7 +82,7 @@ def _go_on(job: Job, record: RunRecord) -> bool:
         if order.reading is not None and not order.reading.is_whole and is_more_wanted(row):
             job.source.release(order.plan)  # what is to be offered again is not among what it reads
             return False
-        _extract(job, record, order, _current_manifest(job, row, adopt=record.adopt))
+        _extract(job, record, order, base_manifest(job, row, adopt=record.adopt))
     except (PlanExpired, SnapshotLost) as exc:  # what was staged, or compared with, is gone
         job.books.event("preparation.lost", {"error": type(exc).__name__})
         return False
@@ -91,7 +91,7 @@ def _go_on(job: Job, record: RunRecord) -> bool:
 
 def _begin(job: Job, *, adopt: bool, from_start: bool) -> None:
     row = job.books.snapshot(job.sync_id)
-    manifest = _current_manifest(job, row, adopt=adopt)
+    manifest = base_manifest(job, row, adopt=adopt)
     job.context.check()
     generation = job.books.begin_plan()
     job.context.faults("plan")
@@ -161,7 +161,11 @@ class _PlanContext:
         return self._job.context.is_cancelled()
 
 
-def _current_manifest(job: Job, row: SnapshotRow, *, adopt: bool) -> Manifest:
+def base_manifest(job: Job, row: SnapshotRow, *, adopt: bool) -> Manifest:
+    """The snapshot that the run starts from, with every resync that was asked for.
+
+    :raises SnapshotLost: its files are missing or damaged.
+    """
     manifest, lost_files = current_manifest(row, job.storage, seed=job.seed, is_adopting=adopt, scratch=scratch_of(job), budget=job.budget)
     if lost_files:
         job.books.event("snapshot.restarted", {"lost_files": lost_files})
@@ -291,7 +295,7 @@ def _compare(job: Job, record: RunRecord) -> None:
     counts = reduce(add, (DiffCounts.from_counts(results[part]["counts"]) for part in partitions))
     if record.adopt:  # what left the result stays in the snapshot, for the next run to delete
         counts = replace(counts, withheld_deletes=0)
-    _check_books(comparison.read_rows, counts)
+    check_books(comparison.read_rows, counts)
     log = replace(
         comparison.log,
         files=tuple(results[part]["log"] for part in partitions),
@@ -373,7 +377,11 @@ class DiffWork:
         return {kind: self._job.storage.relative(path) if path is not None and path.is_file() else None for kind, path in files.items()}
 
 
-def _check_books(read_rows: int, counts: DiffCounts) -> None:
+def check_books(read_rows: int, counts: DiffCounts) -> None:
+    """See that every row that was read has one place in the counts.
+
+    :raises FatalError: one has none, or two.
+    """
     parts = counts.unchanged + counts.upserts + counts.duplicates + counts.refused + counts.held_back
     if read_rows + counts.carried != counts.staged or counts.staged != parts:
         raise FatalError(

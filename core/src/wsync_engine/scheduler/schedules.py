@@ -280,6 +280,7 @@ def trigger_run(
     dry_run: bool = False,
     adopt: bool = False,
     offer_rejected: bool = False,
+    replay: Mapping[str, Any] | None = None,
     overlap: OverlapPolicy | None = None,
     params: Mapping[str, Any] | None = None,
     nominal_at: datetime | None = None,
@@ -288,6 +289,7 @@ def trigger_run(
     long as the store keeps that.
 
     :param offer_rejected: rows that are held back for an earlier rejection are offered again, whatever their backoff.
+    :param replay: see `ReplayOrder`; with it the query is not asked.
     :param overlap: what happens while a run of the sync is open; None: the schedule's policy, `skip` without a schedule.
     :param params: values of `:name` in the query, over the schedule's and the sync's own. :param nominal_at: the time that the run stands
         for; None: now.
@@ -295,7 +297,7 @@ def trigger_run(
     """
     refuse_texts(actor=actor, idem_key=idem_key)
     schedule = _definition(conn, schedule_id) if schedule_id else None
-    sync = _sync_of(conn, sync_id)
+    sync = {**_sync_of(conn, sync_id), **_other_sink(conn, replay)}
     declared = sync.pop("parameters")
     check_params(declared, params or {})
     given = {**(schedule["params"] if schedule else {}), **(params or {})}
@@ -309,6 +311,7 @@ def trigger_run(
         dry_run=dry_run,
         adopt=adopt,
         offer_rejected=offer_rejected,
+        replay=replay,
         params=given,
         actor=actor,
     )
@@ -318,6 +321,16 @@ def trigger_run(
     keep_syncs(conn, {sync_id} if admission.run_id else ())
     known = None if admission.run_id or idem_key is None else _triggered_before(conn, tenant_id, idem_key)
     return known or _triggered(admission)
+
+
+def _other_sink(conn: psycopg.Connection[Any], replay: Mapping[str, Any] | None) -> Row:
+    """The credential of the connection that a replay goes to, where that is not the sync's sink."""
+    if replay is None or replay["sink"] is None:
+        return {}
+    found = select(conn, _SQL["sink_credential"], {"connection_id": replay["sink"]})
+    if not found:
+        raise ConfigError("the connection that the replay goes to was deleted", next_step="replay to another one")
+    return found[0]
 
 
 def _manual_request(conn: psycopg.Connection[Any], tenant_id: UUID, sync: Row, schedule: Row | None) -> RunRequest:

@@ -249,7 +249,9 @@ def retry_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, 
             _tell(conn, tenant_id, run, "run.hastened", actor)
             triggered = Triggered(run_id=run_id, run=ready_run(hastened[0]), is_new=True)
         elif run["state"] in {RunState.FAILED, RunState.PARTIAL, RunState.CANCELLED}:
-            options = {name: run[name] for name in ("sync_id", "priority", "dry_run", "adopt", "offer_rejected", "params", "nominal_at")}
+            options = {
+                name: run[name] for name in ("sync_id", "priority", "dry_run", "adopt", "offer_rejected", "replay", "params", "nominal_at")
+            }
             alive = select(conn, _SQL["schedule_alive"], {"tenant_id": tenant_id, "schedule_id": run["schedule_id"]})
             options["schedule_id"] = run["schedule_id"] if alive else None
             triggered = trigger_run(conn, tenant_id, actor=actor, **options)

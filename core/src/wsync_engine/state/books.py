@@ -388,7 +388,7 @@ class RunBooks(HeldRun):
 
     def _record(self, cursor: psycopg.Cursor[Any], run_id: UUID) -> RunRecord:
         row = cursor.execute(
-            "SELECT run_id, sync_id, state::text, dry_run, adopt, offer_rejected, plan, plan_generation, base_version, delivery, sink_token, change_log, counts,"
+            "SELECT run_id, sync_id, state::text, dry_run, adopt, offer_rejected, replay, plan, plan_generation, base_version, delivery, sink_token, change_log, counts,"
             " approved_by, folded_at IS NOT NULL, comparison, fanned FROM wsync.run WHERE run_id = %s",
             (run_id,),
         ).fetchone()

@@ -51,6 +51,7 @@ class RunRecord:
     dry_run: bool
     adopt: bool
     offer_rejected: bool
+    replay: dict[str, Any] | None
     plan: bytes | None
     plan_generation: int
     base_version: int | None
