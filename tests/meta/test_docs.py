@@ -141,6 +141,11 @@ def test_the_page_of_incremental_reads_does_what_it_shows(reader: Reader) -> Non
         reader.follow(step)
 
 
+def test_the_page_of_what_can_be_done_afterwards_does_what_it_shows(reader: Reader) -> None:
+    for step in steps("after-the-fact.md"):
+        reader.follow(step)
+
+
 def test_the_page_of_suprsend_does_what_it_shows(reader: Reader) -> None:
     reader.environment |= {
         "SUPRSEND_SECRET": "opensesame-7041",

@@ -127,7 +127,7 @@ def _with_cursor(run: Row) -> Row:
     """With `cursor` of a run that reads what changed: where it was before, and where the run takes it; with changes without a verdict it stays."""
     part = run["part"]
     shown = {name: value for name, value in run.items() if name != "part"}
-    if part is None:
+    if part is None or run["replay"] is not None:
         return shown
     counts = run["counts"] or {}
     after = part["former"] if counts.get("unsure") or counts.get("not_sent") else part["settled"]
