@@ -363,3 +363,19 @@ def test_a_person_asks_for_what_was_rejected_and_takes_it_along_as_a_file(file: 
     assert objects(exported) == [{"file": "refused.csv", "rows": 0}]
     assert Path("refused.csv").read_text().startswith("phase,code,message")
     assert (refused.exit_code, "next: name a file" in refused.stderr) == (2, True)
+
+
+def test_a_tenant_is_purged_only_by_who_means_it(file: Path, run: Run) -> None:
+    run("apply", file)
+    run("sync", "run", "customers")
+
+    unsure, still_open = run("purge", "tenant", "acme"), run("purge", "tenant", "acme", "--yes")
+    purged = run("purge", "tenant", "acme", "--yes", "--cancel", "--json")
+
+    assert (unsure.exit_code, "add --yes" in unsure.stderr) == (2, True)
+    assert (still_open.exit_code, "add `--cancel`" in still_open.stderr) == (2, True)
+    assert objects(purged)[0] | {"events": 0} == {
+        "tenant": "acme", "runs": 1, "rejections": 0, "events": 0, "schedules": 1, "syncs": 1, "connections": 1, "files": 0,
+    }  # fmt: skip
+    assert "there is no tenant `acme`" in run("purge", "tenant", "acme", "--yes").stderr
+    assert run("apply", file).exit_code == 0

@@ -9,6 +9,7 @@ import typer
 from wsync_engine import __version__
 from wsync_engine.cli import demo, files, installation, replays, roles
 from wsync_engine.cli.caps import caps
+from wsync_engine.cli.purges import purge
 from wsync_engine.cli.runs import runs, syncs
 from wsync_engine.cli.schedules import schedules
 from wsync_engine.cli.usage import Commands
@@ -34,6 +35,7 @@ app.add_typer(schedules, name="schedules")
 app.add_typer(workers, name="workers")
 app.add_typer(queues, name="queues")
 app.add_typer(caps, name="caps")
+app.add_typer(purge, name="purge")
 roles.add_commands(app)
 app.add_typer(installation.db, name="db")
 app.command("doctor")(installation.doctor)
