@@ -379,3 +379,14 @@ def test_a_tenant_is_purged_only_by_who_means_it(file: Path, run: Run) -> None:
     }  # fmt: skip
     assert "there is no tenant `acme`" in run("purge", "tenant", "acme", "--yes").stderr
     assert run("apply", file).exit_code == 0
+
+
+def test_a_subscriber_is_purged_only_by_who_means_it_and_names_one(file: Path, run: Run) -> None:
+    run("apply", file)
+
+    whose, unsure = run("purge", "key", "customers", "--yes"), run("purge", "key", "customers", "--key", "7")
+    purged = run("purge", "key", "customers", "--key", "7", "--yes", "--json")
+
+    assert (whose.exit_code, "give --key" in whose.stderr) == (2, True)
+    assert (unsure.exit_code, "add --yes" in unsure.stderr) == (2, True)
+    assert objects(purged) == [{"sync": "customers", "entries": 0, "carried_rows": 0, "changes": 0, "rejections": 0}]

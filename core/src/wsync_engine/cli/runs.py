@@ -1,4 +1,4 @@
-"""`sync run|resync|adopt` and `runs list|show|changes|watch|cancel|retry|approve|discard`."""
+"""`sync run|resync|adopt` and `runs list|show|changes|rejections|watch|cancel|retry|approve|discard`."""
 # ruff: noqa: PLC0415  what a command needs is imported when it runs, so that --help stays quick
 
 from __future__ import annotations

@@ -298,10 +298,7 @@ def trigger_run(
     refuse_texts(actor=actor, idem_key=idem_key)
     schedule = _definition(conn, schedule_id) if schedule_id else None
     sync = {**_sync_of(conn, sync_id), **_other_sink(conn, replay)}
-    declared = sync.pop("parameters")
-    check_params(declared, params or {})
-    given = {**(schedule["params"] if schedule else {}), **(params or {})}
-    check_params(declared, given)
+    given = _given(sync.pop("parameters"), schedule, params or {})
     if idem_key is not None and (known := _triggered_before(conn, tenant_id, idem_key)) is not None:
         return known
     request = replace(
@@ -321,6 +318,14 @@ def trigger_run(
     keep_syncs(conn, {sync_id} if admission.run_id else ())
     known = None if admission.run_id or idem_key is None else _triggered_before(conn, tenant_id, idem_key)
     return known or _triggered(admission)
+
+
+def _given(declared: Mapping[str, Any], schedule: Row | None, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's parameters over the schedule's; those are checked apart, so that a mistake is told where it was made."""
+    check_params(declared, params)
+    given = {**(schedule["params"] if schedule else {}), **params}
+    check_params(declared, given)
+    return given
 
 
 def _other_sink(conn: psycopg.Connection[Any], replay: Mapping[str, Any] | None) -> Row:
