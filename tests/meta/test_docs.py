@@ -141,6 +141,11 @@ def test_the_page_of_incremental_reads_does_what_it_shows(reader: Reader) -> Non
         reader.follow(step)
 
 
+def test_the_page_of_what_can_be_done_afterwards_does_what_it_shows(reader: Reader) -> None:
+    for step in steps("after-the-fact.md"):
+        reader.follow(step)
+
+
 @pytest.mark.parametrize("page", ["suprsend.md", "modes.md"])
 def test_a_page_with_suprsends_double_does_what_it_shows(reader: Reader, page: str) -> None:
     reader.environment |= {

@@ -350,3 +350,43 @@ def test_a_cap_that_makes_no_sense_is_refused(file: Path, run: Run, words: tuple
 
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output
+
+
+def test_a_person_asks_for_what_was_rejected_and_takes_it_along_as_a_file(file: Path, run: Run) -> None:
+    run("apply", file)
+    run_id = run("sync", "run", "customers", "--rejected").stdout.strip()
+
+    exported = run("runs", "rejections", run_id, "--export", "refused.csv", "--json")
+    refused = run("runs", "rejections", run_id, "--export", "refused.pdf")
+
+    assert objects(run("runs", "show", run_id, "--json"))[0]["offer_rejected"] is True
+    assert objects(exported) == [{"file": "refused.csv", "rows": 0}]
+    assert Path("refused.csv").read_text().startswith("phase,code,message")
+    assert (refused.exit_code, "next: name a file" in refused.stderr) == (2, True)
+
+
+def test_a_tenant_is_purged_only_by_who_means_it(file: Path, run: Run) -> None:
+    run("apply", file)
+    run("sync", "run", "customers")
+
+    unsure, still_open = run("purge", "tenant", "acme"), run("purge", "tenant", "acme", "--yes")
+    purged = run("purge", "tenant", "acme", "--yes", "--cancel", "--json")
+
+    assert (unsure.exit_code, "add --yes" in unsure.stderr) == (2, True)
+    assert (still_open.exit_code, "add `--cancel`" in still_open.stderr) == (2, True)
+    assert objects(purged)[0] | {"events": 0} == {
+        "tenant": "acme", "runs": 1, "rejections": 0, "events": 0, "schedules": 1, "syncs": 1, "connections": 1, "files": 0,
+    }  # fmt: skip
+    assert "there is no tenant `acme`" in run("purge", "tenant", "acme", "--yes").stderr
+    assert run("apply", file).exit_code == 0
+
+
+def test_a_subscriber_is_purged_only_by_who_means_it_and_names_one(file: Path, run: Run) -> None:
+    run("apply", file)
+
+    whose, unsure = run("purge", "key", "customers", "--yes"), run("purge", "key", "customers", "--key", "7")
+    purged = run("purge", "key", "customers", "--key", "7", "--yes", "--json")
+
+    assert (whose.exit_code, "give --key" in whose.stderr) == (2, True)
+    assert (unsure.exit_code, "add --yes" in unsure.stderr) == (2, True)
+    assert objects(purged) == [{"sync": "customers", "entries": 0, "carried_rows": 0, "changes": 0, "rejections": 0}]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from wsync_engine.model.sync import Cursor, Guards, MappingEntry, Mode, Read
-from wsync_sdk import Held, PlanContext, PlanExpired, Preview, Query, ReadLimits, ReadPlan, Split
+from wsync_sdk import Durable, Held, PlanContext, PlanExpired, Preview, Query, ReadLimits, ReadPlan, Split
 
 from .world import TableSource, World
 
@@ -28,6 +28,7 @@ class LedgerSource(TableSource):
         self.asked: list[dict[str, Any]] = []
         self.expire_plans = 0
         self.estimated_rows: int | None = None
+        self.is_durable = False
         self.extra_rows: list[dict[str, Any]] = []
 
     @property
@@ -47,7 +48,8 @@ class LedgerSource(TableSource):
         self.asked.append(dict(query.parameters))
         splits = (Split(index=0, token=b"0"), Split(index=1, token=b"1"))
         rows = self.estimated_rows
-        return ReadPlan(schema=self.schema, splits=splits, lifetime=Held(), handle=b"handle", connector_version="1", estimated_rows=rows)
+        lifetime = Durable(until=datetime.now(UTC) + timedelta(hours=1)) if self.is_durable else Held()
+        return ReadPlan(schema=self.schema, splits=splits, lifetime=lifetime, handle=b"handle", connector_version="1", estimated_rows=rows)
 
     def read(self, split: Split, offset: int = 0) -> Iterator[pa.RecordBatch]:
         cursor = self.asked[-1].get("cursor")

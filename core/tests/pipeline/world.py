@@ -12,8 +12,10 @@ import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from psycopg.types.json import Jsonb
 
 from wsync_engine.model.ids import uuid7
+from wsync_engine.model.replay import ReplayOrder
 from wsync_engine.model.sync import Guards, Mode, SyncSpec
 from wsync_engine.pipeline.context import RunContext, no_faults
 from wsync_engine.pipeline.deliver import RetryPolicy
@@ -204,14 +206,35 @@ class World:
         self.engine.close()
         self.api.close()
 
-    def new_run(self, *, dry_run: bool = False, adopt: bool = False, is_beside: bool = False, is_earlier: bool = False) -> UUID:
+    def new_run(
+        self,
+        *,
+        dry_run: bool = False,
+        adopt: bool = False,
+        is_beside: bool = False,
+        is_earlier: bool = False,
+        offer_rejected: bool = False,
+        replay: ReplayOrder | None = None,
+    ) -> UUID:
         """:param is_earlier: than all that were made."""
         run_id = UUID(int=next(self._earlier)) if is_earlier else uuid7()
         self.engine.execute(
             "INSERT INTO wsync.run (run_id, tenant_id, shard, sync_id, connection_id, credential_id, overlap_key, trigger, nominal_at,"
-            " due_at, ready_at, priority, exclusive, state, dry_run, adopt)"
-            " VALUES (%s, %s, 0, %s, %s, %s, %s, 'manual', now(), now(), now(), 1, %s, 'queued', %s, %s)",
-            (run_id, self.tenant_id, self.sync_id, uuid7(), uuid7(), self.sync_id, not (dry_run or is_beside), dry_run, adopt),
+            " due_at, ready_at, priority, exclusive, state, dry_run, adopt, offer_rejected, replay)"
+            " VALUES (%s, %s, 0, %s, %s, %s, %s, 'manual', now(), now(), now(), 1, %s, 'queued', %s, %s, %s, %s)",
+            (
+                run_id,
+                self.tenant_id,
+                self.sync_id,
+                uuid7(),
+                uuid7(),
+                self.sync_id,
+                not (dry_run or is_beside),
+                dry_run,
+                adopt,
+                offer_rejected,
+                None if replay is None else Jsonb(replay.to_json()),
+            ),
         )
         return run_id
 

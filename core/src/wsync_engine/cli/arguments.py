@@ -16,13 +16,17 @@ from wsync_sdk.errors import ConfigError
 if TYPE_CHECKING:
     from wsync_engine.scheduler.schedules import Triggered
 
-__all__ = ["Json", "Overlap", "Parameters", "Tenant", "instant", "parameters", "told"]
+__all__ = ["Json", "Keys", "Overlap", "Parameters", "Tenant", "instant", "parameters", "told"]
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 Tenant = Annotated[str | None, typer.Option("--tenant", help="Default: the tenant of ./wsync.yaml.")]
 Parameters = Annotated[
     list[str] | None,
     typer.Option("--param", metavar="NAME=VALUE", help="A value of `:NAME` in the query; a number, true, false or null is taken as such."),
+]
+Keys = Annotated[
+    list[str] | None,
+    typer.Option("--key", metavar="VALUE", help="Only this key; may be repeated. Of a key with several columns: `a=1,b=2`."),
 ]
 Overlap = Annotated[OverlapPolicy | None, typer.Option("--overlap", help="What happens beside an open run; default: as the schedule says.")]
 

@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from wsync_engine import __version__
-from wsync_engine.cli import demo, files, installation, roles
+from wsync_engine.cli import demo, files, installation, replays, roles
 from wsync_engine.cli.caps import caps
+from wsync_engine.cli.purges import purge
 from wsync_engine.cli.runs import runs, syncs
 from wsync_engine.cli.schedules import schedules
 from wsync_engine.cli.usage import Commands
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 demo.add_commands(app)
 files.add_commands(app)
+replays.add_commands(syncs)
 app.add_typer(installation.plugins, name="plugins")
 app.add_typer(installation.connections, name="connections")
 app.add_typer(syncs, name="sync")
@@ -33,6 +35,7 @@ app.add_typer(schedules, name="schedules")
 app.add_typer(workers, name="workers")
 app.add_typer(queues, name="queues")
 app.add_typer(caps, name="caps")
+app.add_typer(purge, name="purge")
 roles.add_commands(app)
 app.add_typer(installation.db, name="db")
 app.command("doctor")(installation.doctor)

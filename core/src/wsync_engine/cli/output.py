@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+
+from wsync_engine.model.json_text import json_text
 
 if TYPE_CHECKING:
     from wsync_sdk.errors import WsyncError
@@ -25,22 +24,7 @@ def say(text: str) -> None:
 def print_objects(rows: Iterable[Mapping[str, Any]]) -> None:
     """One JSON object per line; NaN and the infinities, for which JSON has nothing, by their names."""
     for row in rows:
-        print(_json(row), flush=True)  # noqa: T201  this is the command line
-
-
-def _json(row: Any) -> str:
-    try:
-        return json.dumps(row, default=_plain, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        return json.dumps(_named(row), default=_plain, ensure_ascii=False, allow_nan=False)
-
-
-def _named(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, Mapping):
-        return {name: _named(item) for name, item in value.items()}
-    return [_named(item) for item in value] if isinstance(value, list | tuple) else value
+        print(json_text(row), flush=True)  # noqa: T201  this is the command line
 
 
 def print_error(exc: WsyncError) -> None:
@@ -78,15 +62,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(str(item) for item in value) or "-"
     return str(value)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, UUID | Decimal):
-        return str(value)
-    if isinstance(value, date | time | timedelta):
-        return value.isoformat() if not isinstance(value, timedelta) else str(value)
-    if isinstance(value, bytes):
-        return value.hex()
-    raise TypeError(f"no JSON form of {type(value).__name__}")

@@ -1,17 +1,18 @@
-"""`sync run|resync|adopt` and `runs list|show|changes|watch|cancel|retry|approve|discard`."""
+"""`sync run|resync|adopt` and `runs list|show|changes|rejections|watch|cancel|retry|approve|discard`."""
 # ruff: noqa: PLC0415  what a command needs is imported when it runs, so that --help stays quick
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from wsync_engine.cli.arguments import Json, Overlap, Parameters, Tenant, parameters, told
+from wsync_engine.cli.arguments import Json, Keys, Overlap, Parameters, Tenant, parameters, told
 from wsync_engine.cli.boundary import Exit, reported
-from wsync_engine.cli.output import print_objects, say, table
+from wsync_engine.cli.output import cell, print_objects, say, table
 from wsync_engine.cli.progress import shown_progress
 from wsync_engine.model.run import Priority
 from wsync_sdk.errors import ConfigError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from wsync_engine.cli.session import Session
 
-__all__ = ["runs", "syncs"]
+__all__ = ["exit_by", "runs", "show_ended", "syncs", "tell_if_nobody_works", "watched"]
 
 runs = typer.Typer(help="What ran, runs, or waits for a decision.", no_args_is_help=True)
 syncs = typer.Typer(help="Run a sync now, or correct what is taken as delivered.", no_args_is_help=True)
@@ -40,6 +41,7 @@ def run_sync(
     *,
     wait: Annotated[bool, typer.Option("--wait", help="Until it has ended, or waits for a decision.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Up to the change log: nothing is sent.")] = False,
+    rejected: Annotated[bool, typer.Option("--rejected", help="Offer again now what was rejected before, whatever its backoff.")] = False,
     param: Parameters = None,
     overlap: Overlap = None,
     priority: Annotated[
@@ -54,19 +56,25 @@ def run_sync(
     from wsync_engine.services.syncs import trigger_sync
 
     with open_session(tenant) as session:
-        options: dict[str, Any] = {"dry_run": dry_run, "params": parameters(param), "overlap": overlap, "index": session.index}
+        options: dict[str, Any] = {
+            "dry_run": dry_run,
+            "offer_rejected": rejected,
+            "params": parameters(param),
+            "overlap": overlap,
+            "index": session.index,
+        }
         options["priority"] = Priority[priority.upper()]
         made = trigger_sync(session.api, session.tenant_id, name, actor=actor(), **options)
         if not made.is_new or made.is_waiting:
             say(told(made))
         else:
-            _tell_if_nobody_works(session)
+            tell_if_nobody_works(session)
         if wait and not made.is_new:
-            _exit_by(show_run(session.api, session.tenant_id, made.run_id).run, is_ours=False)
+            exit_by(show_run(session.api, session.tenant_id, made.run_id).run, is_ours=False)
         elif wait:
-            ended = _watched(session, made.run_id)
-            _show(ended, as_json)
-            _exit_by(ended)
+            ended = watched(session, made.run_id)
+            show_ended(ended, as_json)
+            exit_by(ended)
             return
     if as_json:
         print_objects([{"run_id": made.run_id, "is_new": made.is_new}])
@@ -76,11 +84,14 @@ def run_sync(
 
 @syncs.command()
 @reported
-def resync(name: Annotated[str, typer.Argument(help="A sync.")], tenant: Tenant = None, as_json: Json = False) -> None:
-    """Let the next run offer everything again, whatever was delivered before: for a sink that lost something."""
+def resync(name: Annotated[str, typer.Argument(help="A sync.")], *, key: Keys = None, tenant: Tenant = None, as_json: Json = False) -> None:
+    """Let the next run offer everything again, or these keys, whatever was delivered before: for a sink that lost something."""
     from wsync_engine.cli.session import actor, open_session
     from wsync_engine.services.syncs import resync_sync
 
+    if key:
+        _resync_keys(name, key, tenant, as_json=as_json)
+        return
     with open_session(tenant) as session:
         done = resync_sync(session.api, session.tenant_id, name, actor=actor())
     if as_json:
@@ -90,6 +101,24 @@ def resync(name: Annotated[str, typer.Argument(help="A sync.")], tenant: Tenant 
         f"the next run of {name} offers everything again; of {done.entries} subscribers delivered so far, those that left the result {departed}"
     )
     say("if the snapshot's files are lost, nobody knows who left: those stay at the sink")
+    say(f"next: `wsync-engine sync run {name} --wait`, or wait for its schedule")
+
+
+def _resync_keys(name: str, keys: Sequence[str], tenant: str | None, *, as_json: bool) -> None:
+    from wsync_engine.cli.session import actor, open_session
+    from wsync_engine.services.key_resync import resync_keys
+    from wsync_engine.storage import LocalStorage
+
+    with open_session(tenant) as session:
+        storage = LocalStorage.of_url(session.settings.storage, tenant_id=str(session.tenant_id))
+        ids = (session.api, session.tenant_id, name)
+        done = resync_keys(*ids, keys, storage=storage, keyring=session.keyring, actor=actor())
+    if as_json:
+        print_objects([{"sync": done.sync, "keys": done.keys, "missing": list(done.missing), "deletes": done.deletes}])
+    departed = "are still deleted" if done.deletes else "stay, as the mode says"
+    say(f"the next run of {name} offers {done.keys} subscribers again; those of them that left the result {departed}")
+    if done.missing:
+        say(f"nothing was delivered of: {', '.join(cell(one) for one in done.missing)}")
     say(f"next: `wsync-engine sync run {name} --wait`, or wait for its schedule")
 
 
@@ -107,11 +136,11 @@ def adopt(
 
     with open_session(tenant) as session:
         made = adopt_sync(session.api, session.tenant_id, name, actor=actor(), index=session.index)
-        _tell_if_nobody_works(session)
+        tell_if_nobody_works(session)
         if wait:
-            ended = _watched(session, made.run_id)
-            _show(ended, as_json)
-            _exit_by(ended)
+            ended = watched(session, made.run_id)
+            show_ended(ended, as_json)
+            exit_by(ended)
             return
     if as_json:
         print_objects([{"run_id": made.run_id}])
@@ -119,7 +148,8 @@ def adopt(
         typer.echo(made.run_id)
 
 
-def _tell_if_nobody_works(session: Session) -> None:
+def tell_if_nobody_works(session: Session) -> None:
+    """Say that nobody will take up what was just queued, if that is so."""
     from wsync_engine.services.runs import has_workers
 
     if not has_workers(session.api):
@@ -159,7 +189,7 @@ def show(run: RunArgument, tenant: Tenant = None, as_json: Json = False) -> None
     if as_json:
         print_objects([{**details.run, "rejected": list(details.rejections), "events": list(details.events)}])
         return
-    _show(details.run, as_json=False)
+    show_ended(details.run, as_json=False)
     if details.rejections:
         table(details.rejections, ("phase", "code", "message", "retryable", "rows"))
     table(details.events, ("at", "kind", "detail"))
@@ -170,15 +200,23 @@ def show(run: RunArgument, tenant: Tenant = None, as_json: Json = False) -> None
 def rejections(
     run: RunArgument,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many at most.")] = 100,
+    export: Annotated[Path | None, typer.Option("--export", metavar="FILE", help="Write all of them to a .jsonl or .csv file.")] = None,
     tenant: Tenant = None,
     as_json: Json = False,
 ) -> None:
     """The rows of a run that were refused, one by one: why, and what they hold."""
     from wsync_engine.cli.session import open_session
+    from wsync_engine.services.rejection_export import export_rejections
     from wsync_engine.services.runs import find_run, list_rejections
 
     with open_session(tenant) as session:
         run_id = find_run(session.api, session.tenant_id, run)
+        if export is not None:
+            rows = export_rejections(session.api, session.tenant_id, run_id, export, keyring=session.keyring)
+            if as_json:
+                print_objects([{"file": str(export), "rows": rows}])
+            say(f"{rows} refused rows written to {export}, which only you may read")
+            return
         found = list_rejections(session.api, session.tenant_id, run_id, keyring=session.keyring, count=limit)
     if as_json:
         print_objects(found)
@@ -223,9 +261,9 @@ def watch(run: RunArgument, tenant: Tenant = None, as_json: Json = False) -> Non
     from wsync_engine.services.runs import find_run
 
     with open_session(tenant) as session:
-        ended = _watched(session, find_run(session.api, session.tenant_id, run))
-    _show(ended, as_json)
-    _exit_by(ended)
+        ended = watched(session, find_run(session.api, session.tenant_id, run))
+    show_ended(ended, as_json)
+    exit_by(ended)
 
 
 @runs.command()
@@ -285,7 +323,7 @@ def discard(run: RunArgument, tenant: Tenant = None) -> None:
     say(f"{run_id}: discarded")
 
 
-def _watched(session: Session, run_id: UUID) -> Mapping[str, Any]:
+def watched(session: Session, run_id: UUID) -> Mapping[str, Any]:
     """Polls the row, which is what counts, until the run has ended or waits for a decision."""
     from wsync_engine.services.runs import show_run
 
@@ -299,14 +337,15 @@ def _watched(session: Session, run_id: UUID) -> Mapping[str, Any]:
                     return run
                 if run["state"] == "queued" and time.monotonic() >= hint_at_s:
                     hint_at_s = time.monotonic() + HINT_S
-                    _tell_if_nobody_works(session)
+                    tell_if_nobody_works(session)
                 time.sleep(POLL_S)
     except KeyboardInterrupt:
         say(f"the run goes on; next: `wsync-engine runs watch {run_id}`, or `wsync-engine runs cancel {run_id}`")
         raise
 
 
-def _show(run: Mapping[str, Any], as_json: bool) -> None:
+def show_ended(run: Mapping[str, Any], as_json: bool) -> None:
+    """What a person wants to know of a run that was waited for."""
     if as_json:
         print_objects([run])
     else:
@@ -314,8 +353,8 @@ def _show(run: Mapping[str, Any], as_json: bool) -> None:
         table([{"field": name, "value": value} for name, value in shown.items() if value not in (None, {}, False)], ("field", "value"))
 
 
-def _exit_by(run: Mapping[str, Any], *, is_ours: bool = True) -> None:
-    """`is_ours` False: another run is open, and ours was skipped for it; only one that waits for a person is bad news."""
+def exit_by(run: Mapping[str, Any], *, is_ours: bool = True) -> None:
+    """End the command with the exit code that a run's state stands for. `is_ours` False: another run is open, and ours was skipped for it; only one that waits for a person is bad news."""
     if run["state"] == "blocked":
         say(
             f"next: `wsync-engine runs changes {run['run_id']}`, then `wsync-engine runs approve {run['run_id']}` or `wsync-engine runs discard {run['run_id']}`"

@@ -26,6 +26,7 @@ from wsync_engine.pipeline.manifest import KeyColumn, Manifest
 from wsync_engine.pipeline.mapping import HASH, PARTITION, REFUSAL
 from wsync_engine.pipeline.shape import key_casts
 from wsync_engine.pipeline.sql import PARQUET, ROW_GROUP_BYTES, identifier, path_list, text
+from wsync_engine.pipeline.subscriber_keys import KeyText, create_key_table, has_key
 from wsync_engine.pipeline.wide_log import WIDE_ROW_BYTES, widest_row_bytes, write_wide_log
 from wsync_engine.state.records import Sealer
 from wsync_sdk import BEFORE, OP, Operation
@@ -55,6 +56,7 @@ class DiffInput:
     :param carried: rows that were rejected before, staged beside what was read, maybe none.
     :param gone: file of the keys that the fold forgets, because they left the result and were never acknowledged, or are unsure outside `mirror`.
     :param keeps_rejected: rows that are rejected are kept, as the next run may not read them. :param held: file of those that are held back. :param has_stage: the fold finds both in the stage.
+    :param unsure: keys whose entries are unsure, whatever the snapshot's file says.
     :param is_shared: the snapshot's file was written with fewer partitions, and has keys of others.
     :param is_part: the stage holds a part of the result: who is not in it may not have left.
     """
@@ -76,6 +78,7 @@ class DiffInput:
     held: Path | None = None
     keeps_rejected: bool = False
     has_stage: bool = True
+    unsure: tuple[KeyText, ...] = ()
     is_shared: bool = True
 
 
@@ -236,12 +239,19 @@ def load_snapshot(connection: duckdb.DuckDBPyConnection, task: DiffInput) -> Non
     replaced = [f"CAST({identifier(name)} AS {kind}) AS {identifier(name)}" for name, kind in casts.items()]
     if manifest.is_unsure:  # what was never acknowledged is not at the sink, whatever else is in doubt
         replaced += [f"({HASH} IS NOT NULL OR wsync_unsure) AS wsync_unsure", "CAST(0 AS BIGINT) AS wsync_offer_at"]
+    elif task.unsure:
+        create_key_table(connection, "doubted", task.key, task.unsure)
+        is_doubted = has_key(task.key, "doubted", "f")
+        replaced += [
+            f"(wsync_unsure OR ({HASH} IS NOT NULL AND {is_doubted})) AS wsync_unsure",
+            f"CASE WHEN NOT {is_doubted} THEN wsync_offer_at ELSE 0 END AS wsync_offer_at",
+        ]
     doubt = f"REPLACE ({', '.join(replaced)})" if replaced else ""
     file = f"read_parquet({path_list([task.snapshot])}, hive_partitioning = false)"
     without, before = _before_column(connection, file, is_needed=bool(task.before))
     # A key's partition is computed for files that have others' keys, too: it would be half the cost of a comparison.
     here = f"WHERE {_is_here(task)}" if task.is_shared else ""
-    connection.execute(f"CREATE TEMP VIEW snapshot AS SELECT * {without} {doubt}{before} FROM {file} {here}")
+    connection.execute(f"CREATE TEMP VIEW snapshot AS SELECT * {without} {doubt}{before} FROM {file} f {here}")
 
 
 def _before_column(connection: duckdb.DuckDBPyConnection, file: str, *, is_needed: bool) -> tuple[str, str]:

@@ -26,6 +26,7 @@ from wsync_engine.pipeline.manifest import Manifest
 from wsync_engine.pipeline.snapshot import is_resync_wanted
 from wsync_engine.pipeline.tasks import Result, spread
 from wsync_engine.pipeline.unfinished import finish_log, is_unfinished
+from wsync_engine.pipeline.unsure_keys import unsure_keys_of
 from wsync_engine.pipeline.versions import has_version, unswitched, was_switched
 from wsync_engine.state.former_books import FormerBooks
 from wsync_engine.state.records import Ack, NewSnapshot, RunRecord
@@ -196,10 +197,12 @@ def _fold(job: Job, run_id: UUID, record: RunRecord, *, may_spread: bool = False
     :param may_spread: it is this run's own, and every change has its verdict: helpers may take part.
     """
     log = log_of(record)
+    if log.is_elsewhere:
+        return None
     cursor = _cursor(job, run_id, record)
     partitions = range(log.partitions)
     is_silent = all(verdicts_of(job, run_id, partition).is_empty for partition in partitions)
-    if log.is_current or (is_silent and log.mode is not Mode.REPLACE and not _has_rejected(log, record)):
+    if log.is_current or (is_silent and log.mode is not Mode.REPLACE and not _has_rejected(log, record) and log.base.unsure_keys is None):
         return _moved_cursor(log, cursor)
     work = FoldWork(job, run_id, log)
     folded = spread(job, "fold", partitions, work) if may_spread else {part: work.execute(part, 0).values for part in partitions}
@@ -211,6 +214,7 @@ def _fold(job: Job, run_id: UUID, record: RunRecord, *, may_spread: bool = False
         shape=log.shape,
         rows=sum(folded[part]["rows"] for part in partitions),
         is_unsure=False,
+        unsure_keys=None,
         is_version=log.mode is Mode.REPLACE,
         delivery=_last_delivery(log, record, is_silent=is_silent and log.mode is not Mode.REPLACE),
         carried=carried if any(carried) else (),
@@ -255,7 +259,7 @@ def _fold_partition(job: Job, log: LogRecord, partition: int, verdicts: Verdicts
     plain = None if log.part is None else scratch_of(job) / f"rejected-{uuid7()}.parquet"
     with carried_rows(job, log, partition) as former:
         folded = fold_partition(
-            replace(log.diff_input(partition, job.storage), carried=former),
+            replace(log.diff_input(partition, job.storage), carried=former, unsure=unsure_keys_of(log.base, job.cipher)),
             verdicts,
             Target(snapshot=target, carried=plain),
             job.cipher.sealer(),

@@ -23,11 +23,11 @@ def tripped(guards: Guards, counts: DiffCounts, *, read_rows: int, is_part: bool
         reasons.append(f"the result is empty, {before} subscribers are in the snapshot (guard `allow_empty`)")
     if schema_changes and counts.snapshot_rows and counts.upserts and not guards.allow_schema_change:
         reasons.append(f"the mapped columns changed: {', '.join(schema_changes)} (guard `allow_schema_change`)")
-    if before and guards.max_delete_percent is not None:
-        percent = 100 * deletes / before
+    if counts.snapshot_rows and guards.max_delete_percent is not None:
+        percent = 100 * deletes / counts.snapshot_rows
         if percent > guards.max_delete_percent:
             reasons.append(
-                f"{deletes} of {before} subscribers would be deleted ({percent:.1f} %, guard at {guards.max_delete_percent:g} %)"
+                f"{deletes} of {counts.snapshot_rows} subscribers would be deleted ({percent:.1f} %, guard at {guards.max_delete_percent:g} %)"
             )
     if guards.max_deletes is not None and deletes > guards.max_deletes:
         reasons.append(f"{deletes} subscribers would be deleted (guard at {guards.max_deletes})")

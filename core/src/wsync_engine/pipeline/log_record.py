@@ -50,6 +50,7 @@ class LogRecord:
     :param destination, stream: where the log goes, whatever the sync says by the time it is delivered.
     :param base: the snapshot it was compared with, seen in `partitions`. :param schema: of the stream's fields.
     :param before: fields of the stream whose before-values it holds. :param planned_after: the sync's delivery number at the plan.
+    :param is_elsewhere: it is replayed to a destination that is not the sync's: the snapshot says nothing of that.
     :param part: None where the whole result was read. :param shape: of what is sent; None: an engine before did not say.
     :param is_current: the destination holds just this version already: nothing of it is sent.
     """
@@ -69,6 +70,7 @@ class LogRecord:
     aside: tuple[Aside, ...] | None = None
     shape: Shape | None = None
     is_current: bool = False
+    is_elsewhere: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored."""
@@ -86,6 +88,7 @@ class LogRecord:
             "planned_after": self.planned_after,
             "part": None if self.part is None else asdict(self.part),
             "aside": None if self.aside is None else [asdict(one) for one in self.aside],
+            "is_elsewhere": self.is_elsewhere,
             "shape": None if self.shape is None else asdict(self.shape),
             "is_current": self.is_current,
         }
@@ -107,6 +110,7 @@ class LogRecord:
             planned_after=document.get("planned_after"),
             part=PartRead(**document["part"]) if document.get("part") else None,
             aside=tuple(Aside(**one) for one in document["aside"]) if document.get("aside") else None,
+            is_elsewhere=document.get("is_elsewhere", False),
             shape=Shape(**document["shape"]) if document.get("shape") else None,
             is_current=document.get("is_current", False),
         )

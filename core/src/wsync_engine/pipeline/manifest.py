@@ -24,6 +24,7 @@ class Manifest:
     :param partitions: power of two; never shrinks. :param seed: the hash's.
     :param delivery: number of the last one that it holds; 0: what it holds was adopted, and no sink knows of it.
     :param resync: up to which request every entry has been offered again. :param is_unsure: whatever the files say, every entry is `unsure`.
+    :param key_resync: up to which request entries of some keys have been; unsure_keys: those that are `unsure` whatever the files say, encrypted.
     :param carried: per partition the file of rejected rows that the next incremental read may not bring again, sealed; empty: there is none.
     :param is_version: the destination holds this and nothing else: it was switched to, or adopted as if it were.
     :param shape: of what was sent last; None: an engine before did not keep it.
@@ -42,6 +43,8 @@ class Manifest:
     carried: tuple[str | None, ...] = ()
     shape: Shape | None = None
     is_version: bool = False
+    key_resync: int = 0
+    unsure_keys: str | None = None
 
     def grown(self, partitions: int) -> Manifest:
         """The same snapshot seen as more partitions: each is read from the file of the one it was split from."""
@@ -68,6 +71,8 @@ class Manifest:
             "delivery": self.delivery,
             "resync": self.resync,
             "is_unsure": self.is_unsure,
+            "key_resync": self.key_resync,
+            **({} if self.unsure_keys is None else {"unsure_keys": self.unsure_keys}),
             **({"carried": list(self.carried)} if self.carried else {}),
             **({} if self.shape is None else {"shape": asdict(self.shape)}),
             **({"is_version": True} if self.is_version else {}),
@@ -90,6 +95,8 @@ class Manifest:
             carried=tuple(document.get("carried", ())),
             shape=Shape(**document["shape"]) if document.get("shape") else None,
             is_version=document.get("is_version", False),
+            key_resync=document.get("key_resync", 0),
+            unsure_keys=document.get("unsure_keys"),
         )
 
 

@@ -29,11 +29,12 @@ from wsync_engine.pipeline.shape import key_casts
 from wsync_engine.pipeline.snapshot import current_manifest
 from wsync_engine.pipeline.stream_check import cast_by_field, check_fields
 from wsync_engine.pipeline.tasks import Result, spread
+from wsync_engine.pipeline.unsure_keys import is_more_wanted, unsure_keys_of, with_unsure_keys
 from wsync_engine.pipeline.versions import version_of
 from wsync_engine.state.records import PublishedSplit, RunRecord, SnapshotRow
 from wsync_sdk import ConfigError, FatalError, PlanExpired, ReadPlan, StateError
 
-__all__ = ["MOST_PLANS", "DiffWork", "ExtractWork", "prepare"]
+__all__ = ["MOST_PLANS", "DiffWork", "ExtractWork", "base_manifest", "check_books", "prepare"]
 
 MOST_PLANS = 3
 _NEVER_LATER_US = 2**62
@@ -76,9 +77,13 @@ def _go_on(job: Job, record: RunRecord) -> bool:
             _compare(job, record)
             return True
         order = ReadOrder.from_bytes(record.plan, job.cipher)
-        manifest = _current_manifest(job, job.books.snapshot(job.sync_id), adopt=record.adopt)
+        row = job.books.snapshot(job.sync_id)
+        manifest = base_manifest(job, row, adopt=record.adopt)
         if not order.is_durable or manifest.version != record.base_version:
             job.source.release(order.plan)
+            return False
+        if order.reading is not None and not order.reading.is_whole and is_more_wanted(row):
+            job.source.release(order.plan)  # what is to be offered again is not among what it reads
             return False
         _extract(job, record, order, manifest)
     except (PlanExpired, SnapshotLost) as exc:  # what was staged, or compared with, is gone
@@ -89,7 +94,7 @@ def _go_on(job: Job, record: RunRecord) -> bool:
 
 def _begin(job: Job, *, adopt: bool, from_start: bool) -> None:
     row = job.books.snapshot(job.sync_id)
-    manifest = _current_manifest(job, row, adopt=adopt)
+    manifest = base_manifest(job, row, adopt=adopt)
     job.context.check()
     generation = job.books.begin_plan()
     job.context.faults("plan")
@@ -159,11 +164,15 @@ class _PlanContext:
         return self._job.context.is_cancelled()
 
 
-def _current_manifest(job: Job, row: SnapshotRow, *, adopt: bool) -> Manifest:
+def base_manifest(job: Job, row: SnapshotRow, *, adopt: bool) -> Manifest:
+    """The snapshot that the run starts from, with every resync that was asked for.
+
+    :raises SnapshotLost: its files are missing or damaged.
+    """
     manifest, lost_files = current_manifest(row, job.storage, seed=job.seed, is_adopting=adopt, scratch=scratch_of(job), budget=job.budget)
     if lost_files:
         job.books.event("snapshot.restarted", {"lost_files": lost_files})
-    return manifest
+    return with_unsure_keys(manifest, row, job.cipher)
 
 
 # -- extract
@@ -251,7 +260,7 @@ def _store_comparison(job: Job, record: RunRecord, order: ReadOrder, manifest: M
         log=_log_record(job, manifest, mapping, order, splits),
         read_rows=sum(split.read_rows for split in splits),
         withhold_deletes=(unreadable > 0 or record.adopt) and order.spec.mode is Mode.MIRROR,
-        offer_before_us=_NEVER_LATER_US if record.adopt else int(time.time() * 1_000_000),
+        offer_before_us=_NEVER_LATER_US if record.adopt or record.offer_rejected else int(time.time() * 1_000_000),
         duplicates=order.spec.duplicates,
     )
     job.books.store_comparison(comparison.to_json())
@@ -290,7 +299,7 @@ def _compare(job: Job, record: RunRecord) -> None:
     if record.adopt:  # what left the result stays in the snapshot, for the next run to delete
         counts = replace(counts, withheld_deletes=0)
     is_current, counts = version_of(comparison.log, counts, is_adopted=record.adopt)
-    _check_books(comparison.read_rows, counts)
+    check_books(comparison.read_rows, counts)
     log = replace(
         comparison.log,
         is_current=is_current,
@@ -364,6 +373,7 @@ class DiffWork:
             offer_before_us=comparison.offer_before_us,
             gone=beside / f"gone-{name}",
             held=beside / f"held-{name}",
+            unsure=unsure_keys_of(comparison.log.base, job.cipher),
         )
 
     def _written(self, task: DiffInput) -> dict[str, str | None]:
@@ -372,7 +382,11 @@ class DiffWork:
         return {kind: self._job.storage.relative(path) if path is not None and path.is_file() else None for kind, path in files.items()}
 
 
-def _check_books(read_rows: int, counts: DiffCounts) -> None:
+def check_books(read_rows: int, counts: DiffCounts) -> None:
+    """See that every row that was read has one place in the counts.
+
+    :raises FatalError: one has none, or two.
+    """
     parts = counts.unchanged + counts.upserts + counts.duplicates + counts.refused + counts.held_back
     if read_rows + counts.carried != counts.staged or counts.staged != parts:
         raise FatalError(

@@ -136,7 +136,8 @@ def begin_reading(job: Job, row: SnapshotRow, *, from_start: bool) -> ReadFrom |
     if not names:
         return None
     fingerprint = reading_fingerprint(job.spec, job.parameters)
-    stored = usable(row.cursor, row.manifest, version=row.version, resync=row.resync, fingerprint=fingerprint)
+    asked = {"resync": row.resync, "key_resync": row.key_resync}
+    stored = usable(row.cursor, row.manifest, version=row.version, asked=asked, fingerprint=fingerprint)
     former = None if from_start or stored is None or _is_ahead(job, stored, names, row.now) else stored
     if row.cursor is not None and former is None:
         job.books.event("cursor.forgotten", {})
@@ -150,13 +151,14 @@ def begin_reading(job: Job, row: SnapshotRow, *, from_start: bool) -> ReadFrom |
 
 
 def usable(
-    stored: dict[str, Any] | None, manifest: dict[str, Any] | None, *, version: int, resync: int, fingerprint: str
+    stored: dict[str, Any] | None, manifest: dict[str, Any] | None, *, version: int, asked: Mapping[str, int], fingerprint: str
 ) -> Mapping[str, Any] | None:
     """What is stored beside a snapshot, if the next run may go on from it; None: that one reads from the start.
 
-    :param version, resync: the snapshot's, and how often a resync was asked for, or the sync moved to another destination.
+    :param version: the snapshot's. :param asked: how often a `resync` was asked for, or the sync moved to another destination, and a `key_resync`:
+        the rows that are to be offered again are to be read again, too.
     """
-    if stored is None or manifest is None or resync > manifest.get("resync", 0):
+    if stored is None or manifest is None or any(times > manifest.get(what, 0) for what, times in asked.items()):
         return None
     return stored if (stored["version"], stored["fingerprint"]) == (version, fingerprint) else None
 

@@ -15,6 +15,7 @@ from wsync_engine.pipeline.finish import conclude, fold_predecessors
 from wsync_engine.pipeline.guards import tripped
 from wsync_engine.pipeline.job import Job, Outcome, log_of, stream_of
 from wsync_engine.pipeline.prepare import MOST_PLANS, prepare
+from wsync_engine.pipeline.replay import prepare_replay
 from wsync_engine.pipeline.send import send
 from wsync_engine.pipeline.stream_check import check_stream
 from wsync_engine.pipeline.versions import version_stops
@@ -51,7 +52,7 @@ def _begin_delivery(job: Job, record: RunRecord) -> Outcome | None:
             _check_sync(job)
             if not record.dry_run:
                 job.books.await_turn(job.sync_id)
-            prepare(job, record)
+            _prepare(job, record)
             record = job.books.load()
         planned_after = log_of(record).planned_after
         if not record.dry_run and attempt < MOST_PLANS and job.books.is_stale(job.sync_id, planned_after):  # no guard need judge it
@@ -73,6 +74,13 @@ def _begin_delivery(job: Job, record: RunRecord) -> Outcome | None:
         else:
             job.context.faults("after_start_delivery")
             return None
+
+
+def _prepare(job: Job, record: RunRecord) -> None:
+    if record.replay is None:
+        prepare(job, record)
+    else:
+        prepare_replay(job, record)
 
 
 def _without_plan(job: Job, record: RunRecord, attempt: int) -> RunRecord:

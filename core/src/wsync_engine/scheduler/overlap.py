@@ -54,6 +54,8 @@ class RunRequest:
     idem_key: str | None = None
     dry_run: bool = False
     adopt: bool = False
+    offer_rejected: bool = False
+    replay: Mapping[str, Any] | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     max_buffer: int = 100
     actor: str | None = None
@@ -163,7 +165,13 @@ def _insert(
     buffer_one: bool = False,
     replaces: bool = False,
 ) -> Row | None:
-    columns = {**asdict(request), "params": Jsonb(dict(request.params)), "run_id": uuid7(), "state": str(state)}
+    columns = {
+        **asdict(request),
+        "params": Jsonb(dict(request.params)),
+        "replay": _json(request.replay),
+        "run_id": uuid7(),
+        "state": str(state),
+    }
     columns |= {"trigger": str(request.trigger), "exclusive": exclusive, "buffer_one": buffer_one, "replaces": replaces}
     rows = select(conn, _SQL["run_insert"], columns)
     if not rows:
@@ -173,6 +181,10 @@ def _insert(
     event = Event(kind=kind, tenant_id=request.tenant_id, schedule_id=request.schedule_id, run_id=rows[0]["run_id"], detail=detail)
     write_events(conn, [event])
     return rows[0]
+
+
+def _json(value: Mapping[str, Any] | None) -> Jsonb | None:
+    return None if value is None else Jsonb(dict(value))
 
 
 def _is_decided_before(conn: psycopg.Connection[Any], request: RunRequest) -> bool:

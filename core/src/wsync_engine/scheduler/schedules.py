@@ -279,6 +279,8 @@ def trigger_run(
     idem_key: str | None = None,
     dry_run: bool = False,
     adopt: bool = False,
+    offer_rejected: bool = False,
+    replay: Mapping[str, Any] | None = None,
     overlap: OverlapPolicy | None = None,
     params: Mapping[str, Any] | None = None,
     nominal_at: datetime | None = None,
@@ -286,6 +288,8 @@ def trigger_run(
     """Make a run now. It works while a schedule is paused and does not unpause it; a second call with `idem_key` returns the first run, as
     long as the store keeps that.
 
+    :param offer_rejected: rows that are held back for an earlier rejection are offered again, whatever their backoff.
+    :param replay: see `ReplayOrder`; with it the query is not asked.
     :param overlap: what happens while a run of the sync is open; None: the schedule's policy, `skip` without a schedule.
     :param params: values of `:name` in the query, over the schedule's and the sync's own. :param nominal_at: the time that the run stands
         for; None: now.
@@ -293,11 +297,8 @@ def trigger_run(
     """
     refuse_texts(actor=actor, idem_key=idem_key)
     schedule = _definition(conn, schedule_id) if schedule_id else None
-    sync = _sync_of(conn, sync_id)
-    declared = sync.pop("parameters")
-    check_params(declared, params or {})
-    given = {**(schedule["params"] if schedule else {}), **(params or {})}
-    check_params(declared, given)
+    sync = {**_sync_of(conn, sync_id), **_other_sink(conn, replay)}
+    given = _given(sync.pop("parameters"), schedule, params or {})
     if idem_key is not None and (known := _triggered_before(conn, tenant_id, idem_key)) is not None:
         return known
     request = replace(
@@ -306,6 +307,8 @@ def trigger_run(
         idem_key=idem_key,
         dry_run=dry_run,
         adopt=adopt,
+        offer_rejected=offer_rejected,
+        replay=replay,
         params=given,
         actor=actor,
     )
@@ -315,6 +318,24 @@ def trigger_run(
     keep_syncs(conn, {sync_id} if admission.run_id else ())
     known = None if admission.run_id or idem_key is None else _triggered_before(conn, tenant_id, idem_key)
     return known or _triggered(admission)
+
+
+def _given(declared: Mapping[str, Any], schedule: Row | None, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's parameters over the schedule's; those are checked apart, so that a mistake is told where it was made."""
+    check_params(declared, params)
+    given = {**(schedule["params"] if schedule else {}), **params}
+    check_params(declared, given)
+    return given
+
+
+def _other_sink(conn: psycopg.Connection[Any], replay: Mapping[str, Any] | None) -> Row:
+    """The credential of the connection that a replay goes to, where that is not the sync's sink."""
+    if replay is None or replay["sink"] is None:
+        return {}
+    found = select(conn, _SQL["sink_credential"], {"connection_id": replay["sink"]})
+    if not found:
+        raise ConfigError("the connection that the replay goes to was deleted", next_step="replay to another one")
+    return found[0]
 
 
 def _manual_request(conn: psycopg.Connection[Any], tenant_id: UUID, sync: Row, schedule: Row | None) -> RunRequest:

@@ -260,7 +260,8 @@ def _cursor(spec: SyncSpec, row: Row) -> Iterator[Finding]:
     if not engine_parameters(spec):
         return
     fingerprint = reading_fingerprint(spec, bound_parameters(spec.parameters, {}, nominal_at=datetime.now(UTC)))
-    stored = usable(row["cursor"], row["manifest"], version=row["version"], resync=row["resync"], fingerprint=fingerprint)
+    asked = {name: row[name] for name in ("resync", "key_resync")}
+    stored = usable(row["cursor"], row["manifest"], version=row["version"], asked=asked, fingerprint=fingerprint)
     if stored is None:
         why = "a resync was asked for, or the sync was changed" if row["cursor"] else "no run has settled all of its changes yet"
         yield Finding(name="cursor", ok=True, message=f"the next run reads from the start: {why}")

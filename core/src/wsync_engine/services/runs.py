@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -29,6 +30,7 @@ __all__ = [
     "approve_run",
     "cancel_run",
     "discard_run",
+    "each_rejection",
     "find_run",
     "has_workers",
     "list_rejections",
@@ -40,6 +42,7 @@ __all__ = [
 
 _SQL = service_statements("runs")
 FEWEST_DIGITS = 4
+PAGE = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +127,7 @@ def _with_cursor(run: Row) -> Row:
     """With `cursor` of a run that reads what changed: where it was before, and where the run takes it; with changes without a verdict it stays."""
     part = run["part"]
     shown = {name: value for name, value in run.items() if name != "part"}
-    if part is None:
+    if part is None or run["replay"] is not None:
         return shown
     counts = run["counts"] or {}
     after = part["former"] if counts.get("unsure") or counts.get("not_sent") else part["settled"]
@@ -138,16 +141,30 @@ def list_rejections(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: 
 
     :raises ConfigError: they were encrypted with a key that this process does not have.
     """
+    return list(islice(each_rejection(conn, tenant_id, run_id, keyring=keyring, page=min(count, PAGE)), count))
+
+
+def each_rejection(
+    conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, *, keyring: Keyring, page: int = PAGE
+) -> Iterator[Row]:
+    """As `list_rejections`, all of them, however many, read some at a time."""
     cipher = keyring.tenant(tenant_id)
-    with tenant_transaction(conn, tenant_id):
-        rows = select(conn, _SQL["rejection_list"], {"tenant_id": tenant_id, "run_id": run_id, "count": count})
-    return [_rejection(row, cipher) for row in rows]
+    after: dict[str, Any] = {"after_at": None, "after_id": None}
+    rows: list[Row] = []
+    while not after["after_id"] or len(rows) == page:
+        with tenant_transaction(conn, tenant_id):
+            rows = select(conn, _SQL["rejection_list"], {"tenant_id": tenant_id, "run_id": run_id, "count": page, **after})
+        yield from (_rejection(row, cipher) for row in rows)
+        if not rows:
+            return
+        after = {"after_at": rows[-1]["at"], "after_id": rows[-1]["rejection_id"]}
 
 
 def _rejection(row: Row, cipher: TenantCipher) -> Row:
     refused = _refused(row["payload"], cipher)
     key = {name: refused[name] for name, _ in row["key_columns"] or () if name in refused}
-    return {**{name: row[name] for name in row if name not in ("payload", "key_columns")}, "key": key, "refused": refused}
+    shown = {name: row[name] for name in ("phase", "code", "message", "retryable", "at")}
+    return {**shown, "key": key, "refused": refused}
 
 
 def _refused(payload: bytes | None, cipher: TenantCipher) -> dict[str, Any]:
@@ -232,7 +249,9 @@ def retry_run(conn: psycopg.Connection[Any], tenant_id: TenantId, run_id: UUID, 
             _tell(conn, tenant_id, run, "run.hastened", actor)
             triggered = Triggered(run_id=run_id, run=ready_run(hastened[0]), is_new=True)
         elif run["state"] in {RunState.FAILED, RunState.PARTIAL, RunState.CANCELLED}:
-            options = {name: run[name] for name in ("sync_id", "priority", "dry_run", "adopt", "params", "nominal_at")}
+            options = {
+                name: run[name] for name in ("sync_id", "priority", "dry_run", "adopt", "offer_rejected", "replay", "params", "nominal_at")
+            }
             alive = select(conn, _SQL["schedule_alive"], {"tenant_id": tenant_id, "schedule_id": run["schedule_id"]})
             options["schedule_id"] = run["schedule_id"] if alive else None
             triggered = trigger_run(conn, tenant_id, actor=actor, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import psycopg
 
@@ -18,7 +19,7 @@ from wsync_engine.services.catalog import named, service_statements
 from wsync_engine.state.database import tenant_transaction
 from wsync_sdk.errors import ConfigError
 
-__all__ = ["Resync", "adopt_sync", "announced", "list_syncs", "resync_sync", "shown_cursor", "trigger_sync"]
+__all__ = ["Resync", "adopt_sync", "announced", "list_syncs", "resync_sync", "shown_cursor", "sync_id_named", "trigger_sync"]
 
 _SQL = service_statements("catalog")
 
@@ -36,6 +37,7 @@ def trigger_sync(
     *,
     actor: str,
     dry_run: bool = False,
+    offer_rejected: bool = False,
     priority: Priority = Priority.HIGH,
     idem_key: str | None = None,
     overlap: OverlapPolicy | None = None,
@@ -47,8 +49,8 @@ def trigger_sync(
     :raises ConfigError: there is no such sync, or it has no such parameter.
     """
     with tenant_transaction(conn, tenant_id):
-        sync_id = _sync_id(conn, tenant_id, name)
-        options: dict[str, Any] = {"idem_key": idem_key, "overlap": overlap, "params": params}
+        sync_id = sync_id_named(conn, tenant_id, name)
+        options: dict[str, Any] = {"idem_key": idem_key, "overlap": overlap, "params": params, "offer_rejected": offer_rejected}
         triggered = trigger_run(conn, tenant_id, sync_id=sync_id, actor=actor, dry_run=dry_run, priority=int(priority), **options)
     return announced(triggered, index)
 
@@ -67,7 +69,7 @@ def adopt_sync(conn: psycopg.Connection[Any], tenant_id: TenantId, name: str, *,
     :raises ConfigError: there is no such sync, or a run of it is open.
     """
     with tenant_transaction(conn, tenant_id):
-        sync_id = _sync_id(conn, tenant_id, name)
+        sync_id = sync_id_named(conn, tenant_id, name)
         triggered = trigger_run(conn, tenant_id, sync_id=sync_id, actor=actor, adopt=True, priority=int(Priority.HIGH))
     if not triggered.is_new:
         raise ConfigError(
@@ -91,7 +93,7 @@ def resync_sync(conn: psycopg.Connection[Any], tenant_id: TenantId, name: str, *
     :raises ConfigError: there is no such sync.
     """
     with tenant_transaction(conn, tenant_id):
-        sync_id = _sync_id(conn, tenant_id, name)
+        sync_id = sync_id_named(conn, tenant_id, name)
         row = select(conn, _SQL["sync_resync"], {"tenant_id": tenant_id, "sync_id": sync_id})[0]
         detail = {"sync": name, "sync_id": str(sync_id), "actor": actor}
         write_events(conn, [Event(kind="sync.resync_requested", tenant_id=tenant_id, detail=detail)])
@@ -108,5 +110,10 @@ def shown_cursor(stored: Mapping[str, Any] | None) -> str:
     return str(stored["last_sync_at"] if cursor is None else cursor.get("value", "a text, encrypted"))
 
 
-def _sync_id(conn: psycopg.Connection[Any], tenant_id: TenantId, name: str) -> Any:
-    return named({row["name"]: row["sync_id"] for row in select(conn, _SQL["sync_list"], {"tenant_id": tenant_id})}, name, "sync")
+def sync_id_named(conn: psycopg.Connection[Any], tenant_id: TenantId, name: str) -> UUID:
+    """The sync's id, inside the tenant's transaction.
+
+    :raises ConfigError: there is no such sync.
+    """
+    found: UUID = named({row["name"]: row["sync_id"] for row in select(conn, _SQL["sync_list"], {"tenant_id": tenant_id})}, name, "sync")
+    return found

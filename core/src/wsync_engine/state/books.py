@@ -97,7 +97,7 @@ class RunBooks(HeldRun):
         """The sync's snapshot now."""
         with self.fenced() as cursor:
             row = cursor.execute(
-                "SELECT coalesce(s.version, 0), s.manifest, y.resync, y.forgotten, y.delivery, s.cursor, wsync.clock()"
+                "SELECT coalesce(s.version, 0), s.manifest, y.resync, y.forgotten, y.delivery, s.cursor, y.key_resync, y.unsure_keys, wsync.clock()"
                 " FROM wsync.sync y LEFT JOIN wsync.snapshot s USING (tenant_id, sync_id) WHERE y.sync_id = %s",
                 (sync_id,),
             ).fetchone()
@@ -393,8 +393,8 @@ class RunBooks(HeldRun):
 
     def _record(self, cursor: psycopg.Cursor[Any], run_id: UUID) -> RunRecord:
         row = cursor.execute(
-            "SELECT run_id, sync_id, state::text, dry_run, adopt, plan, plan_generation, base_version, delivery, sink_token, change_log, counts,"
-            " approved_by, folded_at IS NOT NULL, comparison, fanned, commit_started_at IS NOT NULL FROM wsync.run WHERE run_id = %s",
+            "SELECT run_id, sync_id, state::text, dry_run, adopt, offer_rejected, replay, plan, plan_generation, base_version, delivery, sink_token,"
+            " change_log, counts, approved_by, folded_at IS NOT NULL, comparison, fanned, commit_started_at IS NOT NULL FROM wsync.run WHERE run_id = %s",
             (run_id,),
         ).fetchone()
         if row is None:
@@ -423,6 +423,10 @@ class RunBooks(HeldRun):
         ).fetchone()
         if row is None or row[0] != new.base + 1:
             raise StateError("the snapshot has changed under this run", next_step="run the sync again")
+        cursor.execute(  # people's keys stay no longer than they are needed
+            "UPDATE wsync.sync SET unsure_keys = NULL WHERE sync_id = %s AND unsure_keys IS NOT NULL AND key_resync <= %s",
+            (sync_id, new.manifest.get("key_resync", 0)),
+        )
 
     def insert_rejections(self, cursor: psycopg.Cursor[Any], rejections: Sequence[NewRejection]) -> None:
         """List refused rows, in a transaction of this process."""

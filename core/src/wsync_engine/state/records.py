@@ -50,6 +50,8 @@ class RunRecord:
     state: str
     dry_run: bool
     adopt: bool
+    offer_rejected: bool
+    replay: dict[str, Any] | None
     plan: bytes | None
     plan_generation: int
     base_version: int | None
@@ -114,6 +116,7 @@ class SnapshotRow:
 
     :param resync: how often one was asked for. :param forgotten: manifests that have done fewer belong to a destination that the sync has left.
     :param delivery: number of the sync's last run that was let deliver. :param cursor: how far the result was read, of this version or an older one.
+    :param key_resync: how often a resync of some keys was asked for; unsure_keys: which, encrypted, as far as it was not done.
     :param now: when this was looked up, by the state store's clock.
     """
 
@@ -123,6 +126,8 @@ class SnapshotRow:
     forgotten: int
     delivery: int
     cursor: dict[str, Any] | None
+    key_resync: int
+    unsure_keys: bytes | None
     now: datetime
 
 

@@ -145,6 +145,23 @@ class LocalStorage:
         """Remove all of a run, its change log too."""
         shutil.rmtree(self._run(run_id), ignore_errors=True)
 
+    def drop_all(self) -> int:
+        """Remove all of the tenant's files, and say how many there were; who writes one meanwhile makes it necessary once more.
+
+        :raises FatalError: one can't be removed.
+        """
+        folder = self.root / self.tenant_id
+        files = sum(1 for path in folder.rglob("*") if not path.is_dir()) if folder.is_dir() else 0
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            pass
+        except OSError as exc:
+            raise FatalError(
+                f"files of the tenant can't be removed: {exc.strerror}", next_step="correct the folder's permissions, then run it again"
+            ) from exc
+        return files
+
     def drop_stage(self, run_id: str, generation: int) -> None:
         """Remove what one plan staged."""
         shutil.rmtree(self._run(run_id) / f"stage-{generation}", ignore_errors=True)

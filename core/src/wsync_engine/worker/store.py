@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -131,6 +131,8 @@ def _assignment(
     if row is None:
         raise StateError("the run's sync does not exist any more", next_step="nothing: it was purged")
     spec = sync_spec_from_json(row["spec"])
+    if row["stream"] is not None:  # a replay to another destination
+        spec = replace(spec, stream=row["stream"])
     cipher = keyring.tenant(claimed.tenant_id)
     folders = tenant_folders(secret_folders, row["tenant"])
     sink = _part(row["sink_plugin"], row["sink_config"], row["sink_secrets"], cipher, folders)

@@ -9,12 +9,12 @@ FOR UPDATE;
 -- name: run_insert
 -- Nothing is inserted where a unique index says that this run was decided before, or that another one of its key is open.
 INSERT INTO wsync.run (run_id, tenant_id, shard, queue, schedule_id, spec_version, backfill_id, sync_id, connection_id, credential_id,
-    overlap_key, trigger, idem_key, nominal_at, due_at, ready_at, waits_for, priority, exclusive, buffer_one, replaces, dry_run, adopt, params,
-    state, deadline_at, created_at)
+    overlap_key, trigger, idem_key, nominal_at, due_at, ready_at, waits_for, priority, exclusive, buffer_one, replaces, dry_run, adopt,
+    offer_rejected, replay, params, state, deadline_at, created_at)
 SELECT :run_id, :tenant_id, :shard, :queue, :schedule_id, :spec_version, :backfill_id, :sync_id, :connection_id, :credential_id,
     :overlap_key, :trigger, :idem_key, CAST(:nominal_at AS timestamptz), CAST(:due_at AS timestamptz),
     greatest(CAST(:due_at AS timestamptz), alive.until_at), alive.run_id, :priority, :exclusive, :buffer_one, :replaces, :dry_run, :adopt,
-    CAST(:params AS jsonb), CAST(:state AS wsync.run_state),
+    :offer_rejected, CAST(:replay AS jsonb), CAST(:params AS jsonb), CAST(:state AS wsync.run_state),
     wsync.clock() + CAST(:total_timeout_ms AS bigint) * interval '1 millisecond', wsync.clock()
 FROM (SELECT 1) AS one
 LEFT JOIN LATERAL wsync.run_alive(CAST(:overlap_key AS uuid)) AS alive ON CAST(:exclusive AS bool)

@@ -153,3 +153,8 @@ RETURNING rev;
 UPDATE wsync.schedule_clock
 SET missed = missed + CAST(:count AS bigint), last_nominal_at = coalesce(CAST(:last_at AS timestamptz), last_nominal_at)
 WHERE schedule_id = :schedule_id;
+
+-- name: sink_credential
+SELECT coalesce(k.credential_id, k.connection_id) AS credential_id
+FROM wsync.connection AS k
+WHERE k.connection_id = CAST(:connection_id AS uuid);

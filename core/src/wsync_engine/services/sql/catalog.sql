@@ -75,6 +75,25 @@ SET resync = resync + 1, delivery = delivery + 1000000  -- beyond what a destina
 WHERE y.tenant_id = :tenant_id AND y.sync_id = :sync_id
 RETURNING y.spec, (SELECT s.manifest FROM wsync.snapshot AS s WHERE s.tenant_id = y.tenant_id AND s.sync_id = y.sync_id) AS manifest;
 
+-- name: sync_destination
+SELECT k.connection_id, k.plugin, y.spec ->> 'stream' AS stream
+FROM wsync.sync AS y
+JOIN wsync.connection AS k ON k.tenant_id = y.tenant_id AND k.connection_id = y.sink_connection_id
+WHERE y.tenant_id = :tenant_id AND y.sync_id = :sync_id;
+
+-- name: sync_keys_lock
+-- Requests come one after the other, and after a fold that is just being stored.
+SELECT y.key_resync, y.unsure_keys, y.spec, s.manifest, coalesce(s.version, 0) AS version
+FROM wsync.sync AS y
+LEFT JOIN wsync.snapshot AS s ON s.tenant_id = y.tenant_id AND s.sync_id = y.sync_id
+WHERE y.tenant_id = :tenant_id AND y.sync_id = :sync_id
+FOR UPDATE OF y;
+
+-- name: sync_keys_resync
+UPDATE wsync.sync
+SET key_resync = key_resync + 1, unsure_keys = :unsure_keys
+WHERE tenant_id = :tenant_id AND sync_id = :sync_id;
+
 -- name: sync_resync_of_sink
 -- The connection has another plugin now: what its syncs were acknowledged, was acknowledged elsewhere.
 UPDATE wsync.sync

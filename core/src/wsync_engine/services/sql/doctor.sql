@@ -21,7 +21,7 @@ GROUP BY q.queue, q.name
 ORDER BY q.queue;
 
 -- name: sync_health
-SELECT y.resync, s.manifest, s.cursor, coalesce(s.version, 0) AS version, r.run_id, r.state, r.outcome_reason
+SELECT y.resync, y.key_resync, s.manifest, s.cursor, coalesce(s.version, 0) AS version, r.run_id, r.state, r.outcome_reason
 FROM wsync.sync AS y
 LEFT JOIN wsync.snapshot AS s ON s.tenant_id = y.tenant_id AND s.sync_id = y.sync_id
 LEFT JOIN LATERAL (

@@ -17,7 +17,7 @@ WHERE y.tenant_id = :tenant_id
 ORDER BY y.name;
 
 -- name: run_show
-SELECT r.run_id, y.name AS sync_name, r.state::text AS state, r.phase, r.trigger, r.dry_run, r.adopt, r.attempt, r.crashes, r.params AS parameters, r.nominal_at, r.created_at,
+SELECT r.run_id, y.name AS sync_name, r.state::text AS state, r.phase, r.trigger, r.dry_run, r.adopt, r.offer_rejected, r.replay, r.attempt, r.crashes, r.params AS parameters, r.nominal_at, r.created_at,
     r.ready_at, r.started_at, r.finished_at, r.deadline_at, r.counts, r.progress, r.progress_at, r.guards, r.outcome_reason, r.error_class, r.error, r.next_step,
     r.cancel_reason, r.approved_by, r.approved_at, r.change_log -> 'part' AS part,
     (SELECT count(*) FROM wsync.rejection AS x WHERE x.tenant_id = r.tenant_id AND x.run_id = r.run_id) AS rejections
@@ -42,11 +42,12 @@ LIMIT 20;
 
 -- name: rejection_list
 -- One by one, with what was refused, encrypted, and the key's names and types.
-SELECT x.phase, x.code, x.message, x.retryable, x.at, x.payload, r.change_log -> 'key' AS key_columns
+SELECT x.rejection_id, x.phase, x.code, x.message, x.retryable, x.at, x.payload, r.change_log -> 'key' AS key_columns
 FROM wsync.rejection AS x
 LEFT JOIN (SELECT tenant_id, run_id, change_log FROM wsync.run
     UNION ALL SELECT tenant_id, run_id, change_log FROM wsync.run_history) AS r USING (tenant_id, run_id)
 WHERE x.tenant_id = :tenant_id AND x.run_id = :run_id
+    AND (CAST(:after_id AS uuid) IS NULL OR (x.at, x.rejection_id) > (CAST(:after_at AS timestamptz), CAST(:after_id AS uuid)))
 ORDER BY x.at, x.rejection_id
 LIMIT :count;
 
@@ -66,7 +67,7 @@ LIMIT 2;
 
 -- name: run_review
 -- What approve and discard decide on; locked, so that two people can't decide at once.
-SELECT r.run_id, r.schedule_id, r.overlap_key, r.sync_id, r.priority, r.adopt, r.params, r.nominal_at, r.state::text AS state, r.dry_run, r.base_version, coalesce(s.version, 0) AS version,
+SELECT r.run_id, r.schedule_id, r.overlap_key, r.sync_id, r.priority, r.adopt, r.offer_rejected, r.replay, r.params, r.nominal_at, r.state::text AS state, r.dry_run, r.base_version, coalesce(s.version, 0) AS version,
     coalesce(CAST(r.change_log ->> 'planned_after' AS bigint), y.delivery) <> y.delivery AS is_overtaken,
     greatest(y.updated_at, k.updated_at) > coalesce(r.started_at, r.created_at) AS is_sync_changed
 FROM wsync.run AS r
@@ -78,7 +79,7 @@ FOR UPDATE OF r;
 
 -- name: run_archived
 -- One that ended long ago; as run_review has it, but for what only a blocked run needs.
-SELECT r.run_id, r.schedule_id, r.overlap_key, r.sync_id, r.priority, r.adopt, r.params, r.nominal_at, r.state::text AS state, r.dry_run
+SELECT r.run_id, r.schedule_id, r.overlap_key, r.sync_id, r.priority, r.adopt, r.offer_rejected, r.replay, r.params, r.nominal_at, r.state::text AS state, r.dry_run
 FROM wsync.run_history AS r
 WHERE r.tenant_id = :tenant_id AND r.run_id = :run_id;
 

@@ -40,11 +40,11 @@ FROM died;
 -- All that the runs' children must be told. OFFSET 0: looked up run by run; a plan that begins with the connection reads all syncs that share it.
 SELECT r.run_id, t.name AS tenant, s.name AS sync_name, s.spec, r.params, r.attempt + 1 >= coalesce(d.max_attempts, 3) AS is_last_attempt,
     a.plugin AS source_plugin, a.config AS source_config, a.secrets AS source_secrets,
-    s.sink_connection_id, coalesce(b.credential_id, b.connection_id) AS credential_id, b.plugin AS sink_plugin, b.config AS sink_config, b.secrets AS sink_secrets
+    b.connection_id AS sink_connection_id, r.replay ->> 'stream' AS stream, coalesce(b.credential_id, b.connection_id) AS credential_id, b.plugin AS sink_plugin, b.config AS sink_config, b.secrets AS sink_secrets
 FROM wsync.run AS r
 JOIN wsync.tenant AS t ON t.tenant_id = r.tenant_id
 CROSS JOIN LATERAL (SELECT * FROM wsync.sync AS x WHERE x.sync_id = r.sync_id AND x.tenant_id = r.tenant_id OFFSET 0) AS s
 JOIN wsync.connection AS a ON a.connection_id = s.source_connection_id AND a.tenant_id = r.tenant_id
-JOIN wsync.connection AS b ON b.connection_id = s.sink_connection_id AND b.tenant_id = r.tenant_id
+JOIN wsync.connection AS b ON b.connection_id = coalesce(CAST(r.replay ->> 'sink' AS uuid), s.sink_connection_id) AND b.tenant_id = r.tenant_id
 LEFT JOIN wsync.schedule AS d ON d.schedule_id = r.schedule_id
 WHERE r.run_id = ANY(:run_ids);
