@@ -98,7 +98,7 @@ def test_a_replay_that_dies_anywhere_is_finished_by_the_next_holder(world: World
 def test_a_replay_that_is_given_up_half_way_leaves_its_rows_to_the_next_run(world: World, history: list[UUID]) -> None:
     run_id = world.new_run(replay=ReplayOrder(run_ids=(history[0],)))
     with pytest.raises(Crash):
-        execute(world.job(run_id, crash_at("after_ack", 3)))
+        execute(world.job(run_id, crash_at("after_ack", 1)))
     world.engine.execute("UPDATE wsync.run SET state = 'failed' WHERE run_id = %s", (run_id,))
 
     world.run()
@@ -271,7 +271,7 @@ def test_what_another_destination_got_of_a_run_that_died_is_never_taken_for_the_
 ) -> None:
     run_id = world.new_run(replay=ReplayOrder(run_ids=(history[0],), sink_id=uuid7(), stream="people"))
     with pytest.raises(Crash):
-        execute(elsewhere(world, run_id, crash_at("after_ack", 3)))
+        execute(elsewhere(world, run_id, crash_at("after_ack", 2)))
     world.engine.execute("UPDATE wsync.run SET state = 'failed' WHERE run_id = %s", (run_id,))
     world.sink.calls.clear()
 

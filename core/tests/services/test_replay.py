@@ -91,6 +91,19 @@ def test_a_choice_that_makes_no_sense_is_refused(store: Store, storage: LocalSto
         chosen(store, storage, **choice)
 
 
+@pytest.mark.parametrize(
+    ("mode", "message"), [("replace", "replaces all that its destination holds"), ("append", "every replayed row twice")]
+)
+def test_what_is_replaced_as_a_whole_or_sent_once_is_not_replayed(store: Store, storage: LocalStorage, mode: str, message: str) -> None:
+    run_id = delivered(store, storage, hours_ago=1, delivery=1)
+    store.engine.execute("UPDATE wsync.sync SET spec = jsonb_set(spec, '{mode}', to_jsonb(CAST(%s AS text)))", [mode])
+
+    with pytest.raises(ConfigError, match=message) as refused:
+        chosen(store, storage, run_ids=[run_id])
+
+    assert refused.value.next_step
+
+
 def test_a_replay_is_exclusive_and_says_which_run_is_open(store: Store, storage: LocalStorage) -> None:
     run_id = delivered(store, storage, hours_ago=1, delivery=1)
     opened = trigger_sync(store.api, store.tenant_id, "customers", actor="test").run_id

@@ -14,6 +14,7 @@ from wsync_engine.index.due_index import Index
 from wsync_engine.model.ids import TenantId
 from wsync_engine.model.replay import ReplayOrder
 from wsync_engine.model.run import Priority
+from wsync_engine.model.sync import Mode
 from wsync_engine.scheduler.rows import Row, select
 from wsync_engine.scheduler.schedules import Triggered, trigger_run
 from wsync_engine.services.catalog import named, service_statements
@@ -51,6 +52,20 @@ class Replay:
     run_ids: tuple[UUID, ...]
 
 
+def _refuse_mode(sync: Row, choice: Choice) -> None:
+    mode = sync["spec"]["mode"]
+    if mode == Mode.REPLACE:
+        raise ConfigError(
+            f"`{sync['name']}` replaces all that its destination holds, and a replay is a part of it",
+            next_step=f"`wsync-engine sync resync {sync['name']}` has the next run send everything",
+        )
+    if mode == Mode.APPEND and choice.to is None:
+        raise ConfigError(
+            f"`{sync['name']}` appends: its destination would have every replayed row twice",
+            next_step="replay it to another connection with `--to`",
+        )
+
+
 def replay_sync(
     conn: psycopg.Connection[Any],
     tenant_id: TenantId,
@@ -72,6 +87,7 @@ def replay_sync(
 
     with tenant_transaction(conn, tenant_id):
         sync = named({row["name"]: row for row in select(conn, _SQL["sync_list"], {"tenant_id": tenant_id})}, name, "sync")
+        _refuse_mode(sync, choice)
         run_ids = _chosen(conn, tenant_id, sync, choice)
         sink = _connection(conn, tenant_id, choice.to) if choice.to is not None else None
         logs = replayable(former_runs(conn, tenant_id, sync["sync_id"], run_ids), run_ids, storage)
