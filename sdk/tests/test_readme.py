@@ -34,4 +34,4 @@ def test_the_tutorials_connector_passes_its_test_module(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|skipped)", done.stdout)}
     assert sum(counts.values()) == len(rules_of(SinkContract))
-    assert counts["passed"] > 2 * counts["skipped"]
+    assert counts["passed"] > counts["skipped"]

@@ -13,7 +13,7 @@ import pytest
 
 from wsync_engine.index import scripts
 from wsync_engine.scheduler import fire, runs, sweeper
-from wsync_engine.state import books
+from wsync_engine.state import holding
 from wsync_engine.worker import endings, fence
 
 from .play import plan_of, play
@@ -101,7 +101,7 @@ MUTATIONS = (
     Mutation(title="the sweep repairs nothing", apply=in_function(sweeper, "_repair", 'if x.kind == "older"]', "if False]"), found_by=("I2", "I4"), points=("C2",)),
     Mutation(title="a child writes past its lease", apply=in_function(fence.Fence, "is_passable", "self._clock() < self._write_until_s", "True"), found_by=("I9",), points=("C23",)),
     Mutation(title="a drain uses up an attempt", apply=drain_counts, found_by=("I19",), points=("C35",)),
-    Mutation(title="acks are not fenced", apply=in_function(books.RunBooks, "_fenced", "row is None or not row[0]", "row is None"), found_by=("I7", "I8", "I9"), points=("C21", "C22", "C23")),
+    Mutation(title="acks are not fenced", apply=in_function(holding.HeldRun, "fenced", "row is None or not row[0]", "row is None"), found_by=("I7", "I8", "I9"), points=("C21", "C22", "C23")),
 )  # fmt: skip
 
 

@@ -259,7 +259,8 @@ class _Planner:
 
     def _ranges(self, described: _Described, split_by: str | None, rows: int | None) -> tuple[list[str], tuple[str, ...]]:
         """The WHERE of each split, and what a person should know. `rows`: how many there are, about."""
-        worth = self._limits.max_splits if rows is None else -(-rows // self._limits.rows_per_split)
+        is_any_worth_it = rows is None or self._limits.rows_per_split == 1
+        worth = self._limits.max_splits if is_any_worth_it else -(-(rows or 0) // self._limits.rows_per_split)
         count = min(self._limits.max_splits, max(worth, 1))
         if split_by is None or count == 1:
             return [""], ()
