@@ -12,7 +12,7 @@ from .play import POINTS, plan_of, play
 from .world import Ground
 
 SEEDS = 300
-MOST_SOUGHT = 60
+MOST_SOUGHT = 240
 """Histories that are added for a crash point that was not reached yet: a change of the engine changes what a seed plays."""
 HALVES = (range(0, SEEDS, 2), range(1, SEEDS, 2))
 
@@ -44,15 +44,9 @@ def test_every_invariant_holds_in_every_history_and_every_crash_point_is_reached
             if hit[point]:
                 break
 
-    breaker = {"breaker.open", "breaker.half_open", "breaker.closed"}
-    for seed in islice(count(SEEDS + seeds.start, seeds.step), MOST_SOUGHT):
-        if breaker <= events.keys():
-            break
-        see(seed)
-
     assert failed == {}
     assert missing(hit) == []
-    assert breaker <= events.keys()
+    assert {"breaker.open", "breaker.half_open", "breaker.closed"} <= events.keys()
 
 
 def test_a_seed_is_always_the_same_history(ground: Ground) -> None:
